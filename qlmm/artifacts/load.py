@@ -1,0 +1,98 @@
+"""An adapter folder back to a model that answers: base, adapter, processor, in one call.
+
+Usage: ``loaded = load(Path("runs/owl_lora/adapter")); loaded.model.generate(**loaded.encoder.prompt(sample))``
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import ProcessorMixin
+
+from qlmm.artifacts.manifest import Manifest, read_manifest
+from qlmm.core.errors import ModelError
+from qlmm.core.files import file_sha256
+from qlmm.data.encode import Encoder
+from qlmm.model.adapters import to_fp32
+from qlmm.model.base import identity, load_model, load_saved_processor
+from qlmm.model.precision import Precision, choose
+
+__all__ = ["LoadedAdapter", "load"]
+
+# Without these an adapter silently answers with an untrained connector, or not at all.
+REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """A model with its adapter, in evaluation mode, and what is needed to talk to it."""
+
+    model: PeftModel
+    processor: ProcessorMixin
+    encoder: Encoder
+    manifest: Manifest
+    precision: Precision
+
+
+def load(folder: str | Path, *, precision: Precision | None = None) -> LoadedAdapter:
+    """Load an adapter onto its base; works for native and assembled bases alike.
+
+    Args:
+        folder: the adapter folder of a run.
+        precision: where and how to compute; by default as the run did where this machine can, else its own best.
+
+    Raises:
+        ModelError: A001 to A003 for a folder that is no whole adapter, A004 for a base that is not the one it was
+            trained on.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    check_base(manifest)
+    base = manifest.recipe.base
+    where = precision or choose("auto", "auto")
+    model = load_model(base, where, seed=manifest.seed)
+    wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    to_fp32(wrapped)
+    processor = load_saved_processor(base, folder)
+    data = manifest.recipe.data
+    encoder = Encoder(processor, max_length=data.max_length, overlong=data.overlong, max_pixels=data.max_pixels)
+    return LoadedAdapter(wrapped.eval(), processor, encoder, manifest, where)
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare the folder with its manifest before anything is read into a model.
+
+    Raises:
+        ModelError: A003 naming the files that are missing or differ.
+    """
+    wrong = [name for name in REQUIRED if not (folder / name).is_file()]
+    wrong += [
+        name
+        for name, sha256 in manifest.files.items()
+        if name not in wrong and (not (folder / name).is_file() or file_sha256(folder / name) != sha256)
+    ]
+    if wrong:
+        raise ModelError.one(
+            "A003",
+            f"{folder} is not as it was written: {', '.join(wrong)} missing or changed",
+            help="fetch the adapter again, or take it from the run directory it was made in",
+        )
+
+
+def check_base(manifest: Manifest) -> None:
+    """Refuse a base that is not the one the adapter was trained on, by its configuration and revision.
+
+    Raises:
+        ModelError: A004 with what was recorded and what is there now.
+    """
+    recorded, present = manifest.base["parts"], identity(manifest.recipe.base)["parts"]
+    for role, facts in recorded.items():
+        if facts["config_sha256"] != present[role]["config_sha256"]:
+            raise ModelError.one(
+                "A004",
+                f"{facts['id']} is not the {role} this adapter was trained on: its configuration differs",
+                help=f"the adapter recorded revision {facts['revision'] or 'none'}; pin it as id@revision",
+            )

@@ -1,0 +1,178 @@
+"""``qlmm data check`` and ``qlmm data show``: look at rows before training on them.
+
+Usage: ``check("recipes/owl_lora.yaml", [])``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from qlmm.cli.console import out, visible
+from qlmm.core.errors import QlmmError, UsageError
+from qlmm.core.secrets import redact
+from qlmm.data.checks import Report, TokenCounts, token_counts, traced
+from qlmm.data.checks import check as check_rows
+from qlmm.data.images import MAX_PIXELS, size
+from qlmm.data.load import load_samples
+from qlmm.data.sample import Sample
+from qlmm.recipe import library
+from qlmm.recipe.load import load_recipe
+from qlmm.recipe.schema import Recipe, Source
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from qlmm.data.encode import Encoder
+
+__all__ = ["check", "show"]
+
+EXIT_PROBLEMS = 2
+MOST_DROPPED_NAMED = 20
+STYLES = {"given": "dim", "learned": "bold green", "picture": "cyan"}
+
+
+def check(
+    target: str, overrides: Sequence[str] = (), *, format: str | None = None, image_root: str | None = None
+) -> None:
+    """Print every problem of the rows of a recipe or a file, then counts; leave with 2 if there is a problem.
+
+    Args:
+        target: a recipe, or a file, folder or data set of rows.
+        overrides: changes of the recipe.
+        format: format of a file of rows; unset: detected.
+        image_root: folder that a file's picture paths start from.
+
+    Raises:
+        UsageError: U030 when options of a file are given with a recipe or the other way round.
+    """
+    recipe = _recipe(target, overrides)
+    if recipe is not None and (format or image_root):
+        raise UsageError.one("U030", "--format and --image-root belong to a file of rows; a recipe says both itself")
+    if recipe is None and overrides:
+        raise UsageError.one("U030", "section.key=value changes a recipe, and this is a file of rows")
+    if recipe is None:
+        sources: tuple[Source, ...] = (Source(path=target, format=format, image_root=image_root),)
+    else:
+        sources = (*recipe.data.sources, *recipe.evaluation.sources)
+    max_pixels = recipe.data.max_pixels if recipe is not None else MAX_PIXELS
+    report = check_rows(sources, resolve=_builtin, max_pixels=max_pixels, progress=_tell_progress)
+    _print_report(report)
+    if recipe is not None:
+        _print_tokens(recipe, report)
+    if report.problems:
+        out.print(f"{len(report.problems)} problems")
+        raise typer.Exit(EXIT_PROBLEMS)
+    out.print("no problems")
+
+
+def show(recipe: str, overrides: Sequence[str] = (), *, row: int = 1) -> None:
+    """Print one row: its pictures, its text as the model sees it, and which tokens are learned.
+
+    Args:
+        recipe: a recipe file, or the name of a shipped recipe.
+        overrides: changes of the recipe.
+        row: number of the row among those that can be read, from 1.
+
+    Raises:
+        UsageError: U031 when there is no such row.
+    """
+    asked = load_recipe(library.resolve(recipe), overrides).recipe
+    samples = load_samples(asked.data.sources, on_bad_row="skip", max_bad_rows=1.0, resolve=_builtin).samples
+    if row > len(samples):
+        raise UsageError.one("U031", f"there is no row {row}", help=f"rows are 1 to {len(samples)}")
+    sample = samples[row - 1]
+    encoder = _encoder(asked)
+    out.print(f"row {row} of {len(samples)}, from {visible(str(sample.origin))}")
+    for ref in sample.images:
+        width, height = size(ref, max_pixels=asked.data.max_pixels)
+        out.print(f"picture {ref.name}: {width} x {height}, {encoder.visual_tokens([ref])} tokens")
+    (lengths,) = encoder.measure([sample])
+    out.print(f"tokens: {lengths.total} ({lengths.visual} visual, {lengths.supervised} learned)", "")
+    out.print(_coloured(encoder, sample))
+
+
+def _recipe(target: str, overrides: Sequence[str]) -> Recipe | None:
+    """The recipe a target names, or None for rows."""
+    named = Path(target).suffix in (".yaml", ".yml") or (target in library.shipped() and not Path(target).exists())
+    return load_recipe(library.resolve(target), overrides).recipe if named else None
+
+
+def _builtin(name: str) -> Path:
+    from qlmm.model import builtin
+
+    return builtin.path(name)
+
+
+def _encoder(recipe: Recipe) -> Encoder:
+    from qlmm.data.encode import Encoder
+    from qlmm.model.base import load_processor
+
+    data = recipe.data
+    processor = load_processor(recipe.base)
+    return Encoder(processor, max_length=data.max_length, overlong=data.overlong, max_pixels=data.max_pixels)
+
+
+def _tell_progress(done: int, total: int) -> None:
+    if done % 1000 == 0 and done < total:
+        out.talk(f"{done:,} of {total:,} pictures decoded")
+
+
+def _print_report(report: Report) -> None:
+    for problem in report.problems:
+        out.print(redact(problem.render()), "")
+    for source in report.loaded.sources:
+        out.print(
+            f"{source.path} ({source.format}): {source.rows:,} rows, {source.kept:,} usable, {source.bad:,} bad, "
+            f"{source.text_only:,} without a picture"
+        )
+    out.print(f"pictures: {report.pictures:,} decoded")
+    if report.twins:
+        out.print(f"repeated: {report.twins:,} rows are copies of another row")
+    out.print(f"fingerprint: {report.loaded.fingerprint}")
+
+
+def _print_tokens(recipe: Recipe, report: Report) -> None:
+    """Token counts, where the base's processor is at hand; rows are checked all the same where it is not."""
+    try:
+        counts = token_counts(_encoder(recipe), report.usable)
+    except QlmmError as error:
+        out.warn(f"tokens were not counted: {error.problems[0].message}")
+        return
+    out.print(*_token_lines(recipe, counts))
+
+
+def _token_lines(recipe: Recipe, counts: TokenCounts) -> list[str]:
+    total, learned = counts.total, counts.supervised
+    lines = [
+        f"tokens per row: median {total.median:,}, p95 {total.p95:,}, max {total.max:,}; "
+        f"visual {counts.visual_share:.0%}",
+        f"learned per row: median {learned.median:,}, p95 {learned.p95:,}, max {learned.max:,}",
+    ]
+    if counts.shortened:
+        lines.append(f"shortened to data.max_length ({recipe.data.max_length:,}): {counts.shortened:,} rows")
+    if counts.dropped:
+        lines.append(f"left out: {len(counts.dropped):,} rows")
+        lines += [f"  {one.origin}: {one.reason}" for one in counts.dropped[:MOST_DROPPED_NAMED]]
+    return lines
+
+
+def _coloured(encoder: Encoder, sample: Sample) -> Text:
+    """The row with its mask: in colour, and, where there is none, with what is learned in brackets."""
+    from rich.text import Text
+
+    console = out.console()
+    plain, ascii_only = console.color_system is None, console.options.ascii_only
+    left, right = ("", "") if not plain else ("[[", "]]") if ascii_only else ("⟦", "⟧")
+    text = Text()
+    for piece in traced(encoder, sample):
+        shown = visible(piece.text)
+        if piece.kind == "picture":
+            shown = f"{shown}{'x' if ascii_only else '×'}{piece.tokens}"
+        elif piece.kind == "learned":
+            shown = f"{left}{shown}{right}"
+        text.append(shown, STYLES[piece.kind])
+    return text

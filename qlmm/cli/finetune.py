@@ -1,0 +1,77 @@
+"""`qlmm finetune`: plan, train, prove, in the terminal.
+
+Usage: ``qlmm finetune recipes/owl_lora.yaml training.steps=200 --dry-run``
+"""
+
+from __future__ import annotations
+
+import signal
+
+import typer
+
+from qlmm.cli.console import out
+from qlmm.cli.quiet import quiet
+from qlmm.core.errors import Problem, RunError
+from qlmm.core.events import Event
+from qlmm.recipe.library import resolve
+from qlmm.recipe.load import load_recipe
+from qlmm.training.facts import PlanFacts
+
+__all__ = ["finetune"]
+
+
+def finetune(recipe: str, overrides: list[str], *, dry_run: bool) -> None:
+    """Train by a recipe, or continue its run.
+
+    Raises:
+        QlmmError: whatever is wrong, for the command line's edge to print.
+    """
+    loaded = load_recipe(resolve(recipe), overrides)
+    quiet()
+    from qlmm import api
+
+    if dry_run:
+        out.plan(api.plan(loaded.recipe).facts)
+        return
+    progress = _Progress(loaded.recipe.training.log_every)
+    try:
+        outcome = api.finetune(loaded, planned=progress.begin, listener=progress)
+    finally:
+        progress.end()
+    if outcome.status == "stopped":
+        out.talk(f"stopped and saved; continue with: qlmm finetune {recipe} {' '.join(overrides)}".rstrip())
+        raise typer.Exit(128 + (outcome.signal or signal.SIGTERM))
+    if outcome.status == "already":
+        out.talk(f"{outcome.run_dir} is complete already; nothing was done")
+    if outcome.proof is not None:
+        out.proof(outcome.proof)
+    if outcome.status == "unproven":
+        broken = [promise for promise in outcome.proof.promises if not promise.kept] if outcome.proof else []
+        kept = f"the adapter is kept as {outcome.adapter}; do not rely on it"
+        raise RunError([Problem("P001", f"promise broken: {one.name} ({one.detail})", help=kept) for one in broken])
+    adapter = outcome.adapter
+    ask = f'qlmm ask {adapter} --image PICTURE.png "What is this?"'
+    out.done(outcome.run_dir, [ask, f"qlmm chat {adapter}", f"qlmm data show {recipe} --row 1"])
+
+
+class _Progress:
+    """The plan screen, then one progress bar or plain lines, from the first event to the last."""
+
+    def __init__(self, log_every: int) -> None:
+        self._log_every = log_every
+        self._shown: object | None = None
+
+    def begin(self, facts: PlanFacts) -> None:
+        """Show the plan and start counting steps."""
+        out.plan(facts)
+        self._bar = out.progress(facts.steps, log_every=self._log_every)
+        self._shown = self._bar
+
+    def __call__(self, event: Event) -> None:
+        """Pass an event on."""
+        self._bar(event)
+
+    def end(self) -> None:
+        """Leave the terminal as it was."""
+        if self._shown is not None:
+            self._bar.close()

@@ -1,0 +1,154 @@
+"""A run as it goes: one bar for somebody who watches, plain lines for a log.
+
+Usage: ``with out.progress(total=260, log_every=10) as listener: train(..., listener)``
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID
+from rich.progress import Progress as RichProgress
+from rich.table import Column
+from rich.text import Text
+
+from qlmm.core.events import Answered, Evaluated, Event, Finished, Resumed, Saved, StepDone, Warned
+from qlmm.core.units import clock, memory, rate
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.console import Console
+
+__all__ = ["Bar", "Lines", "Progress", "line"]
+
+PICTURES = {"right": "right picture", "shuffled": "shuffled", "none": "no picture"}
+
+
+class Say(Protocol):
+    """How a line reaches the user."""
+
+    def __call__(self, message: str, *, prefix: str = "", style: str = "") -> None:
+        """Say ``message``, with ``prefix`` before it in ``style``."""
+
+
+class Progress(ABC):
+    """A listener that shows events; ends by itself on :class:`Finished`, or when its ``with`` block is left."""
+
+    #: where other lines must be printed while this one is open, so that they do not tear a bar
+    console: Console | None = None
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+
+    @abstractmethod
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self._say(event.message, prefix="warning:", style="bold yellow")
+        else:
+            self._say(line(event))
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Lines(Progress):
+    """Plain lines: the first step seen, every ``log_every``-th, the last, and everything that is not a step."""
+
+    def __init__(self, say: Say, log_every: int) -> None:
+        super().__init__(say)
+        self._log_every = log_every
+        self._started = False
+
+    def __call__(self, event: Event) -> None:
+        """Print one line, or none for a step between two log points."""
+        if not isinstance(event, StepDone) or self._due(event):
+            self._tell(event)
+
+    def close(self) -> None:
+        """Nothing to do: every line is complete."""
+
+    def _due(self, event: StepDone) -> bool:
+        first, self._started = not self._started, True
+        return first or event.step % self._log_every == 0 or event.step == event.total
+
+
+class Bar(Progress):
+    """One bar that stays at the bottom; evaluations, saves and warnings scroll past above it."""
+
+    def __init__(self, say: Say, console: Console, total: int) -> None:
+        super().__init__(say)
+        self.console = console
+        self._bar = RichProgress(
+            BarColumn(bar_width=None, complete_style="cyan", table_column=Column(ratio=1)),
+            _Numbers(),
+            console=console,
+            expand=True,
+            # Four times a second is smooth enough and leaves the processor to the training.
+            refresh_per_second=4,
+        )
+        self._task: TaskID = self._bar.add_task("train", total=total, numbers="starting")
+
+    def __call__(self, event: Event) -> None:
+        """Move the bar, or print one line above it."""
+        if isinstance(event, StepDone):
+            self._bar.start()
+            self._bar.update(self._task, completed=event.step, total=event.total, numbers=numbers(event))
+            return
+        if isinstance(event, Finished):
+            self.close()
+        self._tell(event)
+
+    def close(self) -> None:
+        """Stop redrawing; the bar's last state stays on the screen."""
+        self._bar.stop()
+
+
+class _Numbers(ProgressColumn):
+    """What the last step measured, right of the bar."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.completed:.0f}/{task.total:.0f}  {task.fields['numbers']}", no_wrap=True)
+
+
+def numbers(event: StepDone) -> str:
+    """A step's measurements, short enough to leave room for a bar in 80 columns."""
+    parts = [f"loss {event.loss:.3f}", f"{rate(event.tokens_per_s)} tok/s"]
+    return "  ".join([*parts, memory(event.memory_bytes), f"{clock(event.seconds_left)} left"])
+
+
+def line(event: Event) -> str:
+    """One event as one line of a log."""
+    if isinstance(event, StepDone):
+        rates = " ".join(f"{part} {value:.1e}" for part, value in event.rates.items())
+        width = len(str(event.total))
+        return f"step {event.step:>{width}}/{event.total}  {numbers(event)}  lr {rates}"
+    if isinstance(event, Evaluated):
+        losses = ", ".join(f"{PICTURES.get(key, key)} {value:.3f}" for key, value in event.losses.items())
+        return f"step {event.step}: held-out loss {losses}"
+    return _happening(event)
+
+
+def _happening(event: Event) -> str:
+    if isinstance(event, Saved):
+        return f"step {event.step}: saved {event.folder}"
+    if isinstance(event, Resumed):
+        return f"continuing from step {event.step} ({event.folder})"
+    if isinstance(event, Answered):
+        return f"answered {event.rows} held-out questions {event.phase} training"
+    if isinstance(event, Finished):
+        return f"finished {event.step} steps in {clock(event.seconds)}"
+    return f"warning: {event.message}" if isinstance(event, Warned) else repr(event)

@@ -1,0 +1,75 @@
+"""Every environment variable that qlmm reads, in one table, so that nothing configures a run unseen.
+
+``qlmm doctor`` prints the table; no other module reads the environment.
+
+Usage: ``if env.flag("QLMM_DEBUG"): ...``
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["VARIABLES", "Variable", "flag", "home", "read", "shown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable: what it does, what holds without it, and whether its value may be shown."""
+
+    name: str
+    doc: str
+    default: str | None = None
+    secret: bool = False
+
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable("QLMM_HOME", "Folder for packaged weights and pictures that were fetched.", "~/.cache/qlmm"),
+    Variable("QLMM_DEBUG", "1: print the full trace of an unexpected error."),
+    Variable("NO_COLOR", "Set to anything: no colour."),
+    Variable("FORCE_COLOR", "Set to anything: colour although the output is not a terminal."),
+    Variable("TERM", "dumb: no progress bar."),
+    Variable("CI", "1, as build services set it: plain lines instead of a progress bar."),
+    Variable("COLUMNS", "Width of the output, in characters."),
+    Variable("HF_TOKEN", "Access to gated or private models of the Hub.", secret=True),
+    Variable("HF_HOME", "Folder of the Hub's cache and token.", "~/.cache/huggingface"),
+    Variable("HF_HUB_CACHE", "Folder of downloaded models.", "$HF_HOME/hub"),
+    Variable("HF_HUB_OFFLINE", "1: the Hub is never asked."),
+    Variable("HF_ENDPOINT", "Address of the Hub.", "https://huggingface.co"),
+    Variable("CUDA_VISIBLE_DEVICES", "Which GPUs may be used."),
+    Variable("WANDB_API_KEY", "Access to Weights & Biases, for output.trackers.", secret=True),
+    Variable("WANDB_MODE", "offline: Weights & Biases writes to disk only."),
+    Variable("WANDB_PROJECT", "Project that Weights & Biases files runs under."),
+    Variable("TRACKIO_PROJECT", "Project that trackio files runs under."),
+    Variable("MLFLOW_TRACKING_URI", "Where MLflow writes.", "./mlruns"),
+)
+_BY_NAME = {variable.name: variable for variable in VARIABLES}
+_OFF = {"", "0", "false", "no", "off"}
+
+
+def read(name: str) -> str | None:
+    """The variable's value; unset: its default.
+
+    Raises:
+        KeyError: when the table has no such variable, which is a mistake in the calling code.
+    """
+    return os.environ.get(name, _BY_NAME[name].default)
+
+
+def flag(name: str) -> bool:
+    """Whether the variable is switched on; 0, false, no, off and nothing are off."""
+    return (read(name) or "").strip().lower() not in _OFF
+
+
+def home() -> Path:
+    """Folder for what qlmm fetches and keeps: ``QLMM_HOME`` or ``~/.cache/qlmm``."""
+    return Path(read("QLMM_HOME") or "~/.cache/qlmm").expanduser()
+
+
+def shown(variable: Variable) -> str:
+    """The value as it may be printed: a secret says only that it is set."""
+    value = os.environ.get(variable.name)
+    if value is None:
+        return f"unset (default {variable.default})" if variable.default else "unset"
+    return "set, not shown" if variable.secret else value

@@ -1,0 +1,65 @@
+"""The file name is the registry: a name in a recipe is a file in a folder.
+
+Nothing is imported to list names, so help stays fast, and a name can only ever reach a module
+of the one folder it belongs to, so a shared recipe cannot name an arbitrary import.
+
+Usage: ``load("qlmm.model.connectors", "mlp", "CONNECTOR")``
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import re
+from collections.abc import Iterable
+
+from qlmm.core.errors import UsageError
+
+__all__ = ["NAME_RULE", "close", "load", "names"]
+
+NAME_RULE = r"^[a-z][a-z0-9_]*$"
+
+
+def names(package: str) -> list[str]:
+    """The public names in a package's folder, sorted, found without importing any of them.
+
+    Args:
+        package: dotted name of the folder, such as ``qlmm.model.connectors``; its parents are imported.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec is not None else None
+    found = {module.name for module in pkgutil.iter_modules(list(folders or []))}
+    return sorted(name for name in found if re.fullmatch(NAME_RULE, name))
+
+
+def load(package: str, name: str, attribute: str) -> object:
+    """Import ``package.name`` and return its ``attribute``; only now does the extension's code run.
+
+    Raises:
+        UsageError: N001 when no file of that name exists, N002 when the file does not define the attribute.
+    """
+    known = names(package)
+    if name not in known:
+        raise UsageError.one("N001", f"no {_noun(package)} is called `{name}`", help=close(name, known))
+    module = importlib.import_module(f"{package}.{name}")
+    if attribute not in vars(module):
+        raise UsageError.one(
+            "N002", f"{package}.{name} does not define {attribute}", help=f"every file of {package} does"
+        )
+    found: object = vars(module)[attribute]
+    return found
+
+
+def close(name: str, known: Iterable[str]) -> str:
+    """What to say after an unknown name: the nearest known one, and all that are known."""
+    choices = list(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    guess = f"did you mean `{near[0]}`?  " if near else ""
+    return f"{guess}known: {', '.join(choices) or 'none'}"
+
+
+def _noun(package: str) -> str:
+    """``qlmm.model.connectors`` -> ``connector``."""
+    return package.rpartition(".")[2].removesuffix("s").replace("_", " ")

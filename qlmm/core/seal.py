@@ -1,0 +1,125 @@
+"""A folder's seal: written last, it proves that every file of the folder is there and whole.
+
+Stock checkpoints are written in place and the newest is trusted, so a kill while saving leaves one
+that cannot be resumed. A folder counts here only once ``seal.json`` lists size and sha256 of every file.
+
+Usage: ``seal(folder, {"step": 200}); reasons = verify(folder)``
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from qlmm.core.errors import RunError
+from qlmm.core.files import atomic_write, file_sha256, fsync_dir, fsync_file
+
+__all__ = ["SEAL_NAME", "read_facts", "seal", "unseal", "verify"]
+
+SEAL_NAME = "seal.json"
+SEAL_VERSION = 1
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Put every file on the disk, then write the seal; the order is what makes a power cut harmless.
+
+    Args:
+        folder: the finished folder; an older seal in it is replaced.
+        facts: what a reader wants to know without opening the files; must be JSON.
+
+    Raises:
+        RunError: S001 when the folder holds a link or something else that is not a plain file.
+        OSError: when the disk refuses; the folder then has no valid seal.
+    """
+    files = {}
+    for path in _walk(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise RunError.one("S001", f"cannot seal {folder}: {name} is not a plain file")
+        if path.is_dir():
+            fsync_dir(path)
+        elif name != SEAL_NAME:
+            fsync_file(path)
+            files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+    fsync_dir(folder)
+    content = {"version": SEAL_VERSION, "facts": dict(facts), "files": files}
+    atomic_write(folder / SEAL_NAME, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def unseal(folder: Path) -> None:
+    """Take the seal away before a folder is deleted, so that a half-deleted one is never taken for whole."""
+    (folder / SEAL_NAME).unlink(missing_ok=True)
+    fsync_dir(folder)
+
+
+def verify(folder: Path) -> list[str]:
+    """Why the folder is not what was sealed; empty when it is whole.
+
+    Sizes are compared before hashes, names in both directions: a file that was added is a reason too,
+    since loaders pick files by name.
+    """
+    try:
+        listed = _read(folder)["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{SEAL_NAME}: {_why_unreadable(error)}"]
+    if not isinstance(listed, dict):
+        return [f"{SEAL_NAME}: does not list files"]
+    present = {path.relative_to(folder).as_posix() for path in _walk(folder) if path.is_symlink() or not path.is_dir()}
+    extra = sorted(present - set(listed) - {SEAL_NAME})
+    reasons = [reason for name, entry in sorted(listed.items()) if (reason := _compare(folder, name, entry))]
+    return reasons + [f"{name}: not in the seal" for name in extra]
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The facts stored with the seal; they do not prove that the files are whole, ``verify`` does.
+
+    Raises:
+        RunError: S002 when there is no readable seal.
+    """
+    try:
+        return dict(_read(folder)["facts"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError.one("S002", f"{folder / SEAL_NAME}: {_why_unreadable(error)}") from error
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / SEAL_NAME).read_text("utf-8"))
+    if content["version"] != SEAL_VERSION:
+        raise ValueError(f"version {content['version']} of the seal is not known here")
+    return dict(content)
+
+
+def _why_unreadable(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | KeyError | TypeError):
+        return "cut short or not a seal"
+    return str(error)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Everything below ``folder`` in a stable order; links are named, never followed."""
+    for root, folders, files in os.walk(folder, followlinks=False):
+        folders.sort()
+        for name in sorted([*folders, *files]):
+            yield Path(root, name)
+
+
+def _compare(folder: Path, name: str, entry: object) -> str | None:
+    inside = PurePosixPath(name)
+    if inside.is_absolute() or ".." in inside.parts:
+        return f"{name}: not inside the folder"
+    if not (isinstance(entry, dict) and isinstance(entry.get("sha256"), str)):
+        return f"{name}: its entry in the seal is damaged"
+    path = folder / inside
+    if path.is_symlink() or not path.is_file():
+        return f"{name}: missing"
+    size = path.stat().st_size
+    if size != entry.get("size"):
+        return f"{name}: {size} bytes, sealed with {entry.get('size')}"
+    if file_sha256(path) != entry["sha256"]:
+        return f"{name}: content differs from what was sealed"
+    return None

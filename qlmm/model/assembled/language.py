@@ -1,0 +1,137 @@
+"""Which language models can be given eyes, and the one token that marks a picture's place.
+
+An assembled model takes over the language model's stack and head. What a model's class does to the logits after the
+head would be lost without a word, so such models are refused: by their configuration before weights are read, and by
+comparing answers once everything is put together.
+
+Usage: ``check_language(config); image_token_id = add_image_token(tokenizer, language)``
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from qlmm.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["IMAGE_PLACEHOLDER", "add_image_token", "check_language", "check_same_answers", "embedding_width"]
+
+IMAGE_PLACEHOLDER = "<image>"
+
+# Settings by which classes of transformers scale or bound the logits after the output head.
+_AFTER_THE_HEAD = (
+    "final_logit_softcapping",  # Gemma 2 and later
+    "lm_head_multiplier",  # Falcon-H1
+    "logit_scale",  # Cohere, MPT
+    "logits_mup_width_multiplier",
+    "logits_scaling",  # Granite, MiniCPM
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "output_multiplier",
+)
+_NEUTRAL = (None, False, 1)
+_PROBE_LENGTH = 4
+_SAME = 1e-3
+
+
+def check_language(config: PreTrainedConfig, source: str) -> None:
+    """Refuse what cannot be the language half of an assembled model; needs no weights.
+
+    Args:
+        config: the configuration of the model that the recipe names.
+        source: its name, for the message.
+
+    Raises:
+        ModelError: M120 when it is no causal language model, M121 when its class works on the logits after the head.
+    """
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError.one(
+            "M120",
+            f"base.language: {source} is not a causal language model (it is {config.model_type})",
+            help="are base.vision and base.language swapped? A whole vision-language model goes into base.model",
+        )
+    stated = config.get_text_config().to_dict()
+    for key in _AFTER_THE_HEAD:
+        if stated.get(key) not in _NEUTRAL:
+            raise ModelError.one(
+                "M121",
+                f"base.language: {source} has {key}={stated[key]}: its logits are changed after the output head, "
+                "which an assembled model cannot do",
+                help="choose a language model without it (Llama, Qwen, Mistral, SmolLM, Phi …)",
+            )
+
+
+def embedding_width(language: PreTrainedModel) -> int:
+    """Width D of the language model's input embeddings; a few models (OPT-350m) compute in another one."""
+    return int(language.get_input_embeddings().weight.shape[1])
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase, language: PreTrainedModel) -> int:
+    """Give tokenizer and language model the token that marks a picture's place; one that is there is taken.
+
+    Its input row is never read, since features take its place. Its output row is the mean of all rows: its logit is
+    then the mean of the others, and by Jensen's inequality it gets at most 1/V of the probability, whatever the text.
+
+    Returns:
+        The token's id.
+    """
+    if (
+        IMAGE_PLACEHOLDER not in tokenizer.get_vocab()
+        or len(tokenizer.encode(IMAGE_PLACEHOLDER, add_special_tokens=False)) != 1
+    ):
+        tokenizer.add_tokens([IMAGE_PLACEHOLDER], special_tokens=True)
+    if len(tokenizer) > language.get_input_embeddings().weight.shape[0]:
+        _add_mean_rows(language, len(tokenizer))
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER))
+
+
+@torch.no_grad()
+def _add_mean_rows(language: PreTrainedModel, rows: int) -> None:
+    """Grow embeddings and head to so many rows; quantised models too, whose embeddings and head stay 16-bit."""
+    means = [_mean(module) for module in _vocabulary(language)]
+    old = language.get_input_embeddings().weight.shape[0]
+    language.resize_token_embeddings(rows, mean_resizing=False)
+    for module, (weight, bias) in zip(_vocabulary(language), means, strict=True):
+        module.weight[old:] = weight
+        if bias is not None:
+            module.bias[old:] = bias
+
+
+def _vocabulary(language: PreTrainedModel) -> tuple[Any, Any]:
+    """Input embeddings and output head."""
+    return language.get_input_embeddings(), language.get_output_embeddings()
+
+
+def _mean(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Mean of a module's rows, summed in fp32 and stored as the rows are."""
+    values: dict[str, Tensor] = {name: value.mean(0, dtype=torch.float32) for name, value in module.named_parameters()}
+    return values["weight"], values.get("bias")
+
+
+@torch.no_grad()
+def check_same_answers(language: PreTrainedModel, assembled: PreTrainedModel) -> None:
+    """Hold a few tokens' logits of the assembled model against the bare language model's.
+
+    This finds every class that does something around its stack (scaled embeddings, per-layer inputs, bounded logits),
+    whether or not a configuration says so.
+
+    Raises:
+        ModelError: M122 when they differ.
+    """
+    embeddings = language.get_input_embeddings().weight
+    ids = torch.arange(1, 1 + _PROBE_LENGTH, device=embeddings.device)[None] % embeddings.shape[0]
+    bare = language(input_ids=ids, use_cache=False).logits.float()
+    ours = assembled(input_ids=ids, use_cache=False).logits.float()
+    if (bare - ours).abs().max() > _SAME * bare.abs().max():
+        raise ModelError.one(
+            "M122",
+            f"base.language: {type(language).__name__} answers text differently once it is assembled",
+            help="its class does more than stack and head; choose another language model (Llama, Qwen, Mistral …)",
+        )

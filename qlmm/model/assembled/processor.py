@@ -1,0 +1,96 @@
+"""The processor of an assembled model: LLaVA's where its token arithmetic holds, else one with a fixed count.
+
+Usage: ``processor = assembled_processor(image_processor, tokenizer, config, facts)``
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import BaseImageProcessor, LlavaConfig, LlavaProcessor
+from transformers.processing_utils import MultiModalData
+
+from qlmm.model.assembled.config import AssembledConfig
+from qlmm.model.assembled.language import IMAGE_PLACEHOLDER
+from qlmm.model.assembled.vision import VisionFacts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["AssembledProcessor", "assembled_processor", "load_processor"]
+
+
+class AssembledProcessor(LlavaProcessor):
+    """LLaVA's processor for connectors whose token count does not follow from the picture's size.
+
+    Args:
+        image_processor: prepares pictures for the tower.
+        tokenizer: the language model's, with ``image_token`` in its vocabulary.
+        chat_template: Jinja source; None leaves chats unrendered.
+        image_token: the placeholder.
+        tokens_per_image: placeholders that every picture takes.
+    """
+
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        chat_template: str | None = None,
+        image_token: str = IMAGE_PLACEHOLDER,
+        tokens_per_image: int = 1,
+    ) -> None:
+        self.tokens_per_image = tokens_per_image
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, image_token=image_token)
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """The placeholders of one picture."""
+        return str(self.image_token) * self.tokens_per_image
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
+        """Tokens per picture, for callers that plan without preparing pictures."""
+        if image_sizes is None:
+            return MultiModalData()
+        count = len(image_sizes)
+        return MultiModalData(num_image_tokens=[self.tokens_per_image] * count, num_image_patches=[1] * count)
+
+
+def assembled_processor(
+    image_processor: BaseImageProcessor,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: LlavaConfig,
+    facts: VisionFacts,
+    chat_template: str | None = None,
+) -> LlavaProcessor:
+    """The processor for a configuration made by ``assembled_config``.
+
+    Args:
+        image_processor: the tower's, after ``prepared``.
+        tokenizer: the language model's, after ``add_image_token``.
+        config: the assembled model's configuration.
+        facts: the tower's facts.
+        chat_template: Jinja source; unset: the tokenizer's own.
+
+    Returns:
+        A stock ``LlavaProcessor`` for a plain LLaVA model, so that exports need nothing of ours; else ours.
+    """
+    template = chat_template or tokenizer.chat_template
+    if isinstance(config, AssembledConfig):
+        return AssembledProcessor(image_processor, tokenizer, template, tokens_per_image=config.spec().tokens)
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=facts.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=facts.extra_tokens,
+        chat_template=template,
+    )
+
+
+def load_processor(folder: Path) -> LlavaProcessor:
+    """Read back a processor that either class wrote with ``save_pretrained``; nothing is run from the folder."""
+    written = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    kinds: dict[str, type[LlavaProcessor]] = {kind.__name__: kind for kind in (LlavaProcessor, AssembledProcessor)}
+    return kinds[written["processor_class"]].from_pretrained(folder)

@@ -1,0 +1,211 @@
+"""What a vision tower gives a connector, found by running it once without weights.
+
+How many tokens a tower makes, which of them are a grid of patches and which are class or register tokens, is not
+written in its configuration in one way. So the tower is built on the meta device and run on a picture's shape.
+
+Usage: ``size = picture_size(image_processor); facts = vision_facts(tower.config, size)``
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, BaseImageProcessor, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from qlmm.core.errors import ModelError, QlmmError
+from qlmm.model.contract import Connector, own_tower
+
+__all__ = ["VisionFacts", "choose_layer", "final_tokens", "picture_size", "prepared", "vision_config", "vision_facts"]
+
+# Towers whose `last_hidden_state` is the last block's output as it is: they norm the class token only, for the pooled
+# output. Every other tower of transformers (SigLIP, ViT, DINOv2, DeiT, …) returns its tokens already normalised.
+# The norm named here is the one that the tower's training put on top of the stack.
+_NORM_LEFT_TO_DO = {
+    "clip_vision_model": "post_layernorm",  # mPLUG-Owl applies it to all tokens; difference 0.0 with released weights
+    "metaclip_2_vision_model": "post_layernorm",  # CLIP's code with other weights
+    "chinese_clip_vision_model": "post_layernorm",  # CLIP's code with other weights
+    "altclip_vision_model": "post_layernorm",  # CLIP's code with other weights
+    "mlcd_vision_model": "post_layernorm",  # CLIP with rotary positions
+}
+
+# Two shapes that no processor leaves alike by accident.
+_PROBES = ((97, 61), (53, 120))
+_HELP = "CLIP, SigLIP (not NaFlex), DINOv2 and ViT checkpoints, and towers in qlmm/model/towers, can be used"
+
+
+@dataclass(frozen=True, slots=True)
+class VisionFacts:
+    """What a tower makes of one picture.
+
+    Attributes:
+        width: width V of its tokens.
+        grid: rows and columns of patch tokens.
+        extra_tokens: class and register tokens, which come before the grid.
+        patch_size: side of a patch, in pixels.
+        picture: height and width that the image processor gives every picture, in pixels.
+        states: hidden states that can be chosen by number, the embeddings included.
+        vision_layer: the inner layer that a tower of ours asks for; None leaves it to the connector.
+        final_norm: norm to apply for final, normalised tokens; None where the tower does it itself.
+    """
+
+    width: int
+    grid: tuple[int, int]
+    extra_tokens: int
+    patch_size: int
+    picture: tuple[int, int]
+    states: int
+    vision_layer: int | None
+    final_norm: str | None
+
+    @property
+    def grid_tokens(self) -> int:
+        """Patch tokens of a picture."""
+        return self.grid[0] * self.grid[1]
+
+
+def vision_config(source: str, revision: str | None = None) -> PreTrainedConfig:
+    """The configuration of the vision tower in a model folder or Hub repository.
+
+    A repository that holds both towers (CLIP, SigLIP) gives its vision half: with ``AutoModel.from_pretrained(source,
+    config=…)`` only that half is loaded. Towers of ours are made known to ``AutoModel`` here.
+
+    Raises:
+        ModelError: M110 when it holds a language model.
+        OSError: when there is nothing to read.
+    """
+    raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    own_tower(str(raw.get("model_type", "")))
+    config = AutoConfig.from_pretrained(source, revision=revision)
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" not in config.sub_configs:
+        raise ModelError.one(
+            "M110",
+            f"base.vision: {source} is a language model ({config.model_type})",
+            help="are base.vision and base.language swapped?",
+        )
+    return config.vision_config if "vision_config" in config.sub_configs else config
+
+
+def picture_size(image_processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width that the processor gives every picture, in pixels, found by preparing two blank ones.
+
+    Raises:
+        ModelError: M111 when pictures keep their own shape, so that tokens per picture would differ.
+    """
+    blank = [Image.new("RGB", size) for size in _PROBES]
+    shapes = {tuple(torch.as_tensor(picture).shape) for picture in image_processor(blank)["pixel_values"]}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 3:
+        raise ModelError.one(
+            "M111",
+            f"base.vision: {type(image_processor).__name__} does not bring every picture to one size",
+            help=_HELP,
+        )
+    return shape[1], shape[2]
+
+
+def prepared(image_processor: BaseImageProcessor, *, squash: bool) -> BaseImageProcessor:
+    """A copy of a tower's image processor for use in an assembled model; everything not named here stays as it was.
+
+    Args:
+        image_processor: the tower's own.
+        squash: resize to the tower's square without keeping the shape, so that no margin is cut off (mPLUG-Owl).
+
+    Its ``crop_size`` always says the final size, also where nothing is cropped: ``LlavaProcessor`` counts tokens by it.
+    """
+    height, width = picture_size(image_processor)
+    size = {"height": height, "width": width}
+    settings = image_processor.to_dict()
+    changes: dict[str, Any] = {"crop_size": size}
+    if squash:
+        changes |= {"do_resize": True, "size": size, "do_center_crop": False}
+    elif not settings.get("crop_size"):
+        changes |= {"do_center_crop": False}
+    return type(image_processor).from_dict(settings | changes)
+
+
+def vision_facts(config: PreTrainedConfig, picture: tuple[int, int]) -> VisionFacts:
+    """Run a tower on the meta device and read off what it makes of a picture.
+
+    Args:
+        config: the tower's configuration, as ``vision_config`` gives it.
+        picture: height and width that the image processor gives, in pixels.
+
+    Raises:
+        ModelError: M112 when it is no tower that turns a picture into one token per patch.
+    """
+    last, states = _run_without_weights(config, picture)
+    patch = _patch_size(config)
+    grid = (picture[0] // patch, picture[1] // patch)
+    extra = last.shape[1] - grid[0] * grid[1] if last.dim() == 3 else -1
+    if extra < 0 or any(state.shape != last.shape for state in states):
+        raise _not_a_grid(config, "does not give one token per patch")
+    own = own_tower(config.model_type)
+    return VisionFacts(
+        width=last.shape[2],
+        grid=grid,
+        extra_tokens=extra,
+        patch_size=patch,
+        picture=picture,
+        states=len(states),
+        vision_layer=own.vision_layer if own is not None else None,
+        final_norm=_NORM_LEFT_TO_DO.get(config.model_type),
+    )
+
+
+def _run_without_weights(config: PreTrainedConfig, picture: tuple[int, int]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Final tokens and all hidden states of one picture, shapes only."""
+    try:
+        # Building a model writes its attention kind into the configuration, hence the copy.
+        with torch.device("meta"), torch.no_grad():
+            tower = AutoModel.from_config(copy.deepcopy(config))
+            output = tower(torch.empty(1, 3, *picture), output_hidden_states=True, return_dict=True)
+        return output.last_hidden_state, tuple(output.hidden_states)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        raise _not_a_grid(config, f"cannot be run on a picture alone ({error})") from error
+
+
+def _patch_size(config: PreTrainedConfig) -> int:
+    """Side of a square patch, in pixels; configurations write it as a number or as a pair."""
+    stated = config.to_dict().get("patch_size")
+    sides = set(stated) if isinstance(stated, list | tuple) else {stated}
+    side = sides.pop()
+    if sides or not isinstance(side, int):
+        raise _not_a_grid(config, f"has no square patches (patch_size: {stated})")
+    return side
+
+
+def _not_a_grid(config: PreTrainedConfig, why: str) -> QlmmError:
+    return ModelError.one("M112", f"base.vision: a tower of kind {config.model_type} {why}", help=_HELP)
+
+
+def choose_layer(asked: int | None, connector: Connector[Any], facts: VisionFacts) -> int | None:
+    """Which hidden state feeds the connector: the recipe's word, else the tower's, else the connector's.
+
+    A tower's own choice only replaces a number; a connector that takes final, normalised tokens keeps to them.
+
+    Raises:
+        ModelError: M113 when the tower has no such hidden state, or it is the embeddings (0), which hold no features.
+    """
+    layer = asked if asked is not None else connector.vision_layer
+    if asked is None and layer is not None and facts.vision_layer is not None:
+        layer = facts.vision_layer
+    if layer is not None and (layer == 0 or not -facts.states <= layer < facts.states):
+        raise ModelError.one(
+            "M113",
+            f"base.vision_layer: the tower has no hidden state {layer}",
+            help=f"negative numbers count from the end: -1 to -{facts.states}",
+        )
+    return layer
+
+
+def final_tokens(tower: nn.Module, last_hidden_state: Tensor, norm: str | None) -> Tensor:
+    """The tower's final, normalised tokens (B, T, V), with the norm that some towers leave to the user."""
+    if norm is None:
+        return last_hidden_state
+    normalised: Tensor = tower.get_submodule(norm)(last_hidden_state)
+    return normalised

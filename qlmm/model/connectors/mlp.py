@@ -1,0 +1,45 @@
+"""Linear, GELU, linear: LLaVA-1.5's projector, the very class that transformers uses for it.
+
+Usage: ``base.connector: {kind: mlp}`` in a recipe
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from qlmm.model.contract import Connector, Settings
+
+__all__ = ["CONNECTOR", "MlpSettings"]
+
+
+class MlpSettings(Settings):
+    """The MLP connector has nothing to set."""
+
+
+def build(settings: MlpSettings, vision_width: int, text_width: int) -> nn.Module:
+    """The projector of transformers, (B, G, V) -> (B, G, D): both layers D wide, exact GELU, with biases.
+
+    Its class reads nothing of its configuration but the two widths, so a configuration of any tower and any language
+    model with these widths gives the same module.
+    """
+    widths = LlavaConfig(
+        vision_config=CLIPVisionConfig(hidden_size=vision_width, num_attention_heads=1),
+        text_config=LlamaConfig(hidden_size=text_width, num_attention_heads=1),
+        projector_hidden_act="gelu",
+    )
+    projector: nn.Module = LlavaMultiModalProjector(widths)
+    return projector
+
+
+CONNECTOR = Connector(
+    settings=MlpSettings,
+    build=build,
+    output_tokens=lambda settings, grid_tokens: grid_tokens,
+    class_token=False,
+    vision_layer=-2,  # LLaVA-1.5 keeps LLaVA's choice, the grid before the last transformer layer
+    plain_llava=True,
+    squash=False,
+    source="LLaVA-1.5, arXiv 2310.03744",
+)

@@ -1,0 +1,131 @@
+"""What a connector and a vision tower must say of themselves to be used by name.
+
+A connector is one file in ``qlmm/model/connectors`` that defines ``CONNECTOR``, a tower of one's own is one file in
+``qlmm/model/towers`` that defines ``TOWER``; the file name is the name in a recipe. Shapes in this package:
+B pictures, T tokens of the tower, G tokens of its grid, Q queries, V vision width, D width of the language model.
+
+Usage: ``spec = connector("abstractor"); module = spec.build(spec.read({"queries": 32}), 1024, 4096)``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qlmm.core.errors import ModelError, Problem
+from qlmm.core.naming import close, load, names
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+
+__all__ = ["CONNECTORS", "TOWERS", "Connector", "Settings", "Tower", "connector", "own_tower"]
+
+CONNECTORS = "qlmm.model.connectors"
+TOWERS = "qlmm.model.towers"
+
+
+class Settings(BaseModel):
+    """Base of a connector's settings: unknown keys are errors, values are never converted silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connector(Generic[SettingsT]):
+    """A module that turns a tower's tokens into inputs of a language model.
+
+    Attributes:
+        settings: its recipe keys besides ``kind``; the field descriptions are the documentation.
+        build: makes the module from settings, vision width V and text width D, randomly initialised from PyTorch's
+            global generator. Its forward takes (B, T, V) and gives (B, ``output_tokens``, D). Learned queries and
+            end tokens must live inside it, since PEFT can only save modules.
+        output_tokens: tokens per picture, from settings and the number of tokens it is given.
+        class_token: whether it takes the tower's class token (and registers) besides the grid.
+        vision_layer: which hidden state of the tower it takes unless the recipe says otherwise; -1 is the last
+            block's output, None the tower's final, normalised tokens.
+        plain_llava: whether a model with it is an ordinary ``LlavaForConditionalGeneration``.
+        squash: whether pictures are resized to the tower's square without keeping their shape, nothing cut off.
+        source: the paper or code it follows.
+    """
+
+    settings: type[SettingsT]
+    build: Callable[[SettingsT, int, int], nn.Module]
+    output_tokens: Callable[[SettingsT, int], int]
+    class_token: bool
+    vision_layer: int | None
+    plain_llava: bool
+    squash: bool
+    source: str
+
+    def read(self, raw: Mapping[str, Any]) -> SettingsT:
+        """Check a recipe's connector keys.
+
+        Raises:
+            ModelError: M101 with every problem at once.
+        """
+        try:
+            return self.settings.model_validate(dict(raw))
+        except ValidationError as error:
+            known = self.settings.model_fields
+            raise ModelError([_problem(dict(fault), known) for fault in error.errors()]) from error
+
+
+def _problem(fault: dict[str, Any], known: Mapping[str, Any]) -> Problem:
+    """One fault found by pydantic, in the words of a recipe."""
+    key = ".".join(str(step) for step in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return Problem("M101", f"base.connector: unknown key `{key}`", help=close(key, known))
+    doc = known[key].description if key in known else None
+    return Problem("M101", f"base.connector.{key}: {fault['msg']}", help=doc)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """A vision encoder that transformers lacks, wrapped as one of its models.
+
+    Attributes:
+        config: configuration class; ``model_type`` is the file's name, and it has ``hidden_size``, ``patch_size``
+            and ``image_size``.
+        model: model class; its output has ``last_hidden_state`` (B, T, V) and a tuple ``hidden_states`` of that shape.
+        image_processor: makes the processor that prepares pictures for it.
+        vision_layer: the hidden state that connectors get which ask for an inner layer by number.
+        source: the paper or code it follows.
+    """
+
+    config: type[PreTrainedConfig]
+    model: type[PreTrainedModel]
+    image_processor: Callable[[], BaseImageProcessor]
+    vision_layer: int
+    source: str
+
+
+def connector(kind: str) -> Connector[Any]:
+    """The connector called ``kind`` in a recipe; only now is its file imported.
+
+    Raises:
+        UsageError: N001 when there is none, with the nearest names.
+    """
+    found = load(CONNECTORS, kind, "CONNECTOR")
+    if not isinstance(found, Connector):
+        raise ModelError.one("M102", f"{CONNECTORS}.{kind}: CONNECTOR is not a Connector")
+    return found
+
+
+def own_tower(model_type: str) -> Tower | None:
+    """The tower of ours with this ``model_type``, imported and thereby known to ``AutoModel``; None for all others.
+
+    Call it with a configuration's ``model_type`` before ``AutoConfig`` reads that configuration.
+    """
+    if model_type not in names(TOWERS):
+        return None
+    found = load(TOWERS, model_type, "TOWER")
+    if not isinstance(found, Tower):
+        raise ModelError.one("M102", f"{TOWERS}.{model_type}: TOWER is not a Tower")
+    return found

@@ -1,0 +1,72 @@
+"""Which weights are stored in 4 or 8 bits: the language model's linear layers, and nothing else, by full name.
+
+A bare name in transformers' skip list does not match nested modules, so that the tower and the connector would be
+quantised silently; and any skip list switches off the automatic skip of the output head.
+The list is therefore computed from the model's parts.
+
+Usage: ``AutoModel….from_pretrained(id, quantization_config=quantization("nf4", keep=skip_names(meta_model), …))``
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import bitsandbytes
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from qlmm.model.parts import Parts, linear_names
+
+__all__ = ["QuantKind", "keep_trainable", "quantization", "skip_names", "storage_of"]
+
+QuantKind = Literal["none", "int8", "nf4", "fp4"]
+
+
+def quantization(kind: QuantKind, *, keep: list[str], compute: torch.dtype) -> BitsAndBytesConfig | None:
+    """The bitsandbytes settings for a recipe's `base.quantize`.
+
+    Args:
+        kind: the recipe's word; 4-bit kinds use double quantisation (QLoRA, arXiv 2305.14314, section 3).
+        keep: full names of the linear layers that stay as they are.
+        compute: what a layer dequantises to when it computes; fp32 on CPU, where bf16 is emulated and far slower.
+    """
+    if kind == "none":
+        return None
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=keep,
+    )
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights for its CPU inference kernel, which has no backward pass.
+
+    On CPUs with AVX512-BF16 the first forward in evaluation mode repacks a layer's weights in place and for good;
+    training afterwards runs without an error, faster than before, and no gradient passes the layer.
+    """
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def skip_names(model: PreTrainedModel, parts: Parts) -> list[str]:
+    """Full names of every linear layer outside the language model; `model` may be on the meta device."""
+    outside = [*parts.vision, *parts.connector]
+    inside = [name for module in outside for name in linear_names(model, module)]
+    # A connector or head can itself be one linear layer, which `linear_names` does not list.
+    return sorted({*inside, *parts.connector, *parts.head})
+
+
+def storage_of(parameter: nn.Parameter) -> str:
+    """How a weight is stored, in the words of the plan screen: nf4, fp4, int8, bf16, fp16, fp32."""
+    state = parameter.__dict__.get("quant_state")
+    if state is not None:
+        return str(state.quant_type)
+    short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "int8"}
+    return short.get(parameter.dtype, str(parameter.dtype).removeprefix("torch."))

@@ -1,0 +1,186 @@
+"""A recipe file, with overrides, as a checked ``Recipe`` that remembers where each key came from.
+
+Relative paths in a recipe (data, pictures, run directory) are relative to the current directory, as on the
+command line, not to the recipe's folder: a shipped recipe can be run from anywhere, and ``runs/`` lands where you are.
+
+Usage: ``loaded = load_recipe("recipes/owl_lora.yaml", ["training.steps=20"]); loaded.recipe.training.steps``
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qlmm.core import secrets
+from qlmm.core.errors import Problem, RecipeError, Where
+from qlmm.recipe.keys import as_path
+from qlmm.recipe.overrides import OVERRIDES, apply
+from qlmm.recipe.problems import explain_errors, where_is
+from qlmm.recipe.schema import Recipe
+from qlmm.recipe.strict_yaml import Document, dump, excerpt, parse
+
+__all__ = ["MAX_BYTES", "LoadedRecipe", "as_yaml", "load_recipe", "parse_recipe"]
+
+MAX_BYTES = 256 * 1024
+LEAK_HELP = "take it out and revoke it; use the HF_TOKEN variable, `hf auth login` or the tracker's own login"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A checked recipe, the text it was read from, and the place of every key in it.
+
+    Attributes:
+        recipe: the recipe with overrides applied and defaults filled in.
+        text: the file as it was read, without the overrides.
+        file: its name as the user gave it.
+        overrides: what the command line changed, in order.
+    """
+
+    recipe: Recipe
+    text: str
+    file: str
+    overrides: tuple[str, ...] = ()
+    _document: Document = field(default_factory=lambda: Document(None), repr=False, compare=False)
+
+    def where(self, key: str) -> Where:
+        """Where the value of a dotted key stands; for one that was not given, where its section does."""
+        return where_is(self._document, as_path(key))
+
+    def origin(self, key: str) -> str:
+        """Where a dotted key's value comes from: ``file:line``, ``override`` or ``default``."""
+        place = self._document.places.get(as_path(key))
+        if place is None:
+            return "default"
+        where = place.key or place.value
+        return "override" if where.file == OVERRIDES else f"{where.file}:{where.line}"
+
+    @property
+    def resolved(self) -> str:
+        """The recipe as YAML with every key written out: what the run really does."""
+        return as_yaml(self.recipe)
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """Every key of a recipe as YAML; reading it again gives the same recipe."""
+    return dump(recipe.model_dump(mode="json"))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read and check a recipe file.
+
+    Args:
+        path: the file; ``qlmm.recipe.library.resolve`` turns the name of a shipped recipe into one.
+        overrides: ``section.key=value`` each, later ones winning.
+
+    Raises:
+        RecipeError: with every problem of the file and of the overrides, each with its place.
+    """
+    return parse_recipe(_read(Path(path)), str(path), overrides)
+
+
+def parse_recipe(text: str, file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Check a recipe's text; ``file`` is its name in messages.
+
+    Raises:
+        RecipeError: with every problem of the text and of the overrides, each with its place.
+    """
+    # Keys come first and alone: the messages of other problems quote lines.
+    _refuse([*_leaks(text, file), *_leaks_in_overrides(overrides)])
+    document = parse(text, file)
+    apply(document, overrides)
+    _refuse(list(_leaks_in_values(document, (), document.data)))
+    recipe, problems = _check(document)
+    problems = sorted([*document.problems, *problems], key=_reading_order)
+    if recipe is None or problems:
+        raise RecipeError(problems)
+    return LoadedRecipe(recipe, text, file, tuple(overrides), document)
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():
+            raise RecipeError.one("R001", f"{path} is not a file")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or "not a file name"
+        help = "`qlmm recipe list` shows the shipped ones"
+        raise RecipeError.one("R001", f"cannot read {path}: {why}", help=help) from None
+    if len(raw) > MAX_BYTES:
+        raise RecipeError.one("R002", f"{path} is larger than {MAX_BYTES // 1024} KB, which no recipe is")
+    return _decode(raw, str(path))
+
+
+def _decode(raw: bytes, file: str) -> str:
+    if raw.startswith(b"\xef\xbb\xbf"):
+        help = "save the file as UTF-8 without BOM"
+        raise RecipeError.one("R002", "the file starts with a byte order mark", where=Where(file, 1, 1), help=help)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = raw[: error.start].decode("utf-8")
+        where = replace(excerpt(before, file, len(before)), excerpt=None)
+        raise RecipeError.one("R002", f"not UTF-8: byte 0x{raw[error.start]:02x}", where=where) from None
+
+
+def _check(document: Document) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe in a document, or what keeps it from being one."""
+    data = {} if document.data is None else document.data
+    if not isinstance(data, dict):
+        where = document.places[()].value
+        return None, [Problem("R013", "a recipe is made of sections: version, base, adapter, data, …", where)]
+    # A section all of whose keys are commented out is an empty one.
+    filled = {key: {} if value is None and key in Recipe.model_fields else value for key, value in data.items()}
+    document.data = filled
+    try:
+        # JSON rules are the strict ones that fit YAML: lists become tuples, 1 may be 1.0, "1" stays text.
+        return Recipe.model_validate_json(json.dumps(filled)), []
+    except ValidationError as error:
+        return None, explain_errors(error, document)
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        raise RecipeError(problems)
+
+
+def _leaks(text: str, file: str) -> Iterator[Problem]:
+    for secret in secrets.find(text):
+        where = replace(excerpt(text, file, secret.start), excerpt=None)
+        yield _leak(secret, where)
+
+
+def _leaks_in_overrides(overrides: Sequence[str]) -> Iterator[Problem]:
+    for number, override in enumerate(overrides, start=1):
+        for secret in secrets.find(override):
+            yield _leak(secret, Where(OVERRIDES, number, secret.start + 1))
+
+
+def _leaks_in_values(document: Document, path: tuple[str | int, ...], value: Any) -> Iterator[Problem]:
+    """Keys that were hidden from the first look by escapes or folded lines."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaks_in_values(document, (*path, key), inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _leaks_in_values(document, (*path, index), inner)
+    elif isinstance(value, str):
+        for secret in secrets.find(value):
+            yield _leak(secret, replace(where_is(document, path), excerpt=None))
+
+
+def _leak(secret: secrets.Secret, where: Where) -> Problem:
+    return Problem("R020", f"this looks like a {secret.kind}", where, LEAK_HELP)
+
+
+def _reading_order(problem: Problem) -> tuple[bool, int, int]:
+    """File first, then command line; within each from top to bottom."""
+    where = problem.where
+    if where is None:
+        return (False, 0, 0)
+    return (where.file == OVERRIDES, where.line or 0, where.column or 0)

@@ -1,0 +1,241 @@
+"""What a recipe may say: seven sections of documented, typed keys.
+
+The descriptions below are the documentation: ``qlmm recipe explain`` and the reference page are made from them.
+Only names and shapes are checked here, so that reading a recipe needs no torch;
+whether a connector, a format or a model exists is checked when the run is planned.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+__all__ = [
+    "AdapterSection",
+    "BaseSection",
+    "ConnectorSection",
+    "DataSection",
+    "EvaluationSection",
+    "OutputSection",
+    "Recipe",
+    "Source",
+    "TrainingSection",
+]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values are never converted silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class ConnectorSection(BaseModel):
+    """What stands between vision tower and language model; further keys are the connector's own settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, hide_input_in_errors=True)
+
+    kind: Name = Field(description="Name of a file in qlmm/model/connectors: linear, mlp, abstractor.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The connector's own keys, checked by the connector itself when the run is planned."""
+        return dict(self.model_extra or {})
+
+
+class BaseSection(Section):
+    """The model to start from: a native vision-language model, or vision + connector + language."""
+
+    model: str | None = Field(
+        None, description="Native base: Hub id (id@commit pins it) or folder of a vision-language model."
+    )
+    vision: str | None = Field(
+        None,
+        description="Assembled base: Hub id, folder or builtin:<name> of a vision encoder (CLIP, SigLIP, DINOv2, ViT).",
+    )
+    language: str | None = Field(
+        None, description="Assembled base: Hub id, folder or builtin:<name> of a causal language model."
+    )
+    connector: ConnectorSection | None = Field(None, description="Assembled base: the connector and its settings.")
+    vision_layer: int | None = Field(
+        None,
+        description="Assembled base: which hidden state of the tower feeds the connector; -2 is LLaVA's. "
+        "Unset: the connector's own choice (the abstractor takes the final, normalised tokens).",
+    )
+    chat_template: str | None = Field(
+        None,
+        description="Name of a template in qlmm/model/templates (owl, vicuna, chatml, plain) or a .jinja file; "
+        "unset: the tokenizer's own.",
+    )
+    quantize: Literal["none", "int8", "nf4", "fp4"] = Field(
+        "nf4",
+        description="How the language model's linear layers are stored (4-bit with double quantisation); "
+        "nothing else is ever quantised.",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_base(self) -> BaseSection:
+        assembled = [self.vision, self.language, self.connector]
+        if self.model is not None and any(part is not None for part in assembled):
+            raise ValueError("`model` and `vision`/`language`/`connector` exclude each other: name one kind of base")
+        if self.model is None and any(part is None for part in assembled):
+            raise ValueError("name either `model`, or all of `vision`, `connector` and `language`")
+        if self.model is not None and self.vision_layer is not None:
+            raise ValueError("`vision_layer` belongs to an assembled base; a native `model` has its own")
+        return self
+
+
+class AdapterSection(Section):
+    """What is trained, and how."""
+
+    kind: Literal["lora"] = Field("lora", description="The adapter method for the language model.")
+    variant: Literal["plain", "rslora", "dora", "pissa", "olora", "loftq"] = Field(
+        "plain",
+        description="LoRA's scaling or initialisation; pissa, olora and loftq need `base.quantize: none` "
+        "where PEFT cannot do them on quantised layers.",
+    )
+    language: Literal["lora", "frozen"] = Field(
+        "lora", description="Train LoRA in the language model, or leave it as it is."
+    )
+    connector: Literal["full", "frozen"] = Field(
+        "full", description="Train the connector in full precision, or leave it as it is."
+    )
+    vision: Literal["frozen", "full"] = Field(
+        "frozen", description="Leave the vision tower as it is, or train all of it (stage 1 of mPLUG-Owl)."
+    )
+    r: PositiveInt = Field(16, description="LoRA rank.")
+    alpha: PositiveInt = Field(32, description="LoRA scale: updates are multiplied by alpha / r.")
+    dropout: Share = Field(0.05, description="LoRA dropout.")
+    targets: tuple[str, ...] = Field(
+        ("all-linear",),
+        description="Module name endings inside the language model, or all-linear; the output head is never a target.",
+    )
+    start_from: str | None = Field(
+        None, description="Adapter folder whose trained parts this run starts with (stage 2 after stage 1)."
+    )
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> AdapterSection:
+        if self.language == self.connector == self.vision == "frozen":
+            raise ValueError("`language`, `connector` and `vision` are all frozen: nothing would be trained")
+        return self
+
+
+class Source(Section):
+    """One place rows come from."""
+
+    path: str = Field(
+        description="File (json, jsonl, csv, parquet), folder with metadata, saved or Hub data set, or builtin:<name>."
+    )
+    format: Name | None = Field(
+        None, description="Name of a file in qlmm/data/formats; unset: detected from the first rows."
+    )
+    split: str | None = Field(None, description="Split of a Hub or saved data set (default train).")
+    image_root: str | None = Field(
+        None, description="Folder that picture paths are relative to and may not leave; unset: the file's own folder."
+    )
+    weight: PositiveFloat = Field(
+        1.0, description="How often each row is seen per epoch: 2 is twice, 0.5 is every other row."
+    )
+    limit: PositiveInt | None = Field(None, description="Take only the first so many rows.")
+
+
+class DataSection(Section):
+    """Rows to learn from."""
+
+    sources: tuple[Source, ...] = Field(min_length=1, description="Where rows come from.")
+    text_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        None, description="Share of text-only rows in the mixture (mPLUG-Owl stage 2: 0.5); unset: as the data are."
+    )
+    max_length: PositiveInt = Field(2048, description="Most tokens in a row, visual tokens included.")
+    overlong: Literal["drop", "shorten"] = Field(
+        "drop",
+        description="Rows over max_length: drop and count them, or leave out their oldest turns; "
+        "pictures and the last answer are never cut.",
+    )
+    on_bad_row: Literal["stop", "skip"] = Field(
+        "stop", description="Stop with all problems listed, or skip bad rows and write skipped.jsonl."
+    )
+    max_bad_rows: Share = Field(0.01, description="With on_bad_row: skip, the largest share of rows that may be bad.")
+    max_pixels: PositiveInt = Field(
+        50_000_000, description="Largest picture, in pixels; checked in the header, before decoding."
+    )
+
+
+class TrainingSection(Section):
+    """How the parts are trained."""
+
+    objective: Literal["sft"] = Field("sft", description="Name of a file in qlmm/training/trainers.")
+    epochs: PositiveFloat = Field(1.0, description="Passes over the mixture; ignored when `steps` is set.")
+    steps: PositiveInt | None = Field(None, description="Optimiser steps.")
+    batch_size: PositiveInt = Field(4, description="Rows per device and forward pass.")
+    accumulation: PositiveInt = Field(1, description="Forward passes per optimiser step.")
+    learning_rate: PositiveFloat = Field(2e-4, description="Peak rate of the LoRA weights.")
+    connector_learning_rate: PositiveFloat = Field(2e-5, description="Peak rate of the connector.")
+    vision_learning_rate: PositiveFloat = Field(2e-6, description="Peak rate of the vision tower, where it is trained.")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Rate after warm-up.")
+    warmup: Share = Field(0.03, description="Share of the steps over which rates rise from zero.")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="AdamW, or bitsandbytes' 8-bit forms of it (GPU)."
+    )
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="Decay of weights; norms and biases never decay."
+    )
+    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are scaled down to this norm.")
+    gradient_checkpointing: bool = Field(
+        True, description="Trade a third more compute for most of the activations' memory."
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="cuda: refuse to start without a GPU.")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto",
+        description="Compute precision; auto: bf16 where the GPU has it, else fp16, and fp32 on CPU. "
+        "Trained weights are always fp32.",
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="Processes that decode pictures.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of everything random.")
+    log_every: PositiveInt = Field(10, description="Steps between log lines.")
+    save_every: PositiveInt = Field(200, description="Steps between sealed checkpoints.")
+    keep: PositiveInt = Field(2, description="Sealed checkpoints kept.")
+    extra: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields of TRL's SFTConfig, by name; those qlmm sets itself are refused.",
+    )
+
+
+class OutputSection(Section):
+    """Where things go."""
+
+    dir: str = Field(description="Run directory; created, or continued when it holds this recipe's unfinished run.")
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
+        (), description="Trackers besides metrics.jsonl, which is always written."
+    )
+
+
+class EvaluationSection(Section):
+    """Held-out rows, for the curve, the proof and the report."""
+
+    sources: tuple[Source, ...] = Field(
+        (), description="Held-out rows; unset: `held_out` rows are set aside from data.sources."
+    )
+    held_out: PositiveInt = Field(32, description="Rows set aside from data.sources when `sources` is not given.")
+    every: PositiveInt = Field(100, description="Steps between evaluations.")
+    rows: PositiveInt = Field(64, description="Most held-out rows whose loss is measured.")
+    answers: Annotated[int, Field(ge=0)] = Field(
+        8, description="Held-out pictures answered before and after training, for the report."
+    )
+    max_new_tokens: PositiveInt = Field(48, description="Longest answer in the report.")
+
+
+class Recipe(Section):
+    """A whole recipe, version 1."""
+
+    version: Literal[1] = Field(description="Version of the recipe format: 1.")
+    base: BaseSection = Field(description="The model to start from.")
+    adapter: AdapterSection = Field(default_factory=AdapterSection, description="What is trained.")
+    data: DataSection = Field(description="Rows to learn from.")
+    training: TrainingSection = Field(default_factory=TrainingSection, description="How it is trained.")
+    output: OutputSection = Field(description="Where things go.")
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="Held-out rows.")

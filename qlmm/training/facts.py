@@ -1,0 +1,214 @@
+"""What is known of a run before it starts, and what it proved when it ended: plain values, no models.
+
+The plan screen, ``run.json``, the report and the model card all read these same values, so that they cannot disagree.
+
+Usage: ``raw = to_json(plan); assert from_json(PlanFacts, raw) == plan``
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter
+
+__all__ = [
+    "Answer",
+    "PartFacts",
+    "PartName",
+    "PartProof",
+    "PictureProof",
+    "PlanFacts",
+    "Promise",
+    "Proof",
+    "ReloadProof",
+    "TokenFacts",
+    "from_json",
+    "to_json",
+]
+
+PartName = Literal["vision", "connector", "language", "head"]
+Fact = TypeVar("Fact")
+
+# A diverged run has losses that are not numbers; JSON has no word for them, so they are written as strings.
+IN_JSON = ConfigDict(ser_json_inf_nan="strings", ser_json_bytes="base64", val_json_bytes="base64", extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class PartFacts:
+    """One part of the model, counted: ``storage`` is how its frozen weights lie in memory (nf4, int8, bf16, fp32)."""
+
+    part: PartName
+    tensors: int
+    parameters: int
+    trainable_tensors: int
+    trainable_parameters: int
+    storage: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFacts:
+    """Tokens per kept row, visual tokens included; ``visual_median`` is the visual share of the median row."""
+
+    median: int
+    p95: int
+    max: int
+    visual_median: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFacts:
+    """Everything a user should know before the first step.
+
+    Attributes:
+        base: the base and, where assembled, its three parts, as the recipe names them.
+        parts: counts per part, in the order data flow through the model.
+        targets: LoRA target patterns with how many modules each matched, such as ``q_proj (30)``.
+        rows_dropped: reason to number of rows.
+        batch_rows: rows per optimiser step, accumulation included.
+        memory_bytes: estimated peak; ``memory_breakdown`` says what it is made of.
+        disk_bytes: estimated size of the finished run directory.
+        precision: compute precision in use: bf16, fp16 or fp32.
+    """
+
+    base: str
+    parts: tuple[PartFacts, ...]
+    targets: tuple[str, ...]
+    rows_kept: int
+    rows_dropped: dict[str, int]
+    held_out_rows: int
+    tokens: TokenFacts
+    steps: int
+    batch_rows: int
+    memory_bytes: int
+    memory_breakdown: dict[str, int]
+    disk_bytes: int
+    precision: str
+    device: str
+    output_dir: str
+    warnings: tuple[str, ...] = ()
+
+    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Parameters that are trained, over all parts."""
+        return sum(part.trainable_parameters for part in self.parts)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, over all parts."""
+        return sum(part.parameters for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class PartProof:
+    """What training did to one part.
+
+    Attributes:
+        asked: whether the recipe asked this part to train.
+        moved_share: share of its trained weights, 0 to 1, whose value changed.
+        moved_tensors: trained tensors of which at least one weight changed.
+        mean_movement: mean absolute change over all trained weights of the part.
+        grad_norm_max: the largest gradient norm seen over the run.
+        frozen_identical: every frozen tensor has the very bits it started with.
+    """
+
+    part: PartName
+    trained_tensors: int
+    trained_parameters: int
+    asked: bool
+    moved_share: float
+    moved_tensors: int
+    mean_movement: float
+    grad_norm_max: float
+    frozen_tensors: int
+    frozen_identical: bool
+
+    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
+
+
+@dataclass(frozen=True, slots=True)
+class PictureProof:
+    """Held-out loss, in nats per supervised token, with the right picture, with another row's, and with none."""
+
+    rows: int
+    right: float
+    shuffled: float
+    none: float
+
+    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
+
+    @property
+    def gap(self) -> float:
+        """How much the right picture helps over a wrong one, in nats per token; 0 means that the picture is ignored."""
+        return self.shuffled - self.right
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadProof:
+    """The adapter read back in a fresh process: the largest difference of its logits from the trained model's."""
+
+    rows: int
+    max_difference: float
+    tolerance: float
+    same: bool
+
+    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One promise in words, whether it was kept, and the numbers behind the verdict."""
+
+    name: str
+    kept: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a run can prove about itself; absent parts were not measured."""
+
+    parts: tuple[PartProof, ...]
+    before: PictureProof | None
+    after: PictureProof | None
+    empty_masks: int
+    reload: ReloadProof | None
+    promises: tuple[Promise, ...] = field(default=())
+
+    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
+
+    @property
+    def holds(self) -> bool:
+        """Whether every promise was kept. No promise at all proves nothing, so it does not hold."""
+        return bool(self.promises) and all(promise.kept for promise in self.promises)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One held-out question: the picture (a PNG thumbnail), the expected answer, and the model's before and after."""
+
+    picture: bytes
+    question: str
+    expected: str
+    before: str
+    after: str
+
+    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
+
+
+def to_json(fact: object) -> dict[str, Any]:
+    """A fact as plain JSON values: pictures as base64, numbers that are not finite as strings."""
+    raw: dict[str, Any] = json.loads(TypeAdapter(type(fact)).dump_json(fact))
+    return raw
+
+
+def from_json(kind: type[Fact], raw: dict[str, Any]) -> Fact:
+    """The fact that :func:`to_json` wrote.
+
+    Raises:
+        pydantic.ValidationError: when a value is missing or of another shape.
+    """
+    return TypeAdapter(kind).validate_json(json.dumps(raw))

@@ -1,0 +1,109 @@
+"""What happens at each step besides training: events, evaluations, seals, and an orderly end on a signal.
+
+Usage: ``Monitor(run, listener, keep=2, every=100, evaluate=measure)`` as a callback of the trainer.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qlmm.core.events import Evaluated, Listener, Saved, StepDone
+from qlmm.training.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from qlmm.training.trainers.sft import SftTrainer
+
+__all__ = ["Monitor", "peak_memory_bytes"]
+
+Evaluate = Callable[[], dict[str, float]]
+
+
+class Monitor(TrainerCallback):
+    """Turns the trainer's hooks into events, seals what it saves, and stops it when asked to.
+
+    Attributes:
+        stopped_by: the signal that ended the run early, or None.
+    """
+
+    def __init__(self, run: RunDir, listener: Listener, *, keep: int, every: int, evaluate: Evaluate | None) -> None:
+        self._run, self._listener, self._keep, self._every, self._evaluate = run, listener, keep, every, evaluate
+        self._trainer: SftTrainer | None = None
+        self._since = (time.monotonic(), 0.0)
+        self._first: tuple[float, int] | None = None
+        self.stopped_by: int | None = None
+
+    def watch(self, trainer: SftTrainer) -> None:
+        """Name the trainer whose gradient norms are reported."""
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clocks."""
+        self._since, self._first = (time.monotonic(), 0.0), (time.monotonic(), state.global_step)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any) -> None:
+        """Pass a step on as an event; the trainer's own summary at the end carries no loss and is left out."""
+        logs: dict[str, float] = found["logs"]
+        if "loss" not in logs:
+            return
+        now, tokens = time.monotonic(), logs.get("num_tokens", 0.0)
+        then, tokens_then = self._since
+        self._since = (now, tokens)
+        begun, first_step = self._first or (then, 0)
+        done = state.global_step - first_step
+        left = (now - begun) / max(done, 1) * (state.max_steps - state.global_step)
+        optimizer: torch.optim.Optimizer = found["optimizer"]
+        self._listener(
+            StepDone(
+                step=state.global_step,
+                total=state.max_steps,
+                loss=logs["loss"],
+                rates={group["part"]: group["lr"] for group in optimizer.param_groups},
+                grad_norms=dict(self._trainer.grad_norms) if self._trainer else {},
+                tokens_per_s=max(tokens - tokens_then, 0.0) / max(now - then, 1e-9),
+                memory_bytes=peak_memory_bytes(),
+                seconds_left=left,
+            )
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Evaluate where it is due, before a save of the same step; obey a signal."""
+        if self._evaluate is not None and state.global_step % self._every == 0 and state.global_step < state.max_steps:
+            self._listener(Evaluated(state.global_step, self._evaluate()))
+        if self.stopped_by is not None:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seal the save, then let old checkpoints go."""
+        folder = self._run.seal_checkpoint(state.global_step, self._keep)
+        self._listener(Saved(state.global_step, folder.name))
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """On SIGTERM or Ctrl-C finish the step, save, seal and leave; a second Ctrl-C leaves at once."""
+        before = {which: signal.signal(which, self._stop) for which in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for which, handler in before.items():
+                signal.signal(which, handler)
+
+    def _stop(self, which: int, _: FrameType | None) -> None:
+        if self.stopped_by is not None:
+            raise KeyboardInterrupt
+        self.stopped_by = which
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

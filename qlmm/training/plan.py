@@ -1,0 +1,271 @@
+"""Everything about a run that can be known before weights are loaded; `--dry-run` stops here.
+
+Checks go from cheap to dear: a misspelt name is refused before a configuration is fetched, a bad row before any
+weights are.
+
+Usage: ``plan = make_plan(recipe); plan.facts.steps``
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from transformers import ProcessorMixin
+
+from qlmm.core.errors import DataError, UsageError
+from qlmm.core.files import free_bytes
+from qlmm.core.units import memory
+from qlmm.data.encode import Encoder, Fitted, Lengths
+from qlmm.data.load import Loaded, load_samples
+from qlmm.data.mixture import Mixture, MixtureSampler
+from qlmm.data.sample import Sample
+from qlmm.model import builtin
+from qlmm.model.adapters import Placement, check_variant, place
+from qlmm.model.base import Blueprint, blueprint, load_processor
+from qlmm.model.estimate import Load, estimate, lora_parameters, trained_parameters
+from qlmm.model.parts import PART_NAMES, PartName
+from qlmm.model.precision import Precision, choose
+from qlmm.model.warm_start import Earlier
+from qlmm.recipe.schema import Recipe, Source
+from qlmm.training.arguments import sft_config
+from qlmm.training.facts import PartFacts, PlanFacts, TokenFacts
+from qlmm.training.split import set_aside
+
+__all__ = ["Plan", "make_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that can start: what will be loaded, learned and measured.
+
+    Attributes:
+        train: rows to learn from, all of them within `data.max_length`.
+        held_out: rows to measure on.
+        mixture: what an epoch is made of.
+        data: fingerprints and counts of the rows, for the manifest.
+    """
+
+    recipe: Recipe
+    facts: PlanFacts
+    precision: Precision
+    placement: Placement
+    earlier: Earlier | None
+    processor: ProcessorMixin
+    encoder: Encoder
+    train: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+    mixture: Mixture
+    data: dict[str, Any]
+
+    def order(self) -> MixtureSampler:
+        """The seeded order rows are seen in."""
+        return MixtureSampler(self.mixture, seed=self.recipe.training.seed)
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Check everything and count everything.
+
+    Raises:
+        UsageError: whatever is wrong with recipe, machine, base or data; nothing was written by then.
+    """
+    precision = choose(recipe.training.device, recipe.training.precision)
+    check_variant(recipe.adapter, recipe.base.quantize)
+    sft_config(recipe.training, recipe.output, precision, steps=1)
+    shape = blueprint(recipe.base)
+    start = recipe.adapter.start_from
+    earlier = Earlier.read(Path(start), shape.parts) if start is not None else None
+    placement = place(shape.model, shape.parts, recipe.adapter, earlier=earlier.whole if earlier else frozenset())
+    processor = load_processor(recipe.base)
+    rows = _rows(recipe, processor)
+    steps = _steps(recipe, len(rows.mixture))
+    facts = _facts(recipe, precision, shape, placement, rows, steps)
+    _check_disk(facts)
+    return Plan(
+        recipe=recipe,
+        facts=facts,
+        precision=precision,
+        placement=placement,
+        earlier=earlier,
+        processor=processor,
+        encoder=rows.encoder,
+        train=rows.train.samples,
+        held_out=rows.held_out,
+        mixture=rows.mixture,
+        data=rows.described,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    encoder: Encoder
+    loaded: Loaded
+    train: Fitted
+    held_out: tuple[Sample, ...]
+    mixture: Mixture
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The rows as the manifest names them."""
+        return {"sha256": self.loaded.fingerprint, "sources": [asdict(count) for count in self.loaded.sources]}
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Rows left out, by reason; token counts differ from row to row and are left out of the reason."""
+        reasons = Counter(
+            "over data.max_length" if ">" in one.reason else "nothing to learn" for one in self.train.dropped
+        )
+        return {**reasons, **({"bad row": len(self.loaded.bad)} if self.loaded.bad else {})}
+
+
+def _rows(recipe: Recipe, processor: ProcessorMixin) -> _Rows:
+    """Read, split and fit the rows of a recipe."""
+    data, evaluation = recipe.data, recipe.evaluation
+    encoder = Encoder(processor, max_length=data.max_length, overlong=data.overlong, max_pixels=data.max_pixels)
+    loaded = _load(recipe, data.sources)
+    learn = list(range(len(loaded.samples)))
+    if evaluation.sources:
+        others: Sequence[Sample] = _load(recipe, evaluation.sources).samples
+    else:
+        learn, aside = set_aside(loaded.samples, evaluation.held_out, seed=recipe.training.seed)
+        others = [loaded.samples[row] for row in aside]
+    fitted = encoder.fit([loaded.samples[row] for row in learn])
+    if not fitted.samples:
+        first = fitted.dropped[0] if fitted.dropped else None
+        raise DataError.one(
+            "D040",
+            f"no row is left to learn from: {first.origin}: {first.reason}"
+            if first
+            else "no row is left to learn from",
+            help="raise data.max_length, or set data.overlong=shorten",
+        )
+    held_out = encoder.fit(others).samples[: evaluation.rows]
+    sources = [loaded.source[learn[place]] for place in fitted.kept]
+    weights = [source.weight for source in data.sources]
+    mixture = Mixture.of(fitted.samples, sources, weights, text_ratio=data.text_ratio)
+    return _Rows(encoder, loaded, fitted, held_out, mixture)
+
+
+def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded:
+    data = recipe.data
+    return load_samples(
+        sources,
+        on_bad_row=data.on_bad_row,
+        max_bad_rows=data.max_bad_rows,
+        resolve=builtin.path,
+        max_pixels=data.max_pixels,
+    )
+
+
+def _steps(recipe: Recipe, epoch_rows: int) -> int:
+    training = recipe.training
+    if training.steps is not None:
+        return training.steps
+    per_epoch = math.ceil(math.ceil(epoch_rows / training.batch_size) / training.accumulation)
+    return max(1, math.ceil(per_epoch * training.epochs))
+
+
+def _facts(
+    recipe: Recipe, precision: Precision, shape: Blueprint, placement: Placement, rows: _Rows, steps: int
+) -> PlanFacts:
+    """The plan screen's figures."""
+    tokens = _tokens(rows.train.lengths)
+    training = recipe.training
+    load = Load(
+        rows=training.batch_size,
+        tokens=tokens.p95,
+        compute=precision.compute,
+        quantize=recipe.base.quantize,
+        checkpointing=training.gradient_checkpointing,
+        small_optimizer=training.optimizer != "adamw",
+    )
+    need = estimate(shape.model, shape.parts, placement, load)
+    trained = trained_parameters(shape.model, placement)
+    return PlanFacts(
+        base=_named(recipe),
+        parts=tuple(_part(part, shape, placement, recipe, precision) for part in PART_NAMES),
+        targets=tuple(f"{ending} ({count})" for ending, count in placement.endings.items()),
+        rows_kept=len(rows.train.samples),
+        rows_dropped=rows.dropped,
+        held_out_rows=len(rows.held_out),
+        tokens=tokens,
+        steps=steps,
+        batch_rows=training.batch_size * training.accumulation,
+        memory_bytes=sum(need.values()),
+        memory_breakdown=need,
+        # Each checkpoint holds the trained weights and Adam's two moments; the adapter and its stage, the weights.
+        disk_bytes=trained * 4 * (3 * (training.keep + 1) + 2) + 50_000_000,
+        precision=precision.name,
+        device=precision.device,
+        output_dir=recipe.output.dir,
+        warnings=_warnings(recipe, rows),
+    )
+
+
+def _named(recipe: Recipe) -> str:
+    base = recipe.base
+    if base.model is not None:
+        return base.model
+    kind = base.connector.kind if base.connector else ""
+    return f"{base.vision} + {kind} + {base.language}"
+
+
+def _part(part: PartName, shape: Blueprint, placement: Placement, recipe: Recipe, precision: Precision) -> PartFacts:
+    modules = [shape.model.get_submodule(name) for name in shape.parts.modules(part)]
+    sizes = [p.numel() for module in modules for p in module.parameters()]
+    whole = [shape.model.get_submodule(name) for name in placement.whole if name in shape.parts.modules(part)]
+    trained = [p.numel() for module in whole for p in module.parameters()]
+    lora = part == "language"
+    quantised = lora and recipe.base.quantize != "none"
+    return PartFacts(
+        part=part,
+        tensors=len(sizes),
+        parameters=sum(sizes),
+        trainable_tensors=len(trained) + (2 * len(placement.lora) if lora else 0),
+        trainable_parameters=sum(trained) + (lora_parameters(shape.model, placement) if lora else 0),
+        storage=recipe.base.quantize if quantised else precision.name,
+    )
+
+
+def _tokens(lengths: Sequence[Lengths]) -> TokenFacts:
+    totals = sorted(one.total for one in lengths)
+    return TokenFacts(
+        median=round(median(totals)),
+        p95=totals[min(len(totals) - 1, math.ceil(len(totals) * 0.95) - 1)],
+        max=totals[-1],
+        visual_median=round(median(one.visual for one in lengths)),
+    )
+
+
+def _warnings(recipe: Recipe, rows: _Rows) -> tuple[str, ...]:
+    found = []
+    if not rows.encoder.ends_answers:
+        found.append("the chat template does not teach the model to stop: no end token is learned")
+    if not rows.held_out:
+        found.append("no held-out row: whether pictures are used cannot be measured")
+    if recipe.adapter.connector == "full" and not any(sample.images for sample in rows.train.samples):
+        found.append("no row has a picture: the connector cannot be trained by them")
+    return tuple(found)
+
+
+def _check_disk(facts: PlanFacts) -> None:
+    """Refuse a run that would fill the disk.
+
+    Raises:
+        UsageError: O003 with the space needed and the space there is.
+    """
+    place = Path(facts.output_dir).absolute()
+    while not place.exists():
+        place = place.parent
+    free = free_bytes(place)
+    if free < facts.disk_bytes:
+        raise UsageError.one(
+            "O003",
+            f"not enough room for {facts.output_dir}: {memory(facts.disk_bytes)} needed, {memory(free)} free",
+            help="name another output.dir, or keep fewer checkpoints with training.keep=1",
+        )

@@ -1,0 +1,72 @@
+"""What a run promises, judged from what was measured.
+
+Usage: ``proof = judge(parts, before=…, after=…, empty_masks=0, reload=…, steps=260)``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qlmm.training.facts import PartProof, PictureProof, Promise, Proof, ReloadProof
+
+__all__ = ["judge"]
+
+# LoRA's first matrix has no gradient until its second one has moved, which a warm-up from zero delays further;
+# with fewer steps than this a tensor that stands still proves nothing.
+_STEPS_TO_MOVE_ALL = 5
+
+
+def judge(
+    parts: tuple[PartProof, ...],
+    *,
+    before: PictureProof | None,
+    after: PictureProof | None,
+    empty_masks: int,
+    reload: ReloadProof | None,
+    steps: int,
+) -> Proof:
+    """The run proof with every promise decided."""
+    promises = [*_trained(parts, steps), *_frozen(parts), _masks(empty_masks), *_reload(reload)]
+    return Proof(parts, before, after, empty_masks, reload, tuple(promises))
+
+
+def _trained(parts: tuple[PartProof, ...], steps: int) -> Iterator[Promise]:
+    for part in parts:
+        if part.asked:
+            yield Promise(f"{part.part} was trained", _moved(part, steps), _movement(part))
+        elif part.trained_tensors:
+            yield Promise(f"{part.part} was left alone", False, f"{part.trained_tensors} tensors were trained unasked")
+
+
+def _moved(part: PartProof, steps: int) -> bool:
+    # A tower is trained through one of its layers; what lies behind that layer (a pooling head, the last blocks under
+    # LLaVA's second-last one) has no gradient and stands still. Language model and connector have no such tail.
+    some_is_enough = part.part == "vision" or steps < _STEPS_TO_MOVE_ALL
+    enough = part.moved_tensors > 0 if some_is_enough else part.moved_tensors == part.trained_tensors
+    return part.trained_tensors > 0 and enough and part.grad_norm_max > 0
+
+
+def _movement(part: PartProof) -> str:
+    return (
+        f"{part.moved_tensors} of {part.trained_tensors} tensors and {part.moved_share:.1%} of the weights moved, "
+        f"largest gradient {part.grad_norm_max:.3g}"
+    )
+
+
+def _frozen(parts: tuple[PartProof, ...]) -> Iterator[Promise]:
+    changed = [part.part for part in parts if not part.frozen_identical]
+    count = sum(part.frozen_tensors for part in parts)
+    detail = f"{count} tensors, sha256" if not changed else f"changed in: {', '.join(changed)}"
+    yield Promise("everything frozen is bit-identical to the start", not changed, detail)
+
+
+def _masks(empty: int) -> Promise:
+    return Promise("every trained row has something to learn", empty == 0, f"{empty} rows with an empty mask")
+
+
+def _reload(reload: ReloadProof | None) -> Iterator[Promise]:
+    if reload is not None:
+        detail = (
+            f"largest difference {reload.max_difference:.2g} over {reload.rows} rows, tolerance {reload.tolerance:g}"
+        )
+        yield Promise("the adapter read back in a fresh process gives the same logits", reload.same, detail)

@@ -1,0 +1,110 @@
+"""From a plan to a trained model: attach the adapter, train, seal, stop in order.
+
+Usage: ``model, start = build(plan); stopped_by = train(plan, run, model, start.parts, listener, evaluate, resume)``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from qlmm.core.errors import RunError
+from qlmm.core.events import Listener
+from qlmm.data.collate import Collator
+from qlmm.model.adapters import attach, to_fp32
+from qlmm.model.base import load_model
+from qlmm.model.parts import PartName, split
+from qlmm.recipe.schema import TrainingSection
+from qlmm.training.arguments import sft_config
+from qlmm.training.fingerprint import Start
+from qlmm.training.monitor import Monitor
+from qlmm.training.plan import Plan
+from qlmm.training.run_dir import RunDir
+from qlmm.training.trainers.sft import SftTrainer
+
+__all__ = ["build", "rates", "train"]
+
+
+def build(plan: Plan) -> tuple[PeftModel, Start]:
+    """Load the base, attach the adapter, and take the fingerprint of both.
+
+    The result depends on recipe and seed alone, so that a continued run starts from the very same bits.
+    """
+    recipe, seed = plan.recipe, plan.recipe.training.seed
+    base = load_model(recipe.base, plan.precision, seed=seed)
+    parts = split(base)
+    model = attach(base, plan.placement, recipe.adapter, seed=seed)
+    if plan.earlier is not None:
+        plan.earlier.fill(model)
+        to_fp32(model)
+    return model, Start.of(model, parts, plan.placement.asked)
+
+
+def rates(training: TrainingSection) -> dict[PartName, float]:
+    """The peak learning rate of each part."""
+    return {
+        "language": training.learning_rate,
+        "connector": training.connector_learning_rate,
+        "vision": training.vision_learning_rate,
+    }
+
+
+def train(
+    plan: Plan,
+    run: RunDir,
+    model: PeftModel,
+    start: Start,
+    listener: Listener,
+    *,
+    evaluate: Callable[[], dict[str, float]] | None,
+    resume: Path | None,
+) -> int | None:
+    """Train to the last step, or to a signal.
+
+    Args:
+        plan: the run.
+        run: its directory, locked.
+        model: the model from `build`; trained in place.
+        start: what it was at the start.
+        listener: receives events.
+        evaluate: measures the held-out losses that are logged on the way.
+        resume: the sealed checkpoint to go on from.
+
+    Returns:
+        The signal that ended training early, or None when all steps were taken.
+
+    Raises:
+        RunError: G001, G002 when a loss or gradient is not finite; G003 when the GPU is out of memory.
+    """
+    recipe = plan.recipe
+    if resume is not None and run.step_of(resume) >= plan.facts.steps:
+        # The trainer looks at its step count only after a step: resumed at the end, it would take one too many.
+        set_peft_model_state_dict(model, load_file(str(resume / "adapter_model.safetensors")))
+        return None
+    monitor = Monitor(run, listener, keep=recipe.training.keep, every=recipe.evaluation.every, evaluate=evaluate)
+    trainer = SftTrainer(
+        model,
+        sft_config(recipe.training, recipe.output, plan.precision, steps=plan.facts.steps),
+        processor=plan.processor,
+        collator=Collator(plan.train, plan.encoder),
+        order=plan.order(),
+        parts=start.parts,
+        rates=rates(recipe.training),
+        callbacks=[monitor],
+    )
+    monitor.watch(trainer)
+    try:
+        with monitor.signals():
+            trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+    except torch.OutOfMemoryError as error:
+        raise RunError.one(
+            "G003",
+            f"the GPU is out of memory at step {trainer.state.global_step + 1}; the last sealed checkpoint is intact",
+            help="lower training.batch_size and raise training.accumulation by as much, lower data.max_length, "
+            "or set training.optimizer=paged_adamw_8bit",
+        ) from error
+    return monitor.stopped_by

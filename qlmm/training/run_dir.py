@@ -1,0 +1,178 @@
+"""One run, one directory, one writer: its lock, its record, its checkpoints.
+
+``run.json`` is written before anything else and marks the directory as ours; it says what was asked and how far the run
+came. A directory that is not empty and has no ``run.json`` is never touched.
+
+Usage: ``with RunDir.open(Path("runs/owl_lora"), recipe) as run: …``
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from qlmm.core.errors import RunError, UsageError
+from qlmm.core.events import Listener, Warned
+from qlmm.core.files import atomic_write
+from qlmm.core.seal import SEAL_NAME, read_facts, seal, unseal, verify
+
+__all__ = ["RunDir", "Status"]
+
+Status = Literal["new", "unfinished", "finished", "unproven"]
+
+RECORD = "run.json"
+LOCK = "run.lock"
+PREFIX = "checkpoint-"
+
+
+class RunDir:
+    """The directory of one run, held under its lock."""
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        self.path = path
+        self.record = record
+
+    @property
+    def status(self) -> Status:
+        """How far the run came; `unproven` means that training ended but a promise was broken."""
+        found: Status = self.record["status"]
+        return found
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, facts: Mapping[str, Any]) -> Iterator[RunDir]:
+        """Create the directory, or open the run that lives in it, and hold its lock.
+
+        Args:
+            path: the run directory.
+            facts: what a new run records about itself; an existing run keeps its own.
+
+        Raises:
+            UsageError: O001 when the directory is not ours, O002 when another process writes to it.
+        """
+        existing = read_record(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            # Read again under the lock: another process may have started the run in between.
+            record = read_record(path) or existing or {"status": "new", **facts}
+            run = cls(path, record)
+            run.write(writer=_writer())
+            yield run
+
+    def write(self, **changes: Any) -> None:
+        """Change the record and put it on the disk in one step."""
+        self.record = {**self.record, **changes}
+        atomic_write(self.path / RECORD, json.dumps(self.record, indent=1, ensure_ascii=False) + "\n")
+
+    def sealed(self) -> list[Path]:
+        """Checkpoints that carry a seal, oldest first; ordered by their step, never by a clock."""
+        found = [path for path in self.path.glob(f"{PREFIX}*") if (path / SEAL_NAME).is_file()]
+        return sorted(found, key=_step)
+
+    def last_good(self, listener: Listener) -> Path | None:
+        """The newest checkpoint whose every byte is as it was sealed; younger ones are named and passed over.
+
+        Raises:
+            RunError: C001 when there are sealed checkpoints and none of them is whole.
+        """
+        candidates = self.sealed()
+        for path in reversed(candidates):
+            reasons = verify(path)
+            if not reasons:
+                return path
+            listener(Warned(f"{path.name} is damaged and passed over: {'; '.join(reasons[:3])}"))
+        if candidates:
+            raise RunError.one(
+                "C001",
+                f"no checkpoint in {self.path} is whole",
+                help="restore a checkpoint from a copy, or start again in a new output.dir",
+            )
+        return None
+
+    def seal_checkpoint(self, step: int, keep: int) -> Path:
+        """Seal a finished save, and only then let older checkpoints go."""
+        path = self.path / f"{PREFIX}{step}"
+        seal(path, {"step": step})
+        for old in self.sealed()[:-keep]:
+            # The seal goes first: what a kill leaves of the rest is never taken for a checkpoint.
+            unseal(old)
+            shutil.rmtree(old)
+        return path
+
+    def remove_unsealed(self) -> None:
+        """Clear away what a killed save left behind."""
+        for path in self.path.glob(f"{PREFIX}*"):
+            if not (path / SEAL_NAME).is_file():
+                shutil.rmtree(path)
+
+    def step_of(self, checkpoint: Path) -> int:
+        """The step a sealed checkpoint continues from."""
+        return int(read_facts(checkpoint)["step"])
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record of the run in a directory, or None where a new run may start.
+
+    Raises:
+        UsageError: O001 when something else is there.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise UsageError.one("O001", f"output.dir {path} is not a directory", help="name another output.dir")
+    if not path.exists() or all(_is_trace(entry.name) for entry in path.iterdir()):
+        return None
+    try:
+        record: dict[str, Any] = json.loads((path / RECORD).read_text("utf-8"))
+        if "status" in record:
+            return record
+        why = f"its {RECORD} is not one of a run"
+    except FileNotFoundError:
+        why = f"it holds files, but no {RECORD}"
+    except ValueError:
+        why = f"its {RECORD} cannot be read"
+    raise UsageError.one(
+        "O001",
+        f"output.dir {path} is not ours: {why}",
+        help="name an empty or new directory; nothing there was touched",
+    )
+
+
+def _is_trace(name: str) -> bool:
+    """What a run that was killed before its first record can leave behind."""
+    return name == LOCK or (name.startswith(f".{RECORD}.") and name.endswith(".tmp"))
+
+
+def _step(path: Path) -> int:
+    digits = path.name.removeprefix(PREFIX)
+    return int(digits) if digits.isdigit() else -1
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the run's lock; the operating system lets go of it when the process dies, however it dies."""
+    lock = FileLock(path / LOCK, mode=0o666)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        writer = (read_record(path) or {}).get("writer", "another process")
+        raise UsageError.one(
+            "O002",
+            f"output.dir {path} is in use by {writer}",
+            help="wait for that run to end, or name another output.dir",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _writer() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"

@@ -1,0 +1,1 @@
+"""One file per objective; the file name is the recipe's `training.objective`."""

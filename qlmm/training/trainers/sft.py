@@ -1,0 +1,135 @@
+"""Supervised fine-tuning: TRL's `SFTTrainer` with a rate per part, our row order, and guards.
+
+Everything about the loss (fused head, token counting, accumulation) is TRL's.
+
+Usage: ``trainer = SftTrainer(peft_model, args, collator=…, order=…, parts=…, rates={"language": 2e-4, …})``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PrinterCallback, ProcessorMixin, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from qlmm.core.errors import RunError
+from qlmm.data.collate import Collator, rows
+from qlmm.data.mixture import MixtureSampler
+from qlmm.model.parts import PartName, Parts
+
+__all__ = ["SftTrainer"]
+
+
+class SftTrainer(SFTTrainer):
+    """TRL's trainer, with what a vision-language model in parts needs.
+
+    Attributes:
+        grad_norms: gradient norm per part at the latest step, before clipping.
+    """
+
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(
+        self,
+        model: PeftModel,
+        args: SFTConfig,
+        *,
+        processor: ProcessorMixin,
+        collator: Collator,
+        order: MixtureSampler,
+        parts: Parts,
+        rates: Mapping[PartName, float],
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self._order, self._parts, self._rates = order, parts, dict(rates)
+        self.grad_norms: dict[str, float] = {}
+        # TRL casts the trained weights of a quantised model to bf16 while it is built. That would round the masters,
+        # so their exact values are put back before an optimiser sees them.
+        masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(rows(len(order))),
+            processing_class=processor,
+            data_collator=collator,
+            callbacks=callbacks,
+        )
+        for name, parameter in model.named_parameters():
+            if name in masters:
+                parameter.data = masters[name].to(parameter.device)
+        self.remove_callback(PrinterCallback)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """One group per part and kind of decay: norms and biases never decay."""
+        if self.optimizer is None:
+            decaying = set(self.get_decay_parameter_names(self.model))
+            groups: dict[tuple[PartName, bool], list[torch.nn.Parameter]] = {}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    groups.setdefault((self._parts.of(name), name in decaying), []).append(parameter)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            settings = [
+                {"params": members, "lr": self._rates[part], "weight_decay": self.args.weight_decay if decays else 0.0,
+                 "part": part}
+                for (part, decays), members in groups.items()
+            ]  # fmt: skip
+            self.optimizer = kind(settings, **options)
+        return self.optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass; a loss that is not finite ends the run before any weight moves.
+
+        Raises:
+            RunError: G001 with the rows of the batch and the true value.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise RunError.one(
+                "G001",
+                f"loss is {float(loss)} at step {self.state.global_step + 1}; no weight was changed by it",
+                help=f"rows of the batch: {_named(self.data_collator)}; look at them with `qlmm data show`, "
+                "or lower the learning rates. The last sealed checkpoint is intact.",
+            )
+        return loss
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """Measure each part's gradient, then clip all of them together.
+
+        Raises:
+            RunError: G002 when a gradient is not finite. Under fp16 the loss scaler meets and skips such steps itself.
+        """
+        self.grad_norms = _norms(model, self._parts)
+        total: torch.Tensor = super()._clip_grad_norm(model)
+        if not self.args.fp16 and not torch.isfinite(total):
+            raise RunError.one(
+                "G002",
+                f"a gradient is {float(total)} at step {self.state.global_step + 1}; no weight was changed by it",
+                help="lower the learning rates, or training.max_grad_norm. The last sealed checkpoint is intact.",
+            )
+        return total
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> MixtureSampler:
+        return self._order
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Cards are written once, with the adapter; TRL's draft would land in the run directory at every save."""
+
+    def _send_telemetry(self) -> None:
+        """Qlmm sends nothing about its users."""
+
+
+def _named(collator: Collator) -> str:
+    return ", ".join(str(origin) for origin in collator.last_origins)
+
+
+def _norms(model: torch.nn.Module, parts: Parts) -> dict[str, float]:
+    """L2 norm of each part's gradient, with one transfer from the device."""
+    squares: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is not None:
+            squares.setdefault(parts.of(name), []).append(parameter.grad.detach().float().square().sum())
+    return {part: float(torch.stack(found).sum().sqrt()) for part, found in squares.items()}

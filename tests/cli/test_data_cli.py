@@ -1,0 +1,163 @@
+"""``qlmm data check`` lists every problem and leaves with 2; ``qlmm data show`` shows the mask."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+
+from qlmm.cli.data import check, show
+from qlmm.core.errors import DataError, ModelError, UsageError
+from tests.tiny import tiny_processor
+
+RECIPE = """\
+version: 1
+base: {{model: some/llava, chat_template: owl}}
+data:
+  sources: [{{path: "{rows}"}}]
+  max_length: 60
+output: {{dir: "{folder}/run"}}
+"""
+
+
+def rows(folder: Path, *more: Any) -> Path:
+    Image.new("RGB", (40, 30), "red").save(folder / "cat.png")
+    good = {
+        "image": "cat.png",
+        "conversations": [{"from": "human", "value": "What <|im_end|>?"}, {"from": "gpt", "value": "A cat."}],
+    }
+    path = folder / "rows.jsonl"
+    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in [good, *more]))
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import qlmm.model.base
+
+    monkeypatch.setattr(qlmm.model.base, "load_processor", lambda base: tiny_processor(base.chat_template))
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE.format(rows=rows(tmp_path), folder=tmp_path))
+    return path
+
+
+def test_a_clean_file_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = rows(tmp_path)
+    check(str(path))
+    said = capsys.readouterr().out
+    assert f"{path} (llava): 1 rows, 1 usable, 0 bad, 0 without a picture\npictures: 1 decoded\n" in said
+    assert said.endswith("no problems\n")
+
+
+def test_every_problem_is_listed_with_its_line_and_the_exit_code_is_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rows(tmp_path, *["{"] * 30, {"conversations": []}, {"image": "none.png", "conversations": []})
+    with pytest.raises(typer.Exit) as left:
+        check(str(path))
+    assert left.value.exit_code == 2
+    said = capsys.readouterr().out
+    assert all(f"--> {path}:{line}" in said for line in range(2, 34))
+    assert "no answer: the row has no assistant turn" in said
+    assert said.endswith("32 problems\n")
+
+
+def test_secrets_in_broken_lines_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    secret = "hf_" + "a1B2" * 9
+    with pytest.raises(typer.Exit):
+        check(str(rows(tmp_path, f'{{"key": "{secret}" oops}}')))
+    assert secret not in capsys.readouterr().out
+
+
+def test_a_recipe_adds_tokens(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(str(recipe))
+    said = capsys.readouterr().out
+    assert re.search(r"tokens per row: median (\d+), p95 \1, max \1; visual \d+%", said)
+    assert "learned per row: median" in said
+    check(str(recipe), ["data.max_length=10"])
+    assert "left out: 1 rows" in capsys.readouterr().out
+
+
+def test_without_the_base_rows_are_checked_all_the_same(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import qlmm.model.base
+
+    def fail(base: object) -> None:
+        raise ModelError.one("M003", "some/llava is not within reach")
+
+    monkeypatch.setattr(qlmm.model.base, "load_processor", fail)
+    check(str(recipe))
+    said = capsys.readouterr()
+    assert "1 usable" in said.out
+    assert "tokens were not counted: some/llava is not within reach" in said.err
+
+
+def test_options_that_do_not_belong_together_are_refused(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="belong to a file"):
+        check(str(recipe), image_root=str(tmp_path))
+    with pytest.raises(UsageError, match="changes a recipe"):
+        check(str(tmp_path / "rows.jsonl"), ["data.max_length=10"])
+
+
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        check(str(tmp_path / "none.jsonl"))
+
+
+MASKED = "<s>\nHuman: <image>×4\nHuman: What <|im_end|>?\nAI: {}A cat.</s>{}\n"
+
+
+@pytest.mark.parametrize(("setting", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_without_colour_what_is_learned_stands_in_brackets(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str, value: str
+) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setenv(setting, value)
+    show(str(recipe))
+    said = capsys.readouterr().out
+    assert "row 1 of 1" in said
+    assert "picture cat.png: 40 x 30, 4 tokens" in said
+    assert said.endswith(MASKED.format("⟦", "⟧"))
+    assert "\x1b" not in said
+
+
+def test_in_colour_what_is_learned_is_green(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    show(str(recipe))
+    said = capsys.readouterr().out
+    assert "\x1b[1;32mA cat.</s>\x1b[0m" in said
+    assert "⟦" not in said
+    assert re.sub(r"\x1b\[[0-9;]*m", "", said).endswith(MASKED.format("", ""))
+
+
+def test_a_row_that_does_not_exist_is_refused(recipe: Path) -> None:
+    with pytest.raises(UsageError, match="there is no row 2") as caught:
+        show(str(recipe), row=2)
+    assert "rows are 1 to 1" in str(caught.value)
+
+
+def test_checking_a_file_needs_neither_torch_nor_a_terminal_that_knows_unicode(tmp_path: Path) -> None:
+    code = (
+        "import sys, typer\nfrom qlmm.cli.data import check\n"
+        "try:\n    check(sys.argv[1])\nexcept typer.Exit as left:\n"
+        "    sys.exit(left.exit_code if {'torch', 'transformers'}.isdisjoint(sys.modules) else 99)"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path.cwd())}
+    path = rows(tmp_path, {"Ä 猫": "cat.png"})
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "no `conversations`; the row has `? ?`" in done.stdout
+    assert done.stderr == ""

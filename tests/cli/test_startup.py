@@ -1,0 +1,197 @@
+"""The command line starts at once, imports nothing heavy for light work, and ends every error in its exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import qlmm
+from qlmm.cli import app as command_line
+from qlmm.core.errors import RunError, UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "trl", "peft", "numpy", "PIL", "datasets", "matplotlib", "bitsandbytes")
+SECRET = "hf_" + "aB3dE5gH7j" * 3
+
+# Every option of every command; a new one is a change of the surface and belongs into CHANGELOG.md.
+OPTIONS = {
+    (): {"--version", "--install-completion", "--show-completion"},
+    ("finetune",): {"--dry-run"},
+    ("ask",): {"--image", "--max-new-tokens", "--sample", "--seed"},
+    ("chat",): {"--image", "--max-new-tokens", "--sample", "--seed"},
+    ("doctor",): {"--json"},
+    ("data",): set(),
+    ("data", "check"): {"--format", "--image-root"},
+    ("data", "show"): {"--row"},
+    ("recipe",): set(),
+    ("recipe", "list"): {"--markdown"},
+    ("recipe", "show"): set(),
+    ("recipe", "check"): set(),
+    ("recipe", "explain"): {"--markdown"},
+    ("recipe", "new"): {"--from"},
+}
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after running ``code``."""
+    script = f"import sys\n{code}\nimport json\nprint(json.dumps(sorted({{m.partition('.')[0] for m in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int | str | None, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    monkeypatch.setattr(sys, "argv", ["qlmm", *words])
+    with pytest.raises(SystemExit) as caught:
+        command_line.main()
+    said = capsys.readouterr()
+    return caught.value.code, said.out, said.err
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import qlmm.cli.app",
+        "import qlmm; dir(qlmm); qlmm.load_recipe",
+        "from qlmm.cli.recipe import check; check('recipes/owl_lora.yaml', ['training.steps=3'])",
+        "from qlmm.cli.recipe import list_recipes; list_recipes()",
+        "from typer.testing import CliRunner; from qlmm.cli.app import app; CliRunner().invoke(app, ['--help'])",
+    ],
+)
+def test_light_work_imports_nothing_heavy(code: str) -> None:
+    assert not imported_by(code) & set(HEAVY)
+
+
+def test_help_does_not_even_read_the_schema() -> None:
+    assert not imported_by("import qlmm.cli.app") & {"pydantic", "yaml", "rich"}
+
+
+@pytest.mark.parametrize("command", OPTIONS, ids=" ".join)
+def test_the_options_are_these(command: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(command_line.app, [*command, "--help"], prog_name="qlmm")
+    assert done.exit_code == 0
+    options = done.output.split("Options:")[-1]
+    assert set(re.findall(r"(?m)^  (?:-\w, )?(--[a-z-]+)", options)) - {"--help"} == OPTIONS[command]
+
+
+def test_every_command_is_in_the_help() -> None:
+    def commands(*group: str) -> set[str]:
+        listed = CliRunner().invoke(command_line.app, [*group, "--help"]).output.split("Commands:")[1]
+        assert "..." not in listed, "a command's first line is too long for its place"
+        return set(re.findall(r"(?m)^  (\w+)  ", listed))
+
+    assert commands() == {"finetune", "ask", "chat", "doctor", "data", "recipe"}
+    assert commands("data") == {"check", "show"}
+    assert commands("recipe") == {"list", "show", "check", "explain", "new"}
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert CliRunner().invoke(command_line.app, ["--version"]).output == f"qlmm {qlmm.__version__}\n"
+    assert f'\nversion = "{qlmm.__version__}"\n' in (ROOT / "pyproject.toml").read_text("utf-8")
+
+
+def test_the_package_knows_its_public_names() -> None:
+    assert qlmm.load_recipe.__module__ == "qlmm.recipe.load"
+    assert set(dir(qlmm)) == set(qlmm.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        qlmm.nothing  # noqa: B018
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qlmm", "--version"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.startswith("qlmm ")
+
+
+@pytest.mark.parametrize("words", [["--nope"], ["nope"], ["recipe", "check"], ["data", "show", "x", "--row", "0"]])
+def test_wrong_usage_ends_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    code, printed, said = ends(monkeypatch, capsys, *words)
+    assert (code, printed) == (2, "")
+    assert "qlmm" in said
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[BaseException], None]:
+    """Make ``qlmm recipe list`` raise what the test wants; crash traces go to a folder of the test."""
+    monkeypatch.setenv("QLMM_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("QLMM_DEBUG", raising=False)
+
+    def arm(error: BaseException) -> None:
+        def fail(**_: object) -> None:
+            hidden = SECRET  # noqa: F841  a local that must not reach the trace
+            raise error
+
+        monkeypatch.setattr("qlmm.cli.recipe.list_recipes", fail)
+
+    return arm
+
+
+@pytest.mark.parametrize(("kind", "code"), [(UsageError, 2), (RunError, 1)])
+def test_a_refusal_is_printed_and_ends_with_its_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failing: Callable[[BaseException], None],
+    kind: type[UsageError],
+    code: int,
+) -> None:
+    failing(kind.one("T999", "no such thing", help="try another"))
+    assert ends(monkeypatch, capsys, "recipe", "list") == (code, "", "error[T999]: no such thing\nhelp: try another\n")
+
+
+def test_ctrl_c_ends_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: Callable[[BaseException], None]
+) -> None:
+    failing(KeyboardInterrupt())
+    assert ends(monkeypatch, capsys, "recipe", "list")[0] == 130
+
+
+def test_a_bug_ends_with_101_in_one_line_and_its_trace_in_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failing: Callable[[BaseException], None],
+    tmp_path: Path,
+) -> None:
+    failing(RuntimeError(f"token {SECRET}\nsecond line"))
+    code, printed, said = ends(monkeypatch, capsys, "recipe", "list")
+    trace = (tmp_path / "home" / "crash.txt").read_text("utf-8")
+    assert (code, printed) == (101, "")
+    assert said.count("\n") == 1
+    assert "this is a bug in qlmm (RuntimeError: token <redacted>)" in said
+    assert "RuntimeError" in trace
+    assert SECRET not in said + trace
+
+
+def test_the_trace_is_shown_on_request_and_still_redacted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: Callable[[BaseException], None]
+) -> None:
+    monkeypatch.setenv("QLMM_DEBUG", "1")
+    failing(RuntimeError(f"token {SECRET}"))
+    _, _, said = ends(monkeypatch, capsys, "recipe", "list")
+    assert "Traceback" in said
+    assert SECRET not in said
+    assert str(Path.home()) + "/" not in said
+
+
+def test_a_bug_without_a_place_for_its_trace_is_still_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failing: Callable[[BaseException], None],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "home").write_text("a file where the folder should be")
+    failing(RuntimeError())
+    code, _, said = ends(monkeypatch, capsys, "recipe", "list")
+    assert code == 101
+    assert "QLMM_DEBUG=1 shows the trace" in said

@@ -1,0 +1,34 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlmm.core.units import clock, memory, rate, share
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 KiB"), (200 << 10, "200 KiB"), (3 << 20, "3 MiB"), (24 << 30, "24.0 GiB")]
+)
+def test_memory(size: int, text: str) -> None:
+    assert memory(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (372, "6:12"), (3723, "1:02:03"), (float("inf"), "-:--"), (float("nan"), "-:--")],
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.44, "0.4"), (312.4, "312"), (12_345, "12,345"), (float("inf"), "inf")])
+def test_rate(value: float, text: str) -> None:
+    assert rate(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0.0 %"), (1e-6, "<0.1 %"), (0.5, "50.0 %"), (0.9999, ">99.9 %"), (1, "100.0 %")]
+)
+def test_a_share_is_never_rounded_to_all_or_nothing(value: float, text: str) -> None:
+    assert share(value) == text
