@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from qlmm.cli.console import out, visible
-from qlmm.core.errors import QlmmError, UsageError
+from qlmm.core.errors import DataError, Problem, QlmmError, UsageError
 from qlmm.core.secrets import redact
 from qlmm.data.checks import Report, TokenCounts, token_counts, traced
 from qlmm.data.checks import check as check_rows
 from qlmm.data.images import MAX_PIXELS, size
-from qlmm.data.load import load_samples
+from qlmm.data.load import load_format, load_samples
 from qlmm.data.sample import Sample
 from qlmm.recipe import library
 from qlmm.recipe.load import load_recipe
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "show"]
 
 EXIT_PROBLEMS = 2
+NO_ROW_LEFT = "D007"
 MOST_DROPPED_NAMED = 20
 STYLES = {"given": "dim", "learned": "bold green", "picture": "cyan"}
 
@@ -47,26 +48,36 @@ def check(
         image_root: folder that a file's picture paths start from.
 
     Raises:
-        UsageError: U030 when options of a file are given with a recipe or the other way round.
+        UsageError: U030 when options of a file are given with a recipe or the other way round, N001 for an unknown
+            format.
     """
     recipe = _recipe(target, overrides)
     if recipe is not None and (format or image_root):
         raise UsageError.one("U030", "--format and --image-root belong to a file of rows; a recipe says both itself")
     if recipe is None and overrides:
         raise UsageError.one("U030", "section.key=value changes a recipe, and this is a file of rows")
+    if format is not None:
+        load_format(format)  # refuses unknown names with the nearest one
     if recipe is None:
         sources: tuple[Source, ...] = (Source(path=target, format=format, image_root=image_root),)
     else:
         sources = (*recipe.data.sources, *recipe.evaluation.sources)
     max_pixels = recipe.data.max_pixels if recipe is not None else MAX_PIXELS
-    report = check_rows(sources, resolve=_builtin, max_pixels=max_pixels, progress=_tell_progress)
-    _print_report(report)
+    try:
+        report = check_rows(sources, resolve=_builtin, max_pixels=max_pixels, progress=_tell_progress)
+    except DataError as error:
+        if error.problems[0].code != NO_ROW_LEFT:
+            raise
+        # An error shows the first problems only; here all are wanted.
+        _print_problems(error.problems)
+        raise typer.Exit(EXIT_PROBLEMS) from None
+    _print_problems(report.problems)
+    _print_counts(report)
     if recipe is not None:
         _print_tokens(recipe, report)
+    out.print(f"{len(report.problems)} problems" if report.problems else "no problems")
     if report.problems:
-        out.print(f"{len(report.problems)} problems")
         raise typer.Exit(EXIT_PROBLEMS)
-    out.print("no problems")
 
 
 def show(recipe: str, overrides: Sequence[str] = (), *, row: int = 1) -> None:
@@ -121,9 +132,12 @@ def _tell_progress(done: int, total: int) -> None:
         out.talk(f"{done:,} of {total:,} pictures decoded")
 
 
-def _print_report(report: Report) -> None:
-    for problem in report.problems:
+def _print_problems(problems: Sequence[Problem]) -> None:
+    for problem in problems:
         out.print(redact(problem.render()), "")
+
+
+def _print_counts(report: Report) -> None:
     for source in report.loaded.sources:
         out.print(
             f"{source.path} ({source.format}): {source.rows:,} rows, {source.kept:,} usable, {source.bad:,} bad, "

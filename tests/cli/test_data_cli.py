@@ -69,6 +69,18 @@ def test_every_problem_is_listed_with_its_line_and_the_exit_code_is_2(
     assert said.endswith("32 problems\n")
 
 
+def test_all_problems_are_listed_also_where_no_row_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"x"\n' * 30)
+    with pytest.raises(typer.Exit) as left:
+        check(str(path))
+    assert left.value.exit_code == 2
+    said = capsys.readouterr().out
+    assert "nothing to learn from" in said
+    assert said.count("broken JSON: Expecting ':' delimiter") == 30
+    assert f'  --> {path}:30:5\n   |\n30 | {{"x"\n   |     ^\n' in said
+
+
 def test_secrets_in_broken_lines_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     secret = "hf_" + "a1B2" * 9
     with pytest.raises(typer.Exit):
@@ -105,6 +117,8 @@ def test_options_that_do_not_belong_together_are_refused(recipe: Path, tmp_path:
         check(str(recipe), image_root=str(tmp_path))
     with pytest.raises(UsageError, match="changes a recipe"):
         check(str(tmp_path / "rows.jsonl"), ["data.max_length=10"])
+    with pytest.raises(UsageError, match="no format is called `No Such`"):
+        check(str(tmp_path / "rows.jsonl"), format="No Such")
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:

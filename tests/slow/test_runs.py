@@ -217,45 +217,42 @@ def test_a_projector_that_cannot_move_ends_unproven(tmp_path: Path, monkeypatch:
     assert [promise.name for promise in outcome.proof.promises if not promise.kept] == ["connector was trained"]
 
 
+LONG = ("training.steps=60", "evaluation.every=20")
+
+
 def _run_in_child(folder: Path, told: multiprocessing.connection.Connection) -> None:
     def tell(event: Event) -> None:
         told.send(type(event).__name__)
 
     try:
-        finetune(TinyRun(folder).recipe(), listener=tell)
+        finetune(TinyRun(folder).recipe(*LONG), listener=tell)
     except QlmmError as error:
         told.send(f"error: {error}")
         os._exit(1)
     os._exit(0)
 
 
-def test_ten_random_kills_lose_nothing(
-    whole: tuple[TinyRun, Outcome], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """SIGKILL at random moments; the run then ends with the very adapter of the run nobody touched."""
+def test_ten_random_kills_lose_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """SIGKILL at random moments; the run then ends with the very adapter of a run that nobody touched."""
+    quiet = TinyRun.make(tmp_path_factory.mktemp("untouched"))
+    finetune(quiet.recipe(*LONG))
     run = TinyRun.make(tmp_path_factory.mktemp("killed"))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["qlmm.api", "tests.runs", "tests.slow.test_runs"])
     chance = random.Random(20)
-    kills = 0
-    for _ in range(60):
+    for kill in range(KILLS + 1):
         receive, send = context.Pipe(duplex=False)
         child = context.Process(target=_run_in_child, args=(run.folder, send))
         child.start()
         send.close()
-        if kills < KILLS:
+        if kill < KILLS:
             # Wait for a sign of life, so that the kill falls into the run and not into its start.
             _heard(receive, events=chance.randrange(1, 6))
             time.sleep(chance.uniform(0.0, 0.4))
-            os.kill(child.pid or 0, signal.SIGKILL)
-            kills += 1
+            child.kill()
         child.join(timeout=300)
-        said = _rest(receive)
-        assert child.exitcode in (0, -signal.SIGKILL), said
-        if child.exitcode == 0:
-            break
-    assert kills == KILLS
-    assert _same(_adapter(run.folder / "run"), _adapter(whole[0].folder / "run"))
+        assert child.exitcode == (0 if kill == KILLS else -signal.SIGKILL), (kill, _rest(receive))
+    assert _same(_adapter(run.folder / "run"), _adapter(quiet.folder / "run"))
 
 
 def _heard(receive: multiprocessing.connection.Connection, *, events: int) -> None:

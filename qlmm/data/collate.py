@@ -1,0 +1,70 @@
+"""Row numbers -> batch: what the trainer's data loader calls.
+
+The loader carries row numbers, not rows, so that order, resume and worker processes deal with integers only.
+
+Usage: ``DataLoader(rows(len(samples)), collate_fn=Collator(samples, encoder), batch_size=4)``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from qlmm.core.errors import Problem, RunError, Where
+from qlmm.data.encode import Encoder
+from qlmm.data.images import BadImage
+from qlmm.data.sample import Origin, Sample
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Collator", "rows"]
+
+
+def rows(count: int) -> list[dict[str, int]]:
+    """A data set of row numbers: ``[{"row": 0}, {"row": 1}, …]``."""
+    return [{"row": row} for row in range(count)]
+
+
+class Collator:
+    """Turns row numbers into a training batch, and remembers where its rows came from.
+
+    Attributes:
+        last_origins: origins of the rows in the batch made last, for messages about it. Worker processes have their
+            own copy, so the process that trains sees them only without workers.
+    """
+
+    def __init__(self, samples: Sequence[Sample], encoder: Encoder) -> None:
+        self._samples = samples
+        self._encoder = encoder
+        self.last_origins: tuple[Origin, ...] = ()
+
+    def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
+        """Encode the rows, and check that every picture has as many slots as it has tokens.
+
+        Raises:
+            RunError: D032 when a row's slots differ from its pictures' tokens, D036 when a picture cannot be decoded.
+        """
+        samples = [self._samples[feature["row"]] for feature in features]
+        self.last_origins = tuple(sample.origin for sample in samples)
+        try:
+            batch = self._encoder.batch(samples)
+        except BadImage as bad:
+            raise self._unreadable(samples, bad) from bad
+        slots = (batch["input_ids"] == self._encoder.processor.image_token_id).sum(dim=1).tolist()
+        for sample, found in zip(samples, slots, strict=True):
+            self._check_slots(sample, found)
+        return batch
+
+    def _check_slots(self, sample: Sample, slots: int) -> None:
+        tokens = self._encoder.visual_tokens(sample.images)
+        if slots != tokens:
+            where = Where(sample.origin.file, sample.origin.line)
+            message = f"{slots} picture slots for {tokens} visual tokens ({len(sample.images)} pictures)"
+            raise RunError.one("D032", message, where=where)
+
+    def _unreadable(self, samples: Sequence[Sample], bad: BadImage) -> RunError:
+        origin = next((sample.origin for sample in samples if bad.ref in sample.images), samples[0].origin)
+        message = f"picture {bad.ref.name}: {bad.reason}"
+        help = "`qlmm data check` decodes every picture and lists all that are damaged"
+        return RunError([Problem("D036", message, Where(origin.file, origin.line), help)])

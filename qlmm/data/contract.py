@@ -1,0 +1,159 @@
+"""What a data format is, what a bad row is, and all that the data layer needs to know of a model.
+
+A format is one file of ``qlmm/data/formats`` that exposes one ``FORMAT``; its name in a recipe is the file's name.
+
+Usage: ``turns = FORMAT.read(row, ImageRoot("photos"))``
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qlmm.core.errors import Problem, Where
+from qlmm.data.sample import ImageRef, Origin, Turn
+
+if TYPE_CHECKING:
+    from qlmm.data.paths import ImageRoot
+
+__all__ = ["BadRow", "Format", "ImageSizes", "Processor", "checked", "present"]
+
+ROLES = ("system", "user", "assistant")
+
+
+class BadRow(Exception):
+    """A row that cannot be learned from; raised by formats, collected with its origin by ``load_samples``.
+
+    Attributes:
+        reason: one sentence without a full stop.
+        help: what to do, or one correct row.
+        column: place in the line, from 1, where the file is text and the place is known.
+        excerpt: the line, shortened, where it says more than the reason.
+    """
+
+    def __init__(
+        self, reason: str, help: str | None = None, *, column: int | None = None, excerpt: str | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.help = help
+        self.column = column
+        self.excerpt = excerpt
+
+    def problem(self, origin: Origin, *, code: str = "D001") -> Problem:
+        """The row's problem as all of qlmm's refusals look, with file and line."""
+        return Problem(code, self.reason, Where(origin.file, origin.line, self.column, self.excerpt), self.help)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One shape that rows come in.
+
+    Attributes:
+        doc: what the format is and which data sets use it.
+        example: one correct row; shown in errors, and checked by the contract test.
+        required: keys a row must have; ``"image|images"`` means either.
+        detect: whether a row is in this format; no two formats may claim the same row.
+        parse: row and picture root -> turns; raises ``BadRow``.
+    """
+
+    doc: str
+    example: Mapping[str, Any]
+    required: tuple[str, ...]
+    detect: Callable[[Mapping[str, Any]], bool]
+    parse: Callable[[Mapping[str, Any], ImageRoot], Sequence[Turn]]
+
+    def read(self, row: Mapping[str, Any], images: ImageRoot) -> tuple[Turn, ...]:
+        """The conversation in a row.
+
+        Raises:
+            BadRow: when a key is missing, a value is of the wrong kind, or the conversation cannot be learned from;
+                its help shows a correct row.
+        """
+        try:
+            for keys in self.required:
+                if not any(present(row, key) for key in keys.split("|")):
+                    raise BadRow(f"no `{keys.replace('|', '` or `')}`; the row has {_listed(row)}")
+            return checked(self.parse(row, images))
+        except BadRow as bad:
+            if bad.help is None:
+                bad.help = f"a correct row: {json.dumps(self.example, ensure_ascii=False)}"
+            raise
+
+
+def present(row: Mapping[str, Any], key: str) -> bool:
+    """Whether a row has a value for a key; columnar files write an absent value as null."""
+    return row.get(key) is not None
+
+
+def checked(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns, if a model can learn from them: known roles, alternating, no empty turn, an answer at the end.
+
+    Neighbouring text parts are joined, empty ones left out.
+
+    Raises:
+        BadRow: with the first rule that is broken.
+    """
+    whole = tuple(_joined(turn) for turn in turns)
+    dialogue = whole[1:] if whole and whole[0].role == "system" else whole
+    if not any(turn.role == "assistant" for turn in dialogue):
+        raise BadRow("no answer: the row has no assistant turn")
+    for number, (turn, expected) in enumerate(zip(dialogue, ("user", "assistant") * len(dialogue), strict=False), 1):
+        if turn.role != expected:
+            raise BadRow(f"roles out of order: turn {number} is `{turn.role}` where `{expected}` belongs")
+        _check_turn(turn, number)
+    if dialogue[-1].role != "assistant":
+        raise BadRow("no answer: the last turn is the user's")
+    return whole
+
+
+def _check_turn(turn: Turn, number: int) -> None:
+    pictures = any(isinstance(part, ImageRef) for part in turn.parts)
+    if turn.role == "assistant" and pictures:
+        raise BadRow(f"picture in an answer (turn {number}): only users show pictures")
+    if not turn.text.strip() and not pictures:
+        raise BadRow(f"empty {'answer' if turn.role == 'assistant' else 'question'} (turn {number})")
+    try:
+        turn.text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRow(f"half a surrogate pair in turn {number}: the text is not valid Unicode") from None
+
+
+def _joined(turn: Turn) -> Turn:
+    if turn.role not in ROLES:
+        raise BadRow(f"unknown role `{turn.role}`: known are {', '.join(ROLES)}")
+    parts: list[str | ImageRef] = []
+    for part in turn.parts:
+        if isinstance(part, str) and parts and isinstance(parts[-1], str):
+            parts[-1] += part
+        elif part != "":
+            parts.append(part)
+    return replace(turn, parts=tuple(parts))
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    keys = [f"`{key}`" for key in list(row)[:8]]
+    return ", ".join(keys) + (" …" if len(row) > 8 else "") if keys else "no keys"
+
+
+class ImageSizes(Protocol):
+    """The answer of a processor that was asked how many tokens pictures take."""
+
+    num_image_tokens: Sequence[int] | None
+
+
+class Processor(Protocol):
+    """What encoding needs of a processor; transformers' vision-language processors have it."""
+
+    tokenizer: Any
+    chat_template: Any
+    image_token: str
+    image_token_id: int
+
+    def __call__(self, *, text: Any, **settings: Any) -> Any:
+        """Texts with one placeholder per picture, and the pictures, to ids and pixel values."""
+
+    def _get_num_multimodal_tokens(self, image_sizes: Sequence[tuple[int, int]], **settings: Any) -> ImageSizes:
+        """Tokens per picture from (height, width), without the pictures."""

@@ -1,0 +1,86 @@
+"""LLaVA's JSON: ``conversations`` of human and gpt turns, with ``<image>`` where a picture stands.
+
+Facts: LLaVA (arXiv 2304.08485), its fine-tuning data files. A marker is followed by a newline in those files;
+line ends around a marker belong to the marker, how picture and text are set apart is the chat template's business.
+
+Usage: ``FORMAT.read(row, ImageRoot("images"))``
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qlmm.data.contract import BadRow, Format
+from qlmm.data.paths import ImageRoot
+from qlmm.data.sample import ImageRef, Part, Role, Turn
+
+__all__ = ["FORMAT"]
+
+MARKER = "<image>"
+ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+    entries = row["conversations"]
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise BadRow("`conversations` is not a list of turns")
+    pictures = images.refs(row.get("image"))
+    spoken = [_entry(entry, number) for number, entry in enumerate(entries, 1)]
+    markers = sum(text.count(MARKER) for role, text in spoken if role == "user")
+    if markers == 0 and len(pictures) == 1:
+        spoken = _picture_first(spoken)
+    elif markers != len(pictures):
+        raise BadRow(f"{markers} {MARKER} markers for {len(pictures)} pictures")
+    left = iter(pictures)
+    return [Turn(role, _parts(text, left) if role == "user" else (text,)) for role, text in spoken]
+
+
+def _entry(entry: Any, number: int) -> tuple[Role, str]:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("value"), str):
+        raise BadRow(f"turn {number} is not {{from, value}} with a text value")
+    speaker = entry.get("from")
+    if speaker not in ROLES:
+        raise BadRow(f"unknown speaker `{speaker}` in turn {number}: known are {', '.join(ROLES)}")
+    return ROLES[speaker], entry["value"]
+
+
+def _picture_first(spoken: list[tuple[Role, str]]) -> list[tuple[Role, str]]:
+    first = next((number for number, (role, _) in enumerate(spoken) if role == "user"), None)
+    if first is None:
+        return spoken
+    role, text = spoken[first]
+    return [*spoken[:first], (role, f"{MARKER}\n{text}"), *spoken[first + 1 :]]
+
+
+def _parts(text: str, pictures: Any) -> tuple[Part, ...]:
+    """A human turn cut at its markers; blank space at its ends, and line ends around markers, are left out."""
+    pieces: list[Part] = []
+    for number, piece in enumerate(re.split(f"({MARKER})", text.strip())):
+        pieces.append(next(pictures) if number % 2 else piece.strip("\r\n"))
+    for place in range(len(pieces)):
+        piece = pieces[place]
+        if isinstance(piece, str):
+            leading = all(isinstance(before, ImageRef) or not before for before in pieces[:place])
+            trailing = all(isinstance(after, ImageRef) or not after for after in pieces[place + 1 :])
+            piece = piece.lstrip() if leading else piece
+            pieces[place] = piece.rstrip() if trailing else piece
+    return tuple(pieces)
+
+
+FORMAT = Format(
+    doc="LLaVA's JSON or JSON lines: {id?, image?: name or list, conversations: [{from: human|gpt|system, value}]}. "
+    "<image> in a human turn is the place of a picture; one picture without a marker comes first.",
+    example={
+        "id": "1",
+        "image": "cat.jpg",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is this?"},
+            {"from": "gpt", "value": "A cat."},
+        ],
+    },
+    required=("conversations",),
+    detect=lambda row: isinstance(row.get("conversations"), list),
+    parse=_parse,
+)

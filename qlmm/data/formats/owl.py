@@ -1,0 +1,77 @@
+"""mPLUG-Owl's JSON lines: the whole rendered conversation in ``text``, its pictures in ``image``.
+
+Facts: mPLUG-Owl version 1 (arXiv 2304.14178) and its released training code. The text is a system line, then lines
+that open with ``Human: `` and ``AI: ``, with ``<image>`` in a Human line of its own. The original code finds what is
+learned by splitting on the bare markers, so that ``AI: `` inside an answer opens a second answer; here a speaker is
+only recognised at the start of a line, and that defect cannot happen. ``task_type`` and ``prompt`` are accepted and
+not used.
+
+Usage: ``FORMAT.read(row, ImageRoot("images"))``
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from qlmm.data.contract import BadRow, Format
+from qlmm.data.paths import ImageRoot
+from qlmm.data.sample import ImageRef, Part, Turn
+
+__all__ = ["FORMAT"]
+
+MARKER = "<image>"
+SPEAKER = re.compile(r"(?:\A|\n)(Human|AI): ")
+
+
+def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+    text = row["text"]
+    if not isinstance(text, str):
+        raise BadRow("`text` is not text")
+    pictures = images.refs(row.get("image"))
+    system, *lines = SPEAKER.split(text)
+    spoken = list(zip(lines[::2], lines[1::2], strict=True))
+    markers = text.count(MARKER)
+    if markers != len(pictures):
+        raise BadRow(f"{markers} {MARKER} markers for {len(pictures)} pictures")
+    if MARKER in system or any(MARKER in said for speaker, said in spoken if speaker == "AI"):
+        raise BadRow(f"{MARKER} outside a Human line: only users show pictures")
+    left = iter(pictures)
+    turns = [Turn("system", (system,))] if system.strip() else []
+    for speaker, said in spoken:
+        turns = _heard(turns, speaker, said, left)
+    return turns
+
+
+def _heard(turns: list[Turn], speaker: str, said: str, left: Any) -> list[Turn]:
+    """The turns after one more line: Human lines in a row are one turn."""
+    if speaker == "AI":
+        return [*turns, Turn("assistant", (said,))]
+    parts: list[Part] = []
+    for number, piece in enumerate(re.split(f"({MARKER})", said)):
+        parts.append(next(left) if number % 2 else piece)
+    if not turns or turns[-1].role != "user":
+        return [*turns, Turn("user", tuple(parts))]
+    before = turns[-1].parts
+    gap = () if isinstance(before[-1], ImageRef) or before[-1] == "" else ("\n",)
+    return [*turns[:-1], Turn("user", (*before, *gap, *parts))]
+
+
+def _detect(row: Mapping[str, Any]) -> bool:
+    text = row.get("text")
+    return isinstance(text, str) and ("task_type" in row or bool(re.search(r"(?:\A|\n)AI: ", text)))
+
+
+FORMAT = Format(
+    doc="mPLUG-Owl's JSON lines: {text: whole conversation in Human: and AI: lines, image?: list, task_type?, "
+    "prompt?}; <image> in a Human line is the place of a picture.",
+    example={
+        "text": "A talk between a human and an assistant.\nHuman: <image>\nHuman: What is this?\nAI: A cat.",
+        "image": ["cat.jpg"],
+        "task_type": "llava_sft",
+    },
+    required=("text",),
+    detect=_detect,
+    parse=_parse,
+)

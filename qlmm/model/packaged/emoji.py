@@ -1,0 +1,101 @@
+"""Shaded emoji pictures with their English names: 732 animals, foods, places, activities and objects.
+
+The split is by concept: all variants of one emoji (man, woman, person; skin tones; cat and cat face) lie on the same
+side, about one in five concepts is held out, and a hash of the name decides, so that the split never changes.
+
+Usage: ``data.sources: [{path: "builtin:emoji"}]`` in a recipe, ``builtin:emoji-heldout`` for evaluation
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qlmm.model.builtin import Packaged
+from qlmm.model.downloads import Tarball, read_tarball
+
+__all__ = ["PACKAGED", "concept", "held_out", "rows"]
+
+PICTURES = Tarball(
+    "@lobehub/fluent-emoji-3d", "1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
+)
+NAMES = Tarball("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
+
+QUESTION = "What is this?"
+# Emojibase's groups: 3 animals and nature, 4 food and drink, 5 travel and places, 6 activities, 7 objects.
+GROUPS = range(3, 8)
+ONE_IN = 5
+# Words that make a variant of an emoji, not another thing: who does it, in which skin tone, seen from where.
+_VARIANT = re.compile(r"\b(man|men|woman|women|person|people)(['’]s)?\b|:.*skin tone.*|\b(face|oncoming)\b")
+
+
+def concept(label: str) -> str:
+    """What a name stands for once its variant is left out: ``woman biking`` -> ``biking``, ``cat face`` -> ``cat``."""
+    return " ".join(_VARIANT.sub(" ", label.lower()).split()) or label.lower()
+
+
+def held_out(label: str) -> bool:
+    """Whether a name's concept belongs to the held-out side."""
+    return _hash(concept(label)) % ONE_IN == 0
+
+
+def _hash(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
+
+
+def rows(names: list[dict[str, Any]], pictures: set[str]) -> Iterator[tuple[str, str]]:
+    """Label and picture name of every emoji of the groups that has a picture.
+
+    Args:
+        names: Emojibase's list.
+        pictures: names of the pictures there are, without extension; a variation selector may be left out in them.
+    """
+    for entry in names:
+        code = str(entry["hexcode"]).lower()
+        for candidate in (code, code.replace("-fe0f", "")):
+            if entry.get("group") in GROUPS and candidate in pictures:
+                yield str(entry["label"]), candidate
+                break
+
+
+def build(fetched: Mapping[str, Path], into: Path) -> None:
+    """Write the pictures as they were packaged, and two files of rows in the ``messages`` format."""
+    listed = read_tarball(fetched[NAMES.name], lambda name: name == "package/en/data.json")
+    names: list[dict[str, Any]] = json.loads(next(content for _, content in listed))
+    pictures = {
+        Path(name).stem: content
+        for name, content in read_tarball(
+            fetched[PICTURES.name], lambda name: bool(re.fullmatch(r"package/assets/[0-9a-f-]+\.webp", name))
+        )
+    }
+    (into / "images").mkdir()
+    sides: dict[str, list[str]] = {"train.jsonl": [], "heldout.jsonl": []}
+    # In the order of a hash, so that the first so many rows are a fair sample of all groups.
+    for label, picture in sorted(rows(names, set(pictures)), key=lambda row: _hash(row[0])):
+        (into / "images" / f"{picture}.webp").write_bytes(pictures[picture])
+        sides["heldout.jsonl" if held_out(label) else "train.jsonl"].append(_row(label, picture))
+    for name, lines in sides.items():
+        (into / name).write_text("".join(lines), encoding="utf-8")
+
+
+def _row(label: str, picture: str) -> str:
+    question = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": label}]
+    return json.dumps({"messages": messages, "images": [f"images/{picture}.webp"]}, ensure_ascii=False) + "\n"
+
+
+PACKAGED = Packaged(
+    folder="emoji-1.1.0-17.0.0-r1",
+    entry="train.jsonl",
+    packages=(PICTURES, NAMES),
+    build=build,
+    notice="""Pictures: Fluent Emoji by Microsoft, MIT licence.
+They were packaged as @lobehub/fluent-emoji-3d 1.1.0 by LobeHub, MIT licence.
+Names: emojibase-data 17.0.0 by Miles Johnson, MIT licence; the names themselves come from Unicode CLDR.
+Changed: a selection (animals and nature, food and drink, travel and places, activities, objects), split by concept.
+""",
+)

@@ -1,0 +1,148 @@
+"""Sources become samples; bad rows stop everything or are left out and counted; the fingerprint sees every change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qlmm.core.errors import DataError, UsageError
+from qlmm.data.load import Loaded, load_samples
+from qlmm.recipe.schema import Source
+
+
+def row(text: str = "A cat.", image: str | None = "a.png") -> dict[str, Any]:
+    return {
+        **({"image": image} if image else {}),
+        "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": text}],
+    }
+
+
+def write(path: Path, rows: list[Any]) -> Source:
+    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in rows))
+    return Source(path=str(path))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 4)).save(tmp_path / "b.png")
+    return tmp_path
+
+
+def load(*sources: Source, **settings: Any) -> Loaded:
+    return load_samples(sources, **{"on_bad_row": "stop", "max_bad_rows": 0.01, **settings})
+
+
+def test_samples_of_all_sources_in_order_with_counts(folder: Path) -> None:
+    first = write(folder / "a.jsonl", [row("1"), row("2", None)])
+    second = write(folder / "b.jsonl", [{"image": "b.png", "text": "3"}])
+    loaded = load(first, second)
+    assert [sample.turns[-1].text for sample in loaded.samples] == ["1", "2", "3"]
+    assert loaded.source == (0, 0, 1)
+    assert [(one.format, one.rows, one.kept, one.bad, one.text_only) for one in loaded.sources] == [
+        ("llava", 2, 2, 0, 1),
+        ("caption", 1, 1, 0, 0),
+    ]
+    assert str(loaded.samples[1].origin) == f"{folder / 'a.jsonl'}:2"
+
+
+BROKEN = [row(), "{", row(""), row(image="../a.png"), {"id": 1}, row("fine", None)]
+
+
+def test_stop_lists_every_bad_row_with_its_place(folder: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load(write(folder / "a.jsonl", BROKEN))
+    problems = caught.value.problems
+    assert [one.where.line for one in problems if one.where] == [2, 3, 4, 5]
+    assert {one.code for one in problems} == {"D001"}
+    assert all(one.help for one in problems)
+
+
+def test_skip_leaves_bad_rows_out_up_to_the_limit(folder: Path) -> None:
+    source = write(folder / "a.jsonl", BROKEN)
+    loaded = load(source, on_bad_row="skip", max_bad_rows=0.7)
+    assert [sample.origin.line for sample in loaded.samples] == [1, 6]
+    assert [one.origin.line for one in loaded.bad] == [2, 3, 4, 5]
+    with pytest.raises(DataError, match="4 of 6 rows are bad, more than") as caught:
+        load(source, on_bad_row="skip", max_bad_rows=0.6)
+    assert len(caught.value.problems) == 5
+
+
+def test_missing_pictures_are_reported_together_with_the_likely_cause(folder: Path) -> None:
+    source = write(folder / "a.jsonl", [row(image=f"x/{number}.png") for number in range(12)])
+    with pytest.raises(DataError) as caught:
+        load(source)
+    (problem,) = caught.value.problems
+    assert problem.code == "D005"
+    assert f"12 of 12 rows name pictures that are not in {folder}: x/0.png" in problem.message
+    assert "x/9.png …" in problem.message
+    assert "image_root" in (problem.help or "")
+
+
+def test_a_name_no_file_system_takes_is_a_missing_picture(folder: Path) -> None:
+    with pytest.raises(DataError, match="D005"):
+        load(write(folder / "a.jsonl", [row(image="a" * 300 + ".png")]))
+
+
+def test_pictures_are_looked_for_in_the_named_root(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    source = write(folder / "deep" / "a.jsonl", [row()])
+    with pytest.raises(DataError, match="D005"):
+        load(source)
+    assert load(source.model_copy(update={"image_root": str(folder)})).samples[0].images[0].path == folder / "a.png"
+
+
+def test_headers_are_checked_where_a_limit_is_given(folder: Path) -> None:
+    (folder / "b.png").write_bytes(b"<html>")
+    source = write(folder / "a.jsonl", [row(), row(image="b.png")])
+    assert len(load(source).samples) == 2
+    with pytest.raises(DataError, match="not a picture in one of the formats"):
+        load(source, max_pixels=1000)
+    with pytest.raises(DataError, match="6 × 4 is more than the 20 pixels"):
+        load(source, max_pixels=20)
+
+
+def test_an_unknown_shape_is_told_what_it_lacks(folder: Path) -> None:
+    with pytest.raises(DataError, match="their keys are `q`, `a`") as caught:
+        load(write(folder / "a.jsonl", [{"q": 1, "a": 2}]))
+    assert "llava: conversations" in str(caught.value)
+    with pytest.raises(UsageError, match="did you mean `llava`"):
+        load(write(folder / "a.jsonl", [row()]).model_copy(update={"format": "lava"}))
+
+
+def test_a_named_format_wins_over_detection(folder: Path) -> None:
+    source = write(folder / "a.jsonl", [{"text": "S.\nHuman: hi\nAI: yo"}]).model_copy(update={"format": "caption"})
+    with pytest.raises(DataError, match="no `image` or `file_name` or `images`"):
+        load(source)
+
+
+@pytest.mark.parametrize("rows", [[], ["{", "nonsense"]])
+def test_nothing_to_learn_from_is_an_error(folder: Path, rows: list[Any]) -> None:
+    with pytest.raises(DataError, match="D007"):
+        load(write(folder / "a.jsonl", rows), on_bad_row="skip", max_bad_rows=1.0)
+
+
+def test_the_fingerprint_sees_text_order_rows_and_pictures(folder: Path) -> None:
+    def of(*rows: dict[str, Any]) -> str:
+        return load(write(folder / "a.jsonl", list(rows))).fingerprint
+
+    base = of(row("1"), row("2"))
+    assert base == of(row("1"), row("2"))
+    changed = {of(row("2"), row("1")), of(row("1")), of(row("1"), row("2"), row("2")), of(row("1"), row("2", "b.png"))}
+    assert len(changed) == 4
+    assert base not in changed
+    Image.new("RGB", (60, 40), "red").save(folder / "a.png")
+    assert of(row("1"), row("2")) != base
+
+
+def test_the_fingerprint_does_not_depend_on_where_the_files_lie(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "a.png").write_bytes((folder / "a.png").read_bytes())
+    rows = [row()]
+    assert load(write(folder / "a.jsonl", rows)).fingerprint == load(write(other / "z.jsonl", rows)).fingerprint

