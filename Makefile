@@ -14,6 +14,8 @@ help:
 	@echo "make gpu          measure the Owl manner at real shapes on one CUDA GPU (no weights, no network)"
 
 .venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qlmm needs Python 3.11 or newer; \
+	name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
 # PyTorch comes first and pinned: anything that asks for it later is then content with it.

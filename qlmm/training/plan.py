@@ -216,8 +216,8 @@ def _named(recipe: Recipe) -> str:
 
 
 def _part(part: PartName, shape: Blueprint, placement: Placement, recipe: Recipe, precision: Precision) -> PartFacts:
-    modules = [shape.model.get_submodule(name) for name in shape.parts.modules(part)]
-    sizes = [p.numel() for module in modules for p in module.parameters()]
+    # Tied weights are listed once, with the embeddings; a head that shares them has none of its own.
+    sizes = [p.numel() for name, p in shape.model.named_parameters() if shape.parts.of(name) == part]
     whole = [shape.model.get_submodule(name) for name in placement.whole if name in shape.parts.modules(part)]
     trained = [p.numel() for module in whole for p in module.parameters()]
     lora = part == "language"

@@ -41,6 +41,7 @@ from qlmm.model.assembled.language import (
 )
 from qlmm.model.assembled.model import AssembledForConditionalGeneration
 from qlmm.model.assembled.vision import vision_facts
+from qlmm.model.quantise import keep_trainable
 from tests.assembling import SIDE, build, llama, pictures, tower
 from tests.tiny import tiny_tokenizer
 
@@ -278,7 +279,9 @@ def in_nf4(tmp_path: Path) -> PreTrainedModel:
         bnb_4bit_compute_dtype=torch.float32,
         llm_int8_skip_modules=["lm_head"],
     )
-    return AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings, dtype=torch.float32)
+    language = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings, dtype=torch.float32)
+    keep_trainable(language)
+    return language
 
 
 def test_a_quantised_language_model_makes_a_quantised_model(tmp_path: Path) -> None:
@@ -300,7 +303,11 @@ def test_a_quantised_language_model_makes_a_quantised_model(tmp_path: Path) -> N
 
 def test_a_quantised_model_trains_through_peft(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    model: Any = assembled(in_nf4(tmp_path), "abstractor")
+    language = in_nf4(tmp_path)
+    text = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        bare = language(input_ids=text).logits
+    model: Any = assembled(language, "abstractor")
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     lora = LoraConfig(
         r=2,
@@ -308,7 +315,10 @@ def test_a_quantised_model_trains_through_peft(tmp_path: Path) -> None:
         modules_to_save=["model.multi_modal_projector"],
         lora_dropout=0.0,
     )
-    peft: Any = get_peft_model(model, lora)
+    peft: Any = get_peft_model(model, lora).eval()
+    with torch.no_grad():
+        assert torch.equal(peft(input_ids=text).logits[..., :300], bare)
+    peft.train()
     ids = torch.tensor([[5, *[model.config.image_token_id] * 6, 7, 8]])
     peft(input_ids=ids, pixel_values=torch.rand(1, 3, SIDE, SIDE), labels=ids).loss.backward()
     trained = {name: p for name, p in peft.named_parameters() if p.requires_grad}

@@ -1,0 +1,230 @@
+"""Every shipped recipe is loaded, planned and trained for two steps, its base swapped for a tiny one of the same kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from qlmm.api import Outcome, finetune
+from qlmm.core.naming import names
+from qlmm.data.load import load_format
+from qlmm.model.contract import TOWERS
+from qlmm.recipe.load import LoadedRecipe, load_recipe
+from qlmm.recipe.schema import Recipe, Source
+from qlmm.training.facts import PlanFacts
+from tests.assembling import image_processor, llama, settings_for, tower
+from tests.tiny import tiny_llava, tiny_processor, tiny_tokenizer
+
+pytestmark = pytest.mark.slow
+
+RECIPES = {path.stem: path for path in sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))}
+BUILTIN = "builtin:"
+ROWS = 12
+# What a laptop can do in a second; everything else stays as the recipe says, quantisation included.
+SHORT = (
+    "adapter.r=4",
+    "training.steps=2",
+    "training.batch_size=1",
+    "training.accumulation=1",
+    "training.workers=0",
+    "training.log_every=1",
+    "training.device=cpu",
+    "evaluation.held_out=2",
+    "evaluation.rows=2",
+    "evaluation.answers=1",
+    "evaluation.max_new_tokens=2",
+)
+
+Run = Callable[..., "Trained"]
+
+
+class Trained:
+    """A recipe's run on a tiny base: what was planned, and how it ended."""
+
+    def __init__(self, loaded: LoadedRecipe) -> None:
+        plans: list[PlanFacts] = []
+        self.recipe = loaded.recipe
+        self.outcome: Outcome = finetune(loaded, planned=plans.append)
+        (self.plan,) = plans
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The adapter's tensors."""
+        assert self.outcome.adapter is not None
+        return load_file(self.outcome.adapter / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads, and far slower when another process wants the same cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Trains a shipped recipe, once for each set of further overrides."""
+    shelf = tmp_path_factory.mktemp("recipes")
+
+    @cache
+    def train(name: str, *further: str) -> Trained:
+        folder = shelf / f"{name}-{len(further)}"
+        folder.mkdir()
+        recipe = load_recipe(RECIPES[name]).recipe
+        overrides = [*SHORT, *_tiny_base(recipe, shelf), *_tiny_data(recipe, folder), f"output.dir={folder / 'run'}"]
+        return Trained(load_recipe(RECIPES[name], [*overrides, *further]))
+
+    return train
+
+
+def _tiny_base(recipe: Recipe, shelf: Path) -> list[str]:
+    """Overrides that put random weights of the same kind in the base's place."""
+    if recipe.base.model is not None:
+        return [f"base.model={_once(shelf / 'llava', _write_llava)}"]
+    assert recipe.base.connector is not None
+    kind = _tower_kind(str(recipe.base.vision))
+    settings = settings_for(recipe.base.connector.kind, tower(kind).config.hidden_size)
+    return [
+        f"base.vision={_once(shelf / kind, _write_tower)}",
+        f"base.language={_once(shelf / 'llama', _write_llama)}",
+        *(f"base.connector.{key}={value}" for key, value in settings.items()),
+    ]
+
+
+def _tower_kind(vision: str) -> str:
+    own = vision.removeprefix(BUILTIN).replace("-", "_")
+    return own if own in names(TOWERS) else "clip"
+
+
+def _once(folder: Path, write: Callable[[Path], None]) -> Path:
+    if not folder.exists():
+        write(folder)
+    return folder
+
+
+def _write_llava(folder: Path) -> None:
+    processor = tiny_processor("vicuna")
+    tiny_llava(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _write_tower(folder: Path) -> None:
+    tower(folder.name).save_pretrained(folder)
+    image_processor(folder.name).save_pretrained(folder)
+
+
+def _write_llama(folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    llama(len(tokenizer), initializer_range=0.02).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _tiny_data(recipe: Recipe, folder: Path) -> list[str]:
+    """Overrides that put a few rows, in the very format the recipe asks for, in its data's place."""
+    groups = {"data.sources": recipe.data.sources, "evaluation.sources": recipe.evaluation.sources}
+    return [
+        override
+        for group, sources in groups.items()
+        for number, source in enumerate(sources)
+        for override in _tiny_source(f"{group}.{number}", source, folder)
+    ]
+
+
+def _tiny_source(key: str, source: Source, folder: Path) -> list[str]:
+    packaged = source.path.startswith(BUILTIN)
+    pictures = packaged or source.image_root is not None
+    rows = _rows(source.format or "messages", folder) if pictures else _text_rows()
+    file = folder / f"{key}{'.jsonl' if packaged else Path(source.path).suffix}"
+    file.write_text(json.dumps(rows) if file.suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    root = [f"{key}.image_root={folder}"] if source.image_root is not None else []
+    return [f"{key}.path={file}", *root]
+
+
+def _rows(form: str, folder: Path) -> list[dict[str, object]]:
+    """The format's own example, again and again, each time about another picture."""
+    example = json.dumps(load_format(form).example)
+    assert "cat.jpg" in example
+    for number in range(ROWS):
+        Image.new("RGB", (40, 30 + number), (20 * number, 0, 255 - 20 * number)).save(folder / f"{number}.jpg")
+    return [json.loads(example.replace("cat.jpg", f"{number}.jpg")) for number in range(ROWS)]
+
+
+def _text_rows() -> list[dict[str, object]]:
+    turns = [[("user", f"what is {number} ?"), ("assistant", f"a {number}")] for number in range(ROWS)]
+    return [{"messages": [{"role": role, "content": said} for role, said in pair]} for pair in turns]
+
+
+def test_there_are_as_many_recipes_as_promised() -> None:
+    assert len(RECIPES) == 5
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_trains_exactly_what_it_names(name: str, run: Run) -> None:
+    trained = run(name)
+    adapter, proof = trained.recipe.adapter, trained.outcome.proof
+    assert proof is not None
+    assert trained.outcome.status == "finished", [promise for promise in proof.promises if not promise.kept]
+    asked = {"language": adapter.language == "lora", "connector": adapter.connector == "full"}
+    asked |= {"vision": adapter.vision == "full", "head": False}
+    assert {part.part: part.asked for part in proof.parts} == asked
+    assert {part.part: part.trained_tensors > 0 for part in proof.parts} == asked
+    assert {part.part: part.moved_tensors > 0 for part in proof.parts} == asked
+    assert {part.part: part.trainable_tensors for part in trained.plan.parts} == {
+        part.part: part.trained_tensors for part in proof.parts
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_stores_the_language_model_as_it_says(name: str, run: Run) -> None:
+    trained = run(name)
+    stored = {part.part: part.storage for part in trained.plan.parts}
+    assert stored == {"vision": "fp32", "connector": "fp32", "language": trained.recipe.base.quantize, "head": "fp32"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_reads_back_to_the_same_logits(name: str, run: Run) -> None:
+    proof = run(name).outcome.proof
+    assert proof is not None
+    assert proof.reload is not None
+    assert proof.reload.max_difference <= 1e-6
+    assert proof.after is not None
+
+
+def test_stage_two_carries_on_from_stage_one(run: Run) -> None:
+    first = run("owl_pretrain")
+    second = run("owl_lora", f"adapter.start_from={first.outcome.adapter}")
+    proof = second.outcome.proof
+    assert proof is not None
+    assert second.outcome.status == "finished", [promise for promise in proof.promises if not promise.kept]
+    before, after = first.weights, second.weights
+    assert set(before) <= set(after)
+    vision = [name for name in before if "vision_tower" in name]
+    connector = [name for name in before if "multi_modal_projector" in name]
+    assert vision
+    assert connector
+    assert set(before) == {*vision, *connector}
+    assert all(torch.equal(before[name], after[name]) for name in vision)
+    # Adam moves a weight by at most its rate a step: what is further away did not start at stage 1's weights.
+    furthest = max(float((before[name] - after[name]).abs().max()) for name in connector)
+    assert 0 < furthest <= 2.1 * 2 * second.recipe.training.connector_learning_rate
+    assert all(".lora_" in name for name in set(after) - set(before))
+    assert proof.reload is not None
+    assert proof.reload.max_difference <= 1e-6
+
+
+def test_stage_one_is_not_taken_for_the_start_of_a_run_that_does_not_ask_for_it(run: Run) -> None:
+    first, alone = run("owl_pretrain").weights, run("owl_lora").weights
+    assert not any("vision_tower" in name for name in alone)
+    queries = next(name for name in alone if name.endswith("query_tokens"))
+    assert float((first[queries] - alone[queries]).abs().max()) > 1e-4
