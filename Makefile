@@ -33,8 +33,8 @@ install: .venv/dev.done
 
 quickstart: .venv/quickstart.done
 	$(BIN)/qlmm finetune quickstart
-	$(BIN)/qlmm ask runs/quickstart/adapter --image heldout "What is this?"
-	@echo "report: runs/quickstart/report.html"
+	$(BIN)/qlmm ask runs/quickstart/adapter --image runs/quickstart/held-out/1.png "What is this?"
+	@echo "open runs/quickstart/report.html"
 
 lint: .venv/dev.done
 	$(BIN)/ruff check qlmm tests benchmarks

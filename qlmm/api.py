@@ -44,7 +44,7 @@ from qlmm.training.run_dir import RunDir, read_record
 
 __all__ = ["LoadedAdapter", "Outcome", "finetune", "load", "plan"]
 
-METRICS, PROBE = "metrics.jsonl", ".probe.safetensors"
+METRICS, PROBE, PICTURES = "metrics.jsonl", ".probe.safetensors", "held-out"
 PROBE_ROWS = 4
 
 plan = make_plan
@@ -58,6 +58,7 @@ class Outcome:
         status: finished; already (an earlier call had finished it, nothing was done); stopped by a signal, resumable;
             unproven, when a promise was broken.
         adapter: the adapter's folder, under a name that says so when it is unproven; None when stopped.
+        answers: held-out questions, answered before and after training.
         signal: what stopped the run.
     """
 
@@ -65,6 +66,7 @@ class Outcome:
     run_dir: Path
     adapter: Path | None
     proof: Proof | None
+    answers: tuple[Answer, ...] = ()
     signal: int | None = None
 
 
@@ -119,7 +121,7 @@ def finetune(
                 job.listener(Resumed(step, resume.name))
             measured = _train_and_measure(job, resume)
             if isinstance(measured, int):
-                return Outcome("stopped", path, None, None, measured)
+                return Outcome("stopped", path, None, None, signal=measured)
             _free_memory()
             outcome = _conclude(job, measured)
             job.listener(Finished(ready.facts.steps, time.monotonic() - begun))
@@ -206,8 +208,9 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
     atomic_write(measured.stage / "README.md", card(final, proof))
     adapter = publish(measured.stage, job.run.path / (ADAPTER if proof.holds else UNPROVEN))
     status: Literal["finished", "unproven"] = "finished" if proof.holds else "unproven"
-    job.run.write(status=status, proof=to_json(proof), adapter=adapter.name)
-    return Outcome(status, job.run.path, adapter, proof)
+    answers = [to_json(said) for said in measured.answers]
+    job.run.write(status=status, proof=to_json(proof), adapter=adapter.name, answers=answers)
+    return Outcome(status, job.run.path, adapter, proof, measured.answers)
 
 
 def _manifest(job: _Job, measured: _Measured) -> Manifest:
@@ -231,6 +234,10 @@ def _report(job: _Job, measured: _Measured, outcome: Outcome) -> None:
         raise RunError.one("C004", "there is no proof to report")
     metrics = read_metrics(job.run.path / METRICS)
     atomic_write(job.run.path / "loss.png", loss_png(metrics))
+    pictures = job.run.path / PICTURES
+    pictures.mkdir(exist_ok=True)
+    for number, said in enumerate(measured.answers, 1):
+        atomic_write(pictures / f"{number}.png", said.picture)
     report = RunReport(
         plan=job.plan.facts,
         proof=outcome.proof,
@@ -250,7 +257,8 @@ def _finished_run(path: Path, recipe: Recipe) -> Outcome | None:
     refuse(compare(Recipe.model_validate_json(json.dumps(record["recipe"])), recipe), str(path))
     if record["status"] != "finished":
         return None
-    return Outcome("already", path, path / record["adapter"], from_json(Proof, record["proof"]))
+    answers = tuple(from_json(Answer, said) for said in record["answers"])
+    return Outcome("already", path, path / record["adapter"], from_json(Proof, record["proof"]), answers)
 
 
 def _record(loaded: LoadedRecipe, ready: Plan) -> dict[str, Any]:

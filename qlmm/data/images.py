@@ -119,7 +119,7 @@ def _opened(ref: ImageRef, max_bytes: int) -> Iterator[Image.Image]:
     except BadImage:
         raise
     except Image.DecompressionBombError:
-        raise BadImage(ref, "more pixels than Pillow ever decodes") from None
+        raise BadImage(ref, "more than 178 million pixels, which are never decoded") from None
     except UnidentifiedImageError:
         raise BadImage(ref, f"not a picture in one of the formats {', '.join(FORMATS)}") from None
     except PILLOW_ERRORS as error:
@@ -148,7 +148,7 @@ def _stream(ref: ImageRef, max_bytes: int) -> Iterator[IO[bytes]]:
 
 def _check_bytes(ref: ImageRef, found: int, allowed: int) -> None:
     if found == 0:
-        raise BadImage(ref, "no bytes")
+        raise BadImage(ref, "the file is empty" if ref.path is not None else "it is empty")
     if found > allowed:
         raise BadImage(ref, f"{found:,} bytes, more than the {allowed:,} allowed")
 

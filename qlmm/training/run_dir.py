@@ -140,7 +140,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         why = f"its {RECORD} cannot be read"
     raise UsageError.one(
         "O001",
-        f"output.dir {path} is not ours: {why}",
+        f"output.dir {path} is not ours to write in: {why}",
         help="name an empty or new directory; nothing there was touched",
     )
 
