@@ -43,13 +43,13 @@ lint: .venv/dev.done
 	$(BIN)/lint-imports
 
 unit: .venv/dev.done
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/unit tests/golden
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/unit tests/golden
 
 test: lint unit
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --ignore tests/unit --ignore tests/golden
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/unit --ignore tests/golden --durations=15
 
-gpu:
-	$(PYTHON) benchmarks/gpu.py
+gpu: .venv/quickstart.done
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ class Clock:
 
     def __init__(self) -> None:
         self._ends: list[float] = []
+        self._peaks: dict[str, int | None] = dict.fromkeys(("peak_before", "peak_step", "peak_step_reserved"))
         self._cuda = torch.cuda.is_available()
-        self._before = 0
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
 
@@ -32,8 +33,16 @@ class Clock:
         if self._cuda:
             torch.cuda.synchronize()
         self._ends.append(time.perf_counter())
-        if self._cuda and len(self._ends) == WARM_UP:
-            self._before = torch.cuda.max_memory_allocated()
+        if self._cuda:
+            self._look_at_memory()
+
+    def _look_at_memory(self) -> None:
+        if len(self._ends) <= WARM_UP:
+            self._peaks["peak_before"] = torch.cuda.max_memory_allocated()
+        else:
+            self._peaks["peak_step"] = torch.cuda.max_memory_allocated()
+            self._peaks["peak_step_reserved"] = torch.cuda.max_memory_reserved()
+        if len(self._ends) == WARM_UP:
             torch.cuda.reset_peak_memory_stats()
 
     def figures(self, tokens: int) -> dict[str, Any]:
@@ -45,8 +54,7 @@ class Clock:
         Raises:
             ValueError: when there were too few steps to tell.
         """
-        counted = self._ends[WARM_UP - 1 :]
-        seconds = [end - begun for begun, end in zip(counted, counted[1:], strict=False)]
+        seconds = [end - begun for begun, end in pairwise(self._ends[WARM_UP - 1 :])]
         if not seconds:
             raise ValueError(f"{len(self._ends)} steps, of which {WARM_UP} are not counted, do not tell a speed")
         step = statistics.median(seconds)
@@ -55,7 +63,5 @@ class Clock:
             "steps_timed": len(seconds),
             "step_s": round(step, 4),
             "tokens_per_s": round(tokens / step, 1),
-            "peak_step_bytes": torch.cuda.max_memory_allocated() if self._cuda else None,
-            "peak_step_reserved_bytes": torch.cuda.max_memory_reserved() if self._cuda else None,
-            "peak_before_bytes": self._before if self._cuda else None,
+            **{f"{name}_bytes": peak for name, peak in self._peaks.items()},
         }

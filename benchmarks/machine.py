@@ -9,8 +9,8 @@ import json
 import os
 import platform
 import re
+import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
         "gpu": _gpu(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
 

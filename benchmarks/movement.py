@@ -1,8 +1,8 @@
 """Does a connector trained beside a 4-bit language model move as it would beside one in full precision?
 
-Twenty steps at a connector's usual rate, 2e-5, on a tiny LLaVA: the same rows in the same order, so that the arms differ
-in nothing but how weights are stored and computed. A weight kept in bf16 cannot take a step smaller than half
-its last digit, which at this rate is most steps of most weights.
+Twenty steps at a connector's usual rate, 2e-5, on a tiny LLaVA and a tiny Owl: the same rows in the same order, so that
+the arms differ in nothing but how weights are stored and computed. A weight kept in bf16 cannot take a step smaller
+than half its last digit, which at this rate is most steps of most weights.
 
 Usage: ``python -m benchmarks.movement``
 """
@@ -12,13 +12,19 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.machine import write_result
 from benchmarks.peer import plain_trl
+from benchmarks.shapes import TINY
+from qlmm.cli.quiet import quiet
 from qlmm.model.base import load_model
 from qlmm.model.parts import split
+from qlmm.recipe.load import LoadedRecipe
 from qlmm.training.facts import PartProof
 from qlmm.training.fingerprint import Start
 from qlmm.training.plan import Plan, make_plan
@@ -26,13 +32,14 @@ from qlmm.training.run import build, train
 from qlmm.training.run_dir import RunDir
 from tests.runs import TinyRun
 
-__all__ = ["ARMS", "REFERENCE", "measure"]
+__all__ = ["ARMS", "BASES", "REFERENCE", "measure"]
 
 STEPS = 20
 RATE = 2e-5
-# One rate and no warm-up in all arms, since TRL alone has one rate for everything; no dropout, whose masks would differ.
+# One rate and no warm-up in all arms, since TRL alone has one rate for all; no dropout, whose masks would differ.
 SAME = (
     f"training.steps={STEPS}",
+    "training.batch_size=2",
     f"training.learning_rate={RATE}",
     f"training.connector_learning_rate={RATE}",
     "training.schedule=constant",
@@ -41,16 +48,17 @@ SAME = (
     "training.device=cpu",
     "adapter.dropout=0",
 )
-Arm = Callable[[TinyRun, Path], PartProof]
+Recipe = Callable[..., LoadedRecipe]
+Arm = Callable[[Recipe, Path], PartProof]
 
 
-def _plan(run: TinyRun, folder: Path, *overrides: str) -> Plan:
-    return make_plan(run.recipe(*SAME, *overrides, f"output.dir={folder / 'run'}").recipe)
+def _plan(recipe: Recipe, folder: Path, *overrides: str) -> Plan:
+    return make_plan(recipe(*SAME, *overrides, f"output.dir={folder / 'run'}").recipe)
 
 
 def _qlmm(*overrides: str) -> Arm:
-    def arm(run: TinyRun, folder: Path) -> PartProof:
-        ready = _plan(run, folder, *overrides)
+    def arm(recipe: Recipe, folder: Path) -> PartProof:
+        ready = _plan(recipe, folder, *overrides)
         with RunDir.open(Path(ready.recipe.output.dir), {}) as directory:
             model, start = build(ready)
             train(ready, directory, model, start, lambda event: None, evaluate=None, resume=None)
@@ -59,9 +67,9 @@ def _qlmm(*overrides: str) -> Arm:
     return arm
 
 
-def _trl(run: TinyRun, folder: Path) -> PartProof:
+def _trl(recipe: Recipe, folder: Path) -> PartProof:
     """TRL alone on an NF4 base that is loaded correctly, computing in bf16, which is its default."""
-    ready = _plan(run, folder, "base.quantize=nf4", "training.precision=bf16")
+    ready = _plan(recipe, folder, "base.quantize=nf4", "training.precision=bf16")
     base = load_model(ready.recipe.base, ready.precision, seed=0)
     parts = split(base)
     trainer = plain_trl(ready, base, steps=STEPS)
@@ -84,16 +92,28 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def measure(run: TinyRun, folder: Path) -> dict[str, dict[str, Any]]:
+def _llava(folder: Path) -> Recipe:
+    return TinyRun.make(folder).recipe
+
+
+def _owl(folder: Path) -> Recipe:
+    TINY.write(folder, "cpu")
+    TINY.write_rows(folder, tokens=96)
+    return partial(TINY.recipe, folder, "base.connector.dropout=0")
+
+
+BASES: dict[str, Callable[[Path], Recipe]] = {"LLaVA, mlp": _llava, "Owl, abstractor": _owl}
+
+
+def measure(base: str, folder: Path) -> dict[str, dict[str, Any]]:
     """Per arm: tensors and share of the connector's weights that moved, the mean movement, and its ratio to fp32's.
 
     Args:
-        run: the tiny base and its rows.
-        folder: where runs may be written.
+        base: one of ``BASES``.
+        folder: an empty one, for the base, its rows and the runs.
     """
-    found = {}
-    for number, (name, arm) in enumerate(ARMS.items()):
-        found[name] = arm(run, folder / str(number))
+    recipe = BASES[base](folder)
+    found = {name: arm(recipe, folder / f"arm-{number}") for number, (name, arm) in enumerate(ARMS.items())}
     whole = found[REFERENCE].mean_movement
     return {
         name: {
@@ -110,14 +130,18 @@ def measure(run: TinyRun, folder: Path) -> dict[str, dict[str, Any]]:
 
 def main() -> int:
     """Measure, print a line per arm, write the result."""
-    with tempfile.TemporaryDirectory() as folder:
-        arms = measure(TinyRun.make(Path(folder)), Path(folder) / "arms")
-    for name, arm in arms.items():
-        print(
-            f"{name}: {arm['tensors_moved']} of {arm['tensors']} tensors and {arm['share_moved']:.1%} of the weights "
-            f"moved, by {arm['mean_movement']:.2e} on average, {arm['ratio_to_fp32']:.2f} of fp32's"
-        )
-    write_result("movement", {"steps": STEPS, "rate": RATE, "base": "LLaVA of random weights, 2 layers", "arms": arms})
+    quiet()
+    torch.set_num_threads(1)  # matrices this small gain nothing by threads, and on a busy machine lose much
+    found = {}
+    for base in BASES:
+        with tempfile.TemporaryDirectory() as folder:
+            found[base] = measure(base, Path(folder))
+        for name, arm in found[base].items():
+            print(
+                f"{base}, {name}: {arm['tensors_moved']} of {arm['tensors']} tensors and {arm['share_moved']:.1%} of "
+                f"the weights moved, by {arm['mean_movement']:.2e} on average, {arm['ratio_to_fp32']:.2f} of fp32's"
+            )
+    write_result("movement", {"steps": STEPS, "rate": RATE, "bases": found})
     return 0
 
 

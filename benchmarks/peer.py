@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.clock import Clock
@@ -45,9 +45,12 @@ class _Ticking(TrainerCallback):
 def plain_trl(ready: Plan, base: PreTrainedModel, *, steps: int, clock: Clock | None = None) -> SFTTrainer:
     """TRL's trainer around a loaded base, set up as its documentation does for QLoRA with a module trained whole.
 
-    It knows one learning rate, for which the connector's is taken. Its cast of trained weights to bf16 stays.
+    It knows one learning rate, for which the connector's is taken. Its cast of trained weights to bf16 stays, and what
+    is trained whole is put into the compute precision first, as it is in a model loaded by transformers.
     """
     training = ready.recipe.training
+    for name in ready.placement.whole:
+        base.get_submodule(name).to(ready.precision.compute)
     args = SFTConfig(
         output_dir=str(Path(ready.recipe.output.dir).with_name("trl")),
         per_device_train_batch_size=training.batch_size,
@@ -58,7 +61,8 @@ def plain_trl(ready: Plan, base: PreTrainedModel, *, steps: int, clock: Clock | 
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
-        bf16=True,
+        bf16=ready.precision.name != "fp16",
+        fp16=ready.precision.name == "fp16",
         use_cpu=ready.precision.device == "cpu",
         seed=training.seed,
         logging_steps=1,
@@ -69,7 +73,7 @@ def plain_trl(ready: Plan, base: PreTrainedModel, *, steps: int, clock: Clock | 
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    return _Trl(
+    trainer = _Trl(
         model=base,
         args=args,
         train_dataset=Dataset.from_list([{"row": row} for row in _order(ready, steps * training.batch_size)]),
@@ -78,6 +82,8 @@ def plain_trl(ready: Plan, base: PreTrainedModel, *, steps: int, clock: Clock | 
         peft_config=lora_config(ready.placement, ready.recipe.adapter),
         callbacks=[_Ticking(clock)] if clock is not None else [],
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _order(ready: Plan, rows: int) -> list[int]:

@@ -3,7 +3,7 @@
 Nothing is downloaded: weights are drawn, the tokenizer is built from letters, pictures are noise. Weights are drawn and
 written a few at a time, so that a model larger than the memory of the machine could be written.
 
-Usage: ``parts = OWL.write(folder, device="cuda"); write_rows(folder, words=900)``
+Usage: ``TINY.write(folder, "cpu"); TINY.write_rows(folder, tokens=128); finetune(TINY.recipe(folder))``
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     PreTrainedConfig,
@@ -32,9 +31,13 @@ from transformers import (
 )
 
 from qlmm.model.connectors.abstractor import swiglu_width
+from qlmm.recipe.library import resolve
+from qlmm.recipe.load import LoadedRecipe, load_recipe
+from qlmm.training.plan import make_plan
 
-__all__ = ["OWL", "TINY", "Shape", "tokenizer", "write_rows"]
+__all__ = ["OWL", "TINY", "Shape", "tokenizer"]
 
+ROWS = 12  # of each kind: with a picture, without
 SHARD_BYTES = 2**30
 STD = 0.02
 PICTURE = 224
@@ -66,6 +69,36 @@ class Shape:
         self._write_language(folder / "language", device)
         self._write_vision(folder / "vision", device)
 
+    def write_rows(self, folder: Path, tokens: int) -> None:
+        """Write rows of exactly so many tokens each; what a chat template adds to a row is measured, not known."""
+        guess = tokens // 2
+        _write_rows(folder, words=(guess, guess), entries=self.vocabulary)
+        ready = make_plan(self.recipe(folder, f"data.max_length={tokens}").recipe)
+        totals = zip(ready.train, ready.encoder.measure(ready.train), strict=True)
+        found = {bool(sample.images): lengths.total for sample, lengths in totals}
+        words = guess + tokens - found[True], guess + tokens - found[False]
+        _write_rows(folder, words=words, entries=self.vocabulary)
+
+    def recipe(self, folder: Path, *overrides: str) -> LoadedRecipe:
+        """The shipped recipe `owl_lora` on these parts and rows; what is not named here is the recipe's own."""
+        ours = [
+            f"base.vision={folder / 'vision'}",
+            f"base.language={folder / 'language'}",
+            *(f"base.connector.{key}={value}" for key, value in self.connector.items()),
+            f"data.sources.0.path={folder / 'pictures.json'}",
+            f"data.sources.0.image_root={folder}",
+            f"data.sources.1.path={folder / 'text.jsonl'}",
+            "training.accumulation=1",
+            "training.workers=0",
+            "training.log_every=1",
+            "training.save_every=1000",
+            "evaluation.held_out=2",
+            "evaluation.answers=1",
+            "evaluation.max_new_tokens=8",
+            f"output.dir={folder / 'run'}",
+        ]
+        return load_recipe(resolve("owl_lora"), [*ours, *overrides])
+
     def _write_language(self, folder: Path, device: str) -> None:
         words = tokenizer(self.vocabulary)
         config = LlamaConfig(
@@ -83,6 +116,9 @@ class Shape:
         words.save_pretrained(folder)
 
     def _write_vision(self, folder: Path, device: str) -> None:
+        # Imported here, because without torchvision the name itself warns; runs are quiet by now.
+        from transformers import CLIPImageProcessor
+
         config = CLIPVisionConfig(**self.vision, image_size=PICTURE, patch_size=PATCH)
         _write_weights(folder, AutoModel, config, device)
         size = {"height": PICTURE, "width": PICTURE}
@@ -106,7 +142,7 @@ TINY = Shape(
 
 
 def tokenizer(entries: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with so many entries, in which each of `words()` is one token."""
+    """A byte-level BPE tokenizer with so many entries, in which a space and a short word are one token."""
     special = ["<unk>", "<s>", "</s>"]
     letters = [_printable(byte) for byte in range(256)]
     merged = list(islice(_words(), entries - len(special) - len(letters)))
@@ -138,38 +174,42 @@ def _printable(byte: int) -> str:
     return chr(256 + [other for other in range(256) if other not in kept].index(byte))
 
 
-def write_rows(folder: Path, *, count: int, words: int, entries: int) -> None:
+def _write_rows(folder: Path, *, words: tuple[int, int], entries: int) -> None:
     """Rows of one length: LLaVA's with a noise picture each in ``pictures.json``, and ``text.jsonl`` without.
 
     Args:
         folder: where they go.
-        count: rows of each kind.
-        words: words of question and answer together, each of them one token.
+        words: words of question and answer together, each of them one token: with a picture, and without.
         entries: the tokenizer's.
     """
     chance = random.Random(0)
-    known = [word.removeprefix(SPACE) for word in islice(_words(), entries - 300)]
+    # Words of three letters, because one that follows no space takes as many tokens as it has letters.
+    known = [word.removeprefix(SPACE) for word in islice(_words(), entries - 300) if len(word) == 4]
     pictures, texts = [], []
-    for number in range(count):
+    for number in range(ROWS):
         Image.frombytes("RGB", (PICTURE, PICTURE), chance.randbytes(3 * PICTURE**2)).save(folder / f"{number}.png")
-        question, answer = _said(chance, known, words // 4), _said(chance, known, words - words // 4)
+        question, answer = _said(chance, known, words[0])
         turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
         pictures.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+        question, answer = _said(chance, known, words[1])
         texts.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
     (folder / "pictures.json").write_text(json.dumps(pictures), encoding="utf-8")
     (folder / "text.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
 
 
-def _said(chance: random.Random, words: list[str], count: int) -> str:
-    return " ".join(chance.choices(words, k=count))
+def _said(chance: random.Random, known: list[str], words: int) -> tuple[str, str]:
+    """A question and an answer three times as long."""
+    asked = words // 4
+    return " ".join(chance.choices(known, k=asked)), " ".join(chance.choices(known, k=words - asked))
 
 
 def _write_weights(folder: Path, auto: Any, config: PreTrainedConfig, device: str) -> None:
     """Write a model of random bf16 weights shard by shard, as `save_pretrained` names things."""
     folder.mkdir(parents=True)
     with torch.device("meta"):
-        shapes = auto.from_config(config).state_dict()
-    config.architectures = [auto._model_mapping[type(config)].__name__]
+        model = auto.from_config(config)
+    shapes = model.state_dict()
+    config.architectures = [type(model).__name__]
     config.dtype = torch.bfloat16
     config.save_pretrained(folder)
     chance = torch.Generator(device).manual_seed(0)
@@ -199,9 +239,9 @@ def _shards(sizes: dict[str, int]) -> Iterator[list[str]]:
 
 def _drawn(name: str, shape: torch.Size, chance: torch.Generator) -> torch.Tensor:
     """A weight as models are initialised: norms one, biases zero, everything else normal."""
-    settings = {"dtype": torch.bfloat16, "device": chance.device}
+    weight = torch.empty(shape, dtype=torch.bfloat16, device=chance.device)
     if name.endswith(".bias"):
-        return torch.zeros(shape, **settings)
+        return weight.zero_()
     if "norm" in name:
-        return torch.ones(shape, **settings)
-    return torch.empty(shape, **settings).normal_(0.0, STD, generator=chance)
+        return weight.fill_(1.0)
+    return weight.normal_(0.0, STD, generator=chance)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qlmm import __version__
 from qlmm.core.errors import ModelError
 from qlmm.core.files import atomic_write
 from qlmm.recipe.schema import Recipe
@@ -20,7 +21,7 @@ __all__ = ["MANIFEST", "Manifest", "read_manifest", "versions", "write_manifest"
 
 MANIFEST = "qlmm.json"
 _DAMAGED = "fetch the adapter again, or take it from the run directory it was made in"
-PACKAGES = ("qlmm", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
 class Manifest(BaseModel):
@@ -52,7 +53,7 @@ class Manifest(BaseModel):
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what a run computes."""
-    return {name: version(name) for name in PACKAGES}
+    return {"qlmm": __version__} | {name: version(name) for name in PACKAGES}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

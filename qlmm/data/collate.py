@@ -39,6 +39,10 @@ class Collator:
         self._encoder = encoder
         self.last_origins: tuple[Origin, ...] = ()
 
+    def __len__(self) -> int:
+        """How many rows there are; an epoch may be made of fewer or more."""
+        return len(self._samples)
+
     def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
         """Encode the rows, and check that every picture has as many slots as it has tokens.
 

@@ -214,9 +214,9 @@ def _detected(path: str, rows: Sequence[Mapping[str, Any]]) -> str:
         if claims:
             return claims[0]
     keys = ", ".join(f"`{key}`" for key in list(rows[0])[:8]) or "none"
-    needs = "; ".join(f"{name} ({' + '.join(form.required).replace('|', '/')})" for name, form in known.items())
+    needs = "; ".join(f"{name}: {' + '.join(form.required).replace('|', '/')}" for name, form in known.items())
     message = f"{path}: the rows are in no known format; their keys are {keys}"
-    raise DataError.one("D004", message, help=f"rename the keys to those of a known format: {needs}")
+    raise DataError.one("D004", message, help=f"rename the keys to what a known format needs ({needs})")
 
 
 def _problems(part: _Read) -> Iterator[Problem]:

@@ -191,7 +191,7 @@ def _training_template(processor: Processor) -> str:
     except (ValueError, TypeError, TemplateError, LookupError):
         patched = None
     if patched is None:
-        message = "the chat template does not say where answers are ({% generation %}), and TRL knows no form of it that does"
+        message = "the chat template does not mark answers ({% generation %}), and TRL knows no form of it that does"
         raise ModelError.one("D030", message, help=NAME_A_TEMPLATE)
     return str(patched)
 

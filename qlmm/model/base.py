@@ -33,7 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from qlmm.core.errors import ModelError
 from qlmm.core.naming import close
 from qlmm.model.assembled.build import assemble, assembled_config, connector_for, put_together
-from qlmm.model.assembled.language import add_image_token, check_language, embedding_width
+from qlmm.model.assembled.language import add_image_token, check_language, embedding_width, word_statistics
 from qlmm.model.assembled.processor import assembled_processor
 from qlmm.model.assembled.processor import load_processor as load_assembled_processor
 from qlmm.model.assembled.vision import VisionFacts, picture_size, prepared, vision_config, vision_facts
@@ -84,7 +84,7 @@ def blueprint(base: BaseSection) -> Blueprint:
 
 
 def load_model(base: BaseSection, precision: Precision, *, seed: int) -> PreTrainedModel:
-    """The base with its weights: language model quantised as asked, everything else in the compute precision.
+    """The base with its weights: language model quantised as asked, a fresh connector in fp32, the rest in `precision`.
 
     Args:
         base: the recipe's section.
@@ -281,6 +281,9 @@ def _join(
     config = assembled_config(pieces.vision_config, language, spec, image_token_id)
     if not whole:
         return put_together(tower, language, connector, config)
+    start = find_connector(pieces.connector.kind).start
+    if start is not None:
+        start(connector, *word_statistics(language))
     return assemble(tower, language, connector.to(language.device), config)
 
 

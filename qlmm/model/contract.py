@@ -19,7 +19,7 @@ from qlmm.core.errors import ModelError, Problem
 from qlmm.core.naming import close, load, names
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 __all__ = ["CONNECTORS", "TOWERS", "Connector", "Settings", "Tower", "connector", "own_tower"]
@@ -53,6 +53,8 @@ class Connector(Generic[SettingsT]):
         plain_llava: whether a model with it is an ordinary ``LlavaForConditionalGeneration``.
         squash: whether pictures are resized to the tower's square without keeping their shape, nothing cut off.
         source: the paper or code it follows.
+        start: puts a fresh module's outputs where the language model's words are: the module, the mean of the word
+            embeddings (D), and their standard deviation around it; None leaves the initialisation as it is.
     """
 
     settings: type[SettingsT]
@@ -63,6 +65,7 @@ class Connector(Generic[SettingsT]):
     plain_llava: bool
     squash: bool
     source: str
+    start: Callable[[nn.Module, Tensor, float], None] | None = None
 
     def read(self, raw: Mapping[str, Any]) -> SettingsT:
         """Check a recipe's connector keys.

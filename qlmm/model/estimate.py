@@ -59,7 +59,8 @@ def estimate(model: PreTrainedModel, parts: Parts, placement: Placement, load: L
     kept = load.rows * load.tokens * width * load.compute.itemsize
     return {
         "frozen weights": frozen_bytes(model, parts, load),
-        "trained weights": trained * 4,
+        # fp32 masters, and under autocast a copy of each in the compute precision.
+        "trained weights": trained * (4 if load.compute.itemsize == 4 else 4 + load.compute.itemsize),
         "gradients and optimizer": trained * (4 + moments),
         "activations": layers * kept + per_layer if load.checkpointing else layers * per_layer,
         "logits": min(load.rows * load.tokens, _LOGIT_ROWS) * text.vocab_size * 4 * 2,

@@ -3,6 +3,8 @@
 The descriptions below are the documentation: ``qlmm recipe explain`` and the reference page are made from them.
 Only names and shapes are checked here, so that reading a recipe needs no torch;
 whether a connector, a format or a model exists is checked when the run is planned.
+
+Usage: ``Recipe.model_validate_json(text)``; ``qlmm.recipe.load`` reads YAML and says where what is wrong
 """
 
 from __future__ import annotations
@@ -120,7 +122,7 @@ class AdapterSection(Section):
     @model_validator(mode="after")
     def _something_is_trained(self) -> AdapterSection:
         if self.language == self.connector == self.vision == "frozen":
-            raise ValueError("`language`, `connector` and `vision` are all frozen: nothing would be trained; unfreeze one of them")
+            raise ValueError("`language`, `connector` and `vision` are all frozen: nothing would be trained; train one")
         return self
 
 

@@ -96,7 +96,7 @@ class _Loader(yaml.SafeLoader):
         self.guessed: set[int] = set()
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML has no types here
         start, end = event.start_mark, event.end_mark
         self.nodes += 1
         if self.nodes > MAX_NODES:
@@ -105,7 +105,7 @@ class _Loader(yaml.SafeLoader):
             raise _Fatal(f"nested deeper than {MAX_DEPTH} levels", start)
         guessed = self._refuse_sharing(event)
         if isinstance(event, yaml.AliasEvent):
-            self.get_event()  # type: ignore[no-untyped-call]
+            self.get_event()  # type: ignore[no-untyped-call]  # PyYAML has no types here
             node: yaml.Node | None = yaml.ScalarNode(f"{_PREFIX}null", "", start, end)
         else:
             self.depth += 1

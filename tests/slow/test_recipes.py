@@ -1,9 +1,9 @@
-"""Every shipped recipe is loaded, planned and trained for two steps, its base swapped for a tiny one of the same kind."""
+"""Every shipped recipe is planned and trained for two steps, its base swapped for a tiny one of the same kind."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -59,17 +59,6 @@ class Trained:
         """The adapter's tensors."""
         assert self.outcome.adapter is not None
         return load_file(self.outcome.adapter / "adapter_model.safetensors")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads, and far slower when another process wants the same cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

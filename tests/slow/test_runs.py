@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from qlmm.api import Outcome, finetune
 from qlmm.core.errors import QlmmError, RecipeError, RunError
 from qlmm.core.events import Event, Resumed, Saved, StepDone
+from qlmm.recipe.load import parse_recipe
 from qlmm.training.logbook import read_metrics
 from tests.runs import TinyRun
 
@@ -115,6 +116,33 @@ def test_a_native_adapter_loads_with_plain_peft_without_qlmm(whole: tuple[TinyRu
     with torch.no_grad():
         ours = loaded.model(input_ids=ids, pixel_values=picture).logits[0, -1, :5]
     assert torch.allclose(torch.tensor(json.loads(done.stdout.splitlines()[-1])), ours, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("base.quantize=nf4", "adapter.variant=dora"),
+        ("base.quantize=int8", "adapter.variant=rslora"),
+        ("base.quantize=none", "adapter.variant=pissa", "training.gradient_checkpointing=true"),
+    ],
+    ids=["nf4-dora", "int8-rslora", "pissa-checkpointing"],
+)
+def test_every_storage_and_variant_trains_and_reads_back(tmp_path: Path, changes: tuple[str, ...]) -> None:
+    run = TinyRun.make(tmp_path)
+    outcome = finetune(run.recipe("training.steps=5", "evaluation.answers=0", *changes))
+    assert outcome.proof is not None
+    assert [promise.name for promise in outcome.proof.promises if not promise.kept] == []
+
+
+def test_an_epoch_smaller_than_the_data_is_trained_to_its_end(tmp_path: Path) -> None:
+    """A text ratio leaves rows out of an epoch; rows are then numbered beyond its length."""
+    run = TinyRun.make(tmp_path)
+    rows = (tmp_path / "rows.jsonl").read_text().splitlines()
+    texts = [row for row in rows if '"images"' not in row]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows[:10], *texts * 10]))
+    changes = ("data.text_ratio=0.5", "training.epochs=2", "training.save_every=100", "evaluation.held_out=2")
+    text = run.recipe(*changes).text.replace("  steps: 8\n", "")
+    assert finetune(parse_recipe(text, "tiny.yaml", list(changes))).status == "finished"
 
 
 class _Stop(Exception):

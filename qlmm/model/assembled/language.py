@@ -21,7 +21,14 @@ from qlmm.core.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["IMAGE_PLACEHOLDER", "add_image_token", "check_language", "check_same_answers", "embedding_width"]
+__all__ = [
+    "IMAGE_PLACEHOLDER",
+    "add_image_token",
+    "check_language",
+    "check_same_answers",
+    "embedding_width",
+    "word_statistics",
+]
 
 IMAGE_PLACEHOLDER = "<image>"
 
@@ -39,6 +46,7 @@ _AFTER_THE_HEAD = (
 _NEUTRAL = (None, False, 1)
 _PROBE_LENGTH = 4
 _SAME = 1e-3
+_WORDS_ENOUGH = 4096
 
 
 def check_language(config: PreTrainedConfig, source: str) -> None:
@@ -90,6 +98,15 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase, language: PreTrainedMode
     if len(tokenizer) > language.get_input_embeddings().weight.shape[0]:
         _add_mean_rows(language, len(tokenizer))
     return int(tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER))
+
+
+@torch.no_grad()
+def word_statistics(language: PreTrainedModel) -> tuple[Tensor, float]:
+    """Where words lie: the mean (D) of the input embeddings, and their standard deviation around it."""
+    table = language.get_input_embeddings().weight
+    # A few thousand rows tell it as well as all; large vocabularies in fp32 would not fit beside the model.
+    words = table[:: max(1, table.shape[0] // _WORDS_ENOUGH)].float()
+    return words.mean(0).cpu(), float(words.var(0, correction=0).mean().sqrt())
 
 
 @torch.no_grad()

@@ -220,6 +220,22 @@ class Abstractor(nn.Module):
         return torch.cat([read, self.vit_eos.expand(image.shape[0], -1, -1)], dim=1)
 
 
+@torch.no_grad()
+def start_among_words(module: nn.Module, mean: Tensor, deviation: float) -> None:
+    """Let a fresh abstractor's tokens look like words: around the mean word embedding, as far from it as words are.
+
+    With the plain initialisation they are many times larger than words and drown them: a small language model's
+    held-out loss then starts several nats above that without a picture, and hundreds of steps go by before it is back.
+    """
+    if not isinstance(module, Abstractor):
+        raise TypeError("not an abstractor")
+    hidden = module.visual_fc.in_features
+    # The queries reach the last layer with a mean square near one, so this gives outputs the deviation of words.
+    module.visual_fc.weight.mul_(deviation / (INITIAL_STD * math.sqrt(hidden)))
+    module.visual_fc.bias.copy_(mean)
+    module.vit_eos.copy_(mean.expand_as(module.vit_eos))
+
+
 CONNECTOR = Connector(
     settings=AbstractorSettings,
     build=Abstractor,
@@ -229,4 +245,5 @@ CONNECTOR = Connector(
     plain_llava=False,
     squash=True,
     source="mPLUG-Owl, arXiv 2304.14178",
+    start=start_among_words,
 )

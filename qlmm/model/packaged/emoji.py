@@ -18,7 +18,7 @@ from typing import Any
 from qlmm.model.builtin import Packaged
 from qlmm.model.downloads import Tarball, read_tarball
 
-__all__ = ["PACKAGED", "concept", "held_out", "rows"]
+__all__ = ["PACKAGED", "concept", "held_out", "kind", "rows"]
 
 PICTURES = Tarball(
     "@lobehub/fluent-emoji-3d", "1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
@@ -26,6 +26,27 @@ PICTURES = Tarball(
 NAMES = Tarball("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
 
 QUESTION = "What is this?"
+KIND_QUESTION = "What kind of thing is this?"
+# The beginning of an Emojibase subgroup (animal-mammal, transport-air, …) to a word of one token; the first that fits.
+KINDS = {
+    "animal": "animal",
+    "plant": "plant",
+    "food": "food",
+    "drink": "drink",
+    "place": "place",
+    "hotel": "place",
+    "transport": "vehicle",
+    "time": "clock",
+    "sky": "weather",
+    "clothing": "clothing",
+    "event": "activity",
+    "award": "activity",
+    "sport": "activity",
+    "game": "activity",
+    "arts": "activity",
+}
+OTHER_KIND = "object"
+LISTED, GROUPED = "package/en/data.json", "package/meta/groups.json"
 # Emojibase's groups: 3 animals and nature, 4 food and drink, 5 travel and places, 6 activities, 7 objects.
 GROUPS = range(3, 8)
 ONE_IN = 5
@@ -47,25 +68,34 @@ def _hash(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest(), 16)
 
 
-def rows(names: list[dict[str, Any]], pictures: set[str]) -> Iterator[tuple[str, str]]:
-    """Label and picture name of every emoji of the groups that has a picture.
+def kind(subgroup: str) -> str:
+    """The kind of thing an emoji of a subgroup shows, in one word: ``animal-mammal`` -> ``animal``."""
+    return KINDS.get(subgroup.partition("-")[0], OTHER_KIND)
+
+
+def rows(
+    names: list[dict[str, Any]], subgroups: Mapping[str, str], pictures: set[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Label, kind and picture name of every emoji of the groups that has a picture.
 
     Args:
         names: Emojibase's list.
+        subgroups: Emojibase's subgroup names by number.
         pictures: names of the pictures there are, without extension; a variation selector may be left out in them.
     """
     for entry in names:
         code = str(entry["hexcode"]).lower()
         for candidate in (code, code.replace("-fe0f", "")):
             if entry.get("group") in GROUPS and candidate in pictures:
-                yield str(entry["label"]), candidate
+                yield str(entry["label"]), kind(subgroups[str(entry["subgroup"])]), candidate
                 break
 
 
 def build(fetched: Mapping[str, Path], into: Path) -> None:
-    """Write the pictures as they were packaged, and two files of rows in the ``messages`` format."""
-    listed = read_tarball(fetched[NAMES.name], lambda name: name == "package/en/data.json")
-    names: list[dict[str, Any]] = json.loads(next(content for _, content in listed))
+    """Write the pictures as they were packaged, and rows in the ``messages`` format: names, and kinds."""
+    listed = dict(read_tarball(fetched[NAMES.name], lambda name: name in (LISTED, GROUPED)))
+    names: list[dict[str, Any]] = json.loads(listed[LISTED])
+    subgroups: dict[str, str] = json.loads(listed[GROUPED])["subgroups"]
     pictures = {
         Path(name).stem: content
         for name, content in read_tarball(
@@ -73,23 +103,25 @@ def build(fetched: Mapping[str, Path], into: Path) -> None:
         )
     }
     (into / "images").mkdir()
-    sides: dict[str, list[str]] = {"train.jsonl": [], "heldout.jsonl": []}
+    files: dict[str, list[str]] = {}
     # In the order of a hash, so that the first so many rows are a fair sample of all groups.
-    for label, picture in sorted(rows(names, set(pictures)), key=lambda row: _hash(row[0])):
+    for label, sort, picture in sorted(rows(names, subgroups, set(pictures)), key=lambda row: _hash(row[0])):
         (into / "images" / f"{picture}.webp").write_bytes(pictures[picture])
-        sides["heldout.jsonl" if held_out(label) else "train.jsonl"].append(_row(label, picture))
-    for name, lines in sides.items():
+        side = "heldout" if held_out(label) else "train"
+        files.setdefault(f"{side}.jsonl", []).append(_row(QUESTION, label, picture))
+        files.setdefault(f"kinds-{side}.jsonl", []).append(_row(KIND_QUESTION, sort, picture))
+    for name, lines in files.items():
         (into / name).write_text("".join(lines), encoding="utf-8")
 
 
-def _row(label: str, picture: str) -> str:
-    question = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": label}]
+def _row(question: str, answer: str, picture: str) -> str:
+    asked = [{"type": "image"}, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     return json.dumps({"messages": messages, "images": [f"images/{picture}.webp"]}, ensure_ascii=False) + "\n"
 
 
 PACKAGED = Packaged(
-    folder="emoji-1.1.0-17.0.0-r1",
+    folder="emoji-1.1.0-17.0.0-r2",
     entry="train.jsonl",
     packages=(PICTURES, NAMES),
     build=build,

@@ -53,7 +53,7 @@ class SftTrainer(SFTTrainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=Dataset.from_list(rows(len(order))),
+            train_dataset=Dataset.from_list(rows(len(collator))),
             processing_class=processor,
             data_collator=collator,
             callbacks=callbacks,

@@ -29,6 +29,16 @@ from qlmm.model.packaged import emoji
 
 Client = Callable[[list[str]], tuple[int, str]]
 
+NAMES = [
+    "efficientnet-lite0",
+    "emoji",
+    "emoji-heldout",
+    "emoji-kinds",
+    "emoji-kinds-heldout",
+    "focus-vit",
+    "smollm2-135m",
+]
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -99,10 +109,10 @@ def copy_data(fetched: Mapping[str, Path], into: Path) -> None:
 
 
 def test_names_are_those_of_the_files() -> None:
-    assert builtin.names() == ["efficientnet-lite0", "emoji", "emoji-heldout", "focus-vit", "smollm2-135m"]
+    assert builtin.names() == NAMES
 
 
-@pytest.mark.parametrize("name", ["efficientnet-lite0", "emoji", "emoji-heldout", "focus-vit", "smollm2-135m"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_name_states_hashes_and_a_licence(name: str) -> None:
     packaged = builtin._find(name)
     assert all(len(package.sha256) == 64 for package in packaged.packages)
@@ -279,15 +289,18 @@ def test_links_in_a_tarball_are_passed_over(tmp_path: Path) -> None:
     assert list(read_tarball(tarball, lambda name: name.startswith("package/"))) == [("package/a.txt", b"1")]
 
 
+GROUPED = json.dumps(
+    {"subgroups": {"36": "animal-mammal", "42": "food-fruit", "57": "place-other", "65": "tool"}}
+).encode()
 NAMED: list[dict[str, Any]] = [
-    {"hexcode": "1F34E", "label": "red apple", "group": 4},
-    {"hexcode": "1F6E0-FE0F", "label": "hammer and wrench", "group": 7},
+    {"hexcode": "1F34E", "label": "red apple", "group": 4, "subgroup": 42},
+    {"hexcode": "1F6E0-FE0F", "label": "hammer and wrench", "group": 7, "subgroup": 65},
     {"hexcode": "1F600", "label": "grinning face", "group": 0},
     {"hexcode": "1F1E6", "label": "regional indicator A"},
-    {"hexcode": "1F408", "label": "cat", "group": 3},
-    {"hexcode": "1F431", "label": "cat face", "group": 3},
-    {"hexcode": "1F47F", "label": "has no picture", "group": 5},
-    *({"hexcode": f"1F5{n:02X}", "label": f"thing number {n}", "group": 7} for n in range(60)),
+    {"hexcode": "1F408", "label": "cat", "group": 3, "subgroup": 36},
+    {"hexcode": "1F431", "label": "cat face", "group": 3, "subgroup": 36},
+    {"hexcode": "1F47F", "label": "has no picture", "group": 5, "subgroup": 57},
+    *({"hexcode": f"1F5{n:02X}", "label": f"thing number {n}", "group": 7, "subgroup": 65} for n in range(60)),
 ]
 
 
@@ -296,7 +309,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     into, source = tmp_path_factory.mktemp("emoji"), tmp_path_factory.mktemp("packages")
     have = [str(entry["hexcode"]).lower() for entry in NAMED if entry["label"] != "has no picture"]
     have[1] = "1f6e0"
-    (source / "names.tgz").write_bytes(tarball_bytes({"package/en/data.json": json.dumps(NAMED).encode()}))
+    (source / "names.tgz").write_bytes(
+        tarball_bytes({"package/en/data.json": json.dumps(NAMED).encode(), "package/meta/groups.json": GROUPED})
+    )
     (source / "pictures.tgz").write_bytes(
         tarball_bytes({f"package/assets/{name}.webp": name.encode() for name in have} | {"package/../x.webp": b"no"})
     )
@@ -344,3 +359,20 @@ def test_rows_are_pictures_of_the_wanted_groups_in_the_messages_format(pictures:
         assert question == emoji.QUESTION
         assert picture.path.read_bytes().decode() == picture.path.stem
     assert (pictures / "images" / "1f6e0.webp").is_file()
+
+
+def test_kinds_are_asked_for_the_same_pictures_on_the_same_sides(pictures: Path) -> None:
+    for side in ("train", "heldout"):
+        named = [json.loads(line) for line in (pictures / f"{side}.jsonl").read_text("utf-8").splitlines()]
+        sorted_out = [json.loads(line) for line in (pictures / f"kinds-{side}.jsonl").read_text("utf-8").splitlines()]
+        assert [row["images"] for row in named] == [row["images"] for row in sorted_out]
+    kinds = set(labels(pictures / "kinds-train.jsonl") + labels(pictures / "kinds-heldout.jsonl"))
+    assert kinds == {"animal", "food", "object"}
+
+
+@pytest.mark.parametrize(
+    ("subgroup", "kind"),
+    [("animal-mammal", "animal"), ("transport-air", "vehicle"), ("time", "clock"), ("light-video", "object")],
+)
+def test_a_kind_is_read_off_the_subgroup(subgroup: str, kind: str) -> None:
+    assert emoji.kind(subgroup) == kind

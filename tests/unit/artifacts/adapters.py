@@ -1,0 +1,60 @@
+"""An invented adapter for tests: its manifest, and a folder of small files that stand for its weights.
+
+Usage: ``folder = adapter_folder(tmp_path); check_files(folder, read_manifest(folder))``
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qlmm.artifacts.adapter import file_hashes
+from qlmm.artifacts.manifest import Manifest, versions, write_manifest
+from qlmm.recipe.load import parse_recipe
+from qlmm.training.facts import to_json
+from tests.run_facts import PROOF
+
+NATIVE = "model: llava-hf/llava-1.5-7b-hf@0123abc"
+ASSEMBLED = "vision: builtin:focus-vit\n  language: some/llama\n  connector: {kind: mlp}"
+PARTS: dict[str, dict[str, Any]] = {
+    "native": {"model": {"id": "llava-hf/llava-1.5-7b-hf@0123abc", "revision": "0123abc", "config_sha256": "aa"}},
+    "assembled": {
+        "vision": {"id": "builtin:focus-vit", "revision": None, "config_sha256": "bb"},
+        "language": {"id": "some/llama", "revision": "4567def", "config_sha256": "cc"},
+    },
+}
+RECIPE = """
+version: 1
+base:
+  {base}
+data: {{sources: [{{path: rows.jsonl}}]}}
+output: {{dir: run}}
+"""
+
+
+def manifest(kind: str = "native", **changes: Any) -> Manifest:
+    """What a finished run would have written."""
+    recipe = parse_recipe(RECIPE.format(base=NATIVE if kind == "native" else ASSEMBLED), "r.yaml").recipe
+    facts: dict[str, Any] = {
+        "base": {"kind": kind, "parts": PARTS[kind]},
+        "recipe": recipe,
+        "precision": "bf16",
+        "seed": 3,
+        "frozen_sha256": "0" * 64,
+        "data": {"sha256": "f" * 64, "sources": [{"path": "rows.jsonl", "kept": 1234}]},
+        "steps": 260,
+        "proof": to_json(PROOF),
+        "versions": versions(),
+        "files": {},
+    }
+    return Manifest(**(facts | changes))
+
+
+def adapter_folder(parent: Path) -> Path:
+    """A folder with the files that every adapter has, and its manifest."""
+    folder = parent / "adapter"
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"):
+        (folder / name).write_bytes(name.encode())
+    write_manifest(folder, manifest(files=file_hashes(folder)))
+    return folder

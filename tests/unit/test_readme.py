@@ -1,0 +1,70 @@
+"""Every command that README and recipes show is one that exists, with options it knows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from click import Command, Context, Group
+
+from qlmm.cli.app import app
+from qlmm.recipe.library import shipped
+from qlmm.recipe.load import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "recipes" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+
+
+def _commands(page: Path) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+SHOWN = [(page.name, command) for page in PAGES for command in _commands(page)]
+
+
+def test_the_readme_starts_with_the_two_commands() -> None:
+    assert [command.split()[:2] for _, command in SHOWN][:2] == [["make", "quickstart"], ["make", "test"]]
+
+
+@pytest.mark.parametrize(("page", "command"), [pair for pair in SHOWN if pair[1].startswith("qlmm ")])
+def test_every_qlmm_command_shown_exists(page: str, command: str) -> None:
+    del page
+    here: Command = typer.main.get_command(app)
+    words = shlex.split(command.split("|", maxsplit=1)[0])[1:]
+    context = Context(here)
+    while isinstance(here, Group) and words:
+        name = words.pop(0)
+        found = here.get_command(context, name)
+        assert found is not None, f"no command `{name}`"
+        here = found
+    known = {option for parameter in here.params for option in parameter.opts}
+    for word in words:
+        assert not word.startswith("-") or word in known, f"no option {word}"
+
+
+@pytest.mark.parametrize(("page", "command"), [pair for pair in SHOWN if pair[1].startswith("make ")])
+def test_every_make_target_shown_exists(page: str, command: str) -> None:
+    del page
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert command.split()[1] in targets
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_recipes_own_commands_load(name: str) -> None:
+    lines = [line for line in shipped()[name].read_text("utf-8").splitlines() if line.startswith("#")]
+    shown = [shlex.split(line.split(":", 1)[1]) for line in lines if line.startswith(("# run:", "# override:"))]
+    assert len(shown) == 2
+    for words in shown:
+        assert words[:2] == ["qlmm", "finetune"]
+        overrides = [word for word in words[3:] if not word.startswith("--")]
+        load_recipe(shipped()[words[2]], overrides)
