@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from click import Command, Context, Group
+from typer.core import TyperGroup
 
 from qlmm.cli.app import app
 from qlmm.recipe.library import shipped
@@ -39,10 +39,10 @@ def test_the_readme_starts_with_the_two_commands() -> None:
 @pytest.mark.parametrize(("page", "command"), [pair for pair in SHOWN if pair[1].startswith("qlmm ")])
 def test_every_qlmm_command_shown_exists(page: str, command: str) -> None:
     del page
-    here: Command = typer.main.get_command(app)
+    here = typer.main.get_command(app)
     words = shlex.split(command.split("|", maxsplit=1)[0])[1:]
-    context = Context(here)
-    while isinstance(here, Group) and words:
+    context = here.make_context("qlmm", [], resilient_parsing=True)
+    while isinstance(here, TyperGroup) and words:
         name = words.pop(0)
         found = here.get_command(context, name)
         assert found is not None, f"no command `{name}`"
