@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from qlmm.cli.console import out, visible
+from qlmm.cli.quiet import quiet
 from qlmm.core.errors import DataError, Problem, QlmmError, UsageError
 from qlmm.core.secrets import redact
 from qlmm.data.checks import Report, TokenCounts, token_counts, traced
@@ -120,6 +121,7 @@ def _builtin(name: str) -> Path:
 
 def _encoder(recipe: Recipe) -> Encoder:
     from qlmm.data.encode import Encoder
+    quiet()
     from qlmm.model.base import load_processor
 
     data = recipe.data

@@ -101,6 +101,20 @@ def test_files_are_readable_as_the_umask_says(umask: int, tmp_path: Path) -> Non
     assert found == umask
 
 
+@pytest.mark.xfail(reason="folders inside an adapter are taken for files")
+@pytest.mark.usefixtures("umask")
+def test_a_processor_with_several_templates_is_published_whole(tmp_path: Path) -> None:
+    """Such a processor saves all but its default template in a folder of their own."""
+    stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path, NATIVE)  # type: ignore[arg-type]  # stand-ins
+    (stage / "additional_chat_templates").mkdir()
+    (stage / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    assert "additional_chat_templates/tool_use.jinja" in file_hashes(stage)
+    place = publish(stage, tmp_path / ADAPTER)
+    assert place.stat().st_mode == (place / "additional_chat_templates").stat().st_mode
+    plain = (place / "chat_template.jinja").stat().st_mode
+    assert (place / "additional_chat_templates" / "tool_use.jinja").stat().st_mode == plain
+
+
 def test_publishing_is_one_rename_after_everything_is_on_the_disk(
     staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
