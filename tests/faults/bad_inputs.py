@@ -253,7 +253,7 @@ GAPS = {
                                      "replace or remove", ("evaluation.sources=[{path: aside.jsonl}]",),
                                      lambda folder: [file("99.png", scratched())(folder), file("aside.jsonl", "\n".join(
                                          json.dumps(row(images=[name])) for name in ("99.png", "1.png")))(folder)]),
-    "setting of another kind": Case("T001", ("`adam_beta2` should be a valid number",), "as TRL's SFTConfig documents it",
+    "setting of another kind": Case("T001", ("`adam_beta2` should be a valid number",), "SFTConfig documents it",
                                     ("training.extra={adam_beta2: high}",)),
     "setting that would publish the run": Case("T001", ("`push_to_hub` cannot be passed on",), "leave it out",
                                                ("training.extra={push_to_hub: true}",)),
