@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qlmm.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from qlmm.api import finetune as finetune
     from qlmm.artifacts.load import load as load
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from qlmm.recipe.load import load_recipe as load_recipe
 
 __all__ = ["QlmmError", "__version__", "finetune", "load", "load_recipe"]
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "QlmmError": "qlmm.core.errors",

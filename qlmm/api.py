@@ -112,6 +112,7 @@ def finetune(
     with RunDir.open(path, _record(loaded, ready)) as run:
         _check_same_data(run, ready)
         _write_recipe(run, loaded)
+        _write_skipped(run, ready)
         resume = run.last_good(listener)
         run.remove_unsealed()
         step = run.step_of(resume) if resume is not None else 0
@@ -278,6 +279,14 @@ def _record(loaded: LoadedRecipe, ready: Plan) -> dict[str, Any]:
 def _write_recipe(run: RunDir, loaded: LoadedRecipe) -> None:
     """The recipe as it ran, overrides and defaults included: this file repeats the run."""
     atomic_write(run.path / "recipe.yaml", as_yaml(loaded.recipe))
+
+
+def _write_skipped(run: RunDir, ready: Plan) -> None:
+    """Which bad rows were left out and why, where the recipe lets them be."""
+    if ready.bad:
+        lines = [{"file": one.origin.file, "line": one.origin.line, "why": one.problem.message} for one in ready.bad]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        atomic_write(run.path / "skipped.jsonl", text)
 
 
 def _check_same_data(run: RunDir, ready: Plan) -> None:

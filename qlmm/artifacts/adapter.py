@@ -43,8 +43,9 @@ def _name_base(path: Path, base: BaseSection) -> None:
 
 
 def file_hashes(folder: Path, *, without: frozenset[str] = frozenset()) -> dict[str, str]:
-    """sha256 of every file in a folder, by name."""
-    return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name not in without}
+    """sha256 of every file in a folder and below it, by relative name."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: file_sha256(path) for name, path in files.items() if name not in without}
 
 
 def publish(stage: Path, place: Path) -> Path:
@@ -54,9 +55,9 @@ def publish(stage: Path, place: Path) -> Path:
     """
     umask = os.umask(0)
     os.umask(umask)
-    for path in stage.iterdir():
-        path.chmod(0o666 & ~umask)
-        fsync_file(path)
+    for path in stage.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+        (fsync_dir if path.is_dir() else fsync_file)(path)
     fsync_dir(stage)
     if place.exists():
         shutil.rmtree(place)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qlmm import __version__
 from qlmm.core.errors import ModelError
 from qlmm.core.files import atomic_write
+from qlmm.core.version import __version__
 from qlmm.recipe.schema import Recipe
 
 __all__ = ["MANIFEST", "Manifest", "read_manifest", "versions", "write_manifest"]

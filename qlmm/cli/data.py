@@ -121,6 +121,7 @@ def _builtin(name: str) -> Path:
 
 def _encoder(recipe: Recipe) -> Encoder:
     from qlmm.data.encode import Encoder
+
     quiet()
     from qlmm.model.base import load_processor
 

@@ -6,16 +6,18 @@ Usage: ``qlmm finetune recipes/owl_lora.yaml training.steps=200 --dry-run``
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
 from qlmm.cli.console import out
 from qlmm.cli.quiet import quiet
-from qlmm.core.errors import Problem, RunError
+from qlmm.core.errors import Problem, RunError, UsageError
 from qlmm.core.events import Event
 from qlmm.recipe.library import resolve
-from qlmm.recipe.load import load_recipe
+from qlmm.recipe.load import LoadedRecipe, load_recipe
 from qlmm.training.facts import PlanFacts
 
 if TYPE_CHECKING:
@@ -35,13 +37,16 @@ def finetune(recipe: str, overrides: list[str], *, dry_run: bool) -> None:
     quiet()
     from qlmm import api
 
-    _fetch_packaged(loaded.recipe)
     if dry_run:
-        out.plan(api.plan(loaded.recipe).facts)
+        with _placing(loaded):
+            _fetch_packaged(loaded.recipe)
+            out.plan(api.plan(loaded.recipe).facts)
         return
     progress = _Progress(loaded.recipe.training.log_every)
     try:
-        outcome = api.finetune(loaded, planned=progress.begin, listener=progress)
+        with _placing(loaded):
+            _fetch_packaged(loaded.recipe)
+            outcome = api.finetune(loaded, planned=progress.begin, listener=progress)
     finally:
         progress.end()
     if outcome.status == "stopped":
@@ -59,6 +64,15 @@ def finetune(recipe: str, overrides: list[str], *, dry_run: bool) -> None:
         raise RunError([Problem("P001", f"promise broken: {one.name} ({one.detail})", help=kept) for one in broken])
     adapter = outcome.adapter
     out.done(outcome.run_dir, [_ask(outcome), f"qlmm chat {adapter}", f"qlmm data show {recipe} --row 1"])
+
+
+@contextmanager
+def _placing(loaded: LoadedRecipe) -> Iterator[None]:
+    """Let refusals of a plan show the recipe's line whose key they are about."""
+    try:
+        yield
+    except UsageError as error:
+        raise loaded.placed(error) from error
 
 
 def _fetch_packaged(recipe: Recipe) -> None:

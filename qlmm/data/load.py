@@ -17,7 +17,7 @@ from typing import Any, Literal
 from qlmm.core import naming
 from qlmm.core.errors import DataError, Problem
 from qlmm.data.contract import BadRow, Format
-from qlmm.data.images import BadImage, size
+from qlmm.data.images import BadImage, check
 from qlmm.data.paths import ImageRoot
 from qlmm.data.sample import ImageRef, Origin, Sample
 from qlmm.data.sources import Resolve, picture_folder, read_rows
@@ -201,7 +201,7 @@ def _sample(form: Format, origin: Origin, row: Any, images: ImageRoot, max_pixel
 
 def _check_header(ref: ImageRef, max_pixels: int) -> None:
     try:
-        size(ref, max_pixels=max_pixels)
+        check(ref, max_pixels=max_pixels)
     except BadImage as bad:
         raise BadRow(f"picture {ref.name}: {bad.reason}", "replace or remove the picture") from None
 

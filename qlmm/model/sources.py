@@ -92,8 +92,8 @@ def config_of(located: Located, key: str) -> PreTrainedConfig:
     Raises:
         ModelError: M003, M004 as `reading` says.
     """
-    _register_tower(located.path)
     with reading(key, located):
+        _register_tower(located.path)
         config: PreTrainedConfig = AutoConfig.from_pretrained(located.path, **located.options)
     return config
 

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel, set_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from qlmm.core.errors import ModelError
+from qlmm.model.adapters import Placement
 from qlmm.model.parts import PartName, Parts
 
 __all__ = ["Earlier"]
 
+_PEFT_PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -45,8 +48,7 @@ class Earlier:
                 f"adapter.start_from: {folder} holds no {WEIGHTS}",
                 help="name the adapter folder of a finished run, such as runs/owl_pretrain/adapter",
             )
-        with safe_open(str(path), framework="pt") as file:
-            names = list(file.keys())
+        names = list(_shapes(path))
         lora = [name for name in names if ".lora_" in name]
         try:
             whole = {parts.of(name) for name in names if ".lora_" not in name}
@@ -57,6 +59,29 @@ class Earlier:
                 help="name an adapter that was trained on this recipe's base, or leave adapter.start_from out",
             ) from error
         return cls(path, frozenset(whole), bool(lora))
+
+    def check_fits(self, model: PreTrainedModel, parts: Parts, placement: Placement) -> None:
+        """Compare names and shapes with a model without weights, before anything is written or loaded.
+
+        Raises:
+            ModelError: M052 with the first tensor that has no place, another shape, or is missing.
+        """
+        found = _shapes(self.path)
+        whole = {name: shape for name, shape in found.items() if ".lora_" not in name}
+        expected = {
+            f"{_PEFT_PREFIX}{name}": tuple(value.shape)
+            for name, value in model.named_parameters()
+            if parts.of(name) in self.whole
+        }
+        for name in sorted(expected.keys() | whole.keys()):
+            if whole.get(name) != expected.get(name):
+                raise _does_not_fit(self.path, f"{name} is {_said(whole.get(name))}, not {_said(expected.get(name))}")
+        for name, shape in found.items():
+            layer, _, kind = name.removeprefix(_PEFT_PREFIX).partition(".lora_")
+            if kind and layer not in placement.lora:
+                raise _does_not_fit(self.path, f"it holds LoRA for {layer}, which this recipe does not adapt")
+            if kind.startswith("A.") and shape[0] != placement.rank:
+                raise _does_not_fit(self.path, f"its LoRA has rank {shape[0]}, not {placement.rank}")
 
     def fill(self, model: PeftModel) -> None:
         """Put the adapter's weights into a freshly attached one.
@@ -71,6 +96,27 @@ class Earlier:
             raise _does_not_fit(self.path, str(error).splitlines()[-1].strip()) from error
         if result.unexpected_keys:
             raise _does_not_fit(self.path, f"there is no place for {result.unexpected_keys[0]}")
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a file's tensors; no weight is read.
+
+    Raises:
+        ModelError: M050 when the file is cut short or no safetensors file.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
+    except SafetensorError as error:
+        raise ModelError.one(
+            "M050",
+            f"adapter.start_from: {path} is damaged: {error}",
+            help="fetch the adapter again, or take it from the run directory it was made in",
+        ) from error
+
+
+def _said(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else " x ".join(map(str, shape))
 
 
 def _does_not_fit(path: Path, why: str) -> ModelError:

@@ -9,6 +9,7 @@ Usage: ``loaded = load_recipe("recipes/owl_lora.yaml", ["training.steps=20"]); l
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from qlmm.core import secrets
-from qlmm.core.errors import Problem, RecipeError, Where
-from qlmm.recipe.keys import as_path
+from qlmm.core.errors import ErrorT, Problem, RecipeError, Where
+from qlmm.recipe.keys import as_path, keys
 from qlmm.recipe.overrides import OVERRIDES, apply
 from qlmm.recipe.problems import explain_errors, where_is
 from qlmm.recipe.schema import Recipe
@@ -58,6 +59,17 @@ class LoadedRecipe:
             return "default"
         where = place.key or place.value
         return "override" if where.file == OVERRIDES else f"{where.file}:{where.line}"
+
+    def placed(self, error: ErrorT) -> ErrorT:
+        """The error with the place, in the recipe, of the key that each message opens with, where it names none yet."""
+        return type(error)([self._placed(problem) for problem in error.problems])
+
+    def _placed(self, problem: Problem) -> Problem:
+        opening = re.match(r"[a-z]+(\.\w+)+", problem.message)
+        known = opening is not None and re.sub(r"\.\d+", "[]", opening[0]) in {key.name for key in keys()}
+        if opening is None or not known or problem.where is not None:
+            return problem
+        return replace(problem, where=self.where(opening[0]))
 
     @property
     def resolved(self) -> str:

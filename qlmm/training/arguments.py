@@ -5,11 +5,11 @@ Usage: ``args = sft_config(recipe.training, output_dir, precision, steps=260, ex
 
 from __future__ import annotations
 
-import dataclasses
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from trl import SFTConfig
 
 from qlmm.core.errors import UsageError
@@ -18,6 +18,17 @@ from qlmm.recipe.schema import OutputSection, TrainingSection
 
 __all__ = ["sft_config"]
 
+# What a recipe may pass on. The others are set by qlmm, would break a promise (exact resume, whole rows, rotation
+# after sealing), or would let a shared recipe publish, load code or read files.
+_NAMES = """
+adam_beta1 adam_beta2 adam_epsilon optim_args lr_scheduler_kwargs label_smoothing_factor tf32 torch_compile
+torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config neftune_noise_alpha
+torch_empty_cache_steps full_determinism gradient_checkpointing_kwargs activation_offloading loss_type
+dataloader_prefetch_factor dataloader_persistent_workers dataloader_multiprocessing_context
+ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
+average_tokens_across_devices router_aux_loss_coef run_name project log_level skip_memory_metrics
+"""
+_PASSED_ON = frozenset(_NAMES.split())
 _OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
 
@@ -25,21 +36,36 @@ def sft_config(training: TrainingSection, output: OutputSection, precision: Prec
     """TRL's settings for a run of `steps` optimiser steps.
 
     Raises:
-        UsageError: T001 for a name in `training.extra` that SFTConfig lacks or that qlmm sets itself.
+        UsageError: T001 for a name in `training.extra` that SFTConfig lacks or that is not passed on, or for a value of
+            another kind; T002 when TRL refuses the settings together.
     """
     ours = _ours(training, output, precision, steps)
-    known = {field.name for field in dataclasses.fields(SFTConfig)}
-    for name in training.extra:
-        if name in ours or name not in known:
-            raise _bad_extra(name, sorted(known - set(ours)), taken=name in ours)
-    return SFTConfig(**ours, **training.extra)
+    for name, value in training.extra.items():
+        _check_extra(name, value, ours)
+    try:
+        return SFTConfig(**ours, **training.extra)
+    except (ValueError, TypeError, ImportError) as error:
+        said = str(error).splitlines()[0]
+        raise UsageError.one("T002", f"TRL refuses the training section: {said}", help="change or drop it") from error
 
 
-def _bad_extra(name: str, free: list[str], *, taken: bool) -> UsageError:
-    close = get_close_matches(name, free, n=1)
-    why = "is set by qlmm itself" if taken else "is not a field of TRL's SFTConfig"
-    hint = f"did you mean `{close[0]}`?" if close and not taken else "use the recipe's own key for it, or leave it out"
-    return UsageError.one("T001", f"training.extra: `{name}` {why}", help=hint)
+def _check_extra(name: str, value: Any, ours: dict[str, Any]) -> None:
+    """Refuse what is not TRL's, not for a recipe to say, or of the wrong kind."""
+    kinds = get_type_hints(SFTConfig)
+    if name not in kinds:
+        close = get_close_matches(name, sorted(_PASSED_ON), n=1)
+        hint = f"did you mean `{close[0]}`?" if close else "leave it out"
+        raise UsageError.one("T001", f"training.extra: `{name}` is not a field of TRL's SFTConfig", help=hint)
+    if name not in _PASSED_ON:
+        why = "is set by qlmm itself" if name in ours else "cannot be passed on: it would break a promise of the run"
+        hint = "use the recipe's own key for it, or leave it out"
+        raise UsageError.one("T001", f"training.extra: `{name}` {why}", help=hint)
+    try:
+        TypeAdapter(kinds[name]).validate_python(value, strict=True)
+    except ValidationError as error:
+        rule = error.errors(include_input=False)[0]["msg"].removeprefix("Input ")
+        hint = "write the value as TRL's SFTConfig documents it"
+        raise UsageError.one("T001", f"training.extra: `{name}` {rule}", help=hint) from error
 
 
 def _ours(training: TrainingSection, output: OutputSection, precision: Precision, steps: int) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Monitor(TrainerCallback):
         self._trainer: SftTrainer | None = None
         self._since = (time.monotonic(), 0.0)
         self._first: tuple[float, int] | None = None
+        self._rates: dict[str, float] = {}
         self.stopped_by: int | None = None
 
     def watch(self, trainer: SftTrainer) -> None:
@@ -48,6 +49,13 @@ class Monitor(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clocks."""
         self._since, self._first = (time.monotonic(), 0.0), (time.monotonic(), state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any
+    ) -> None:
+        """Keep the rates of the step that is taken now: by the time it is logged, the next step's are set."""
+        optimizer: torch.optim.Optimizer = found["optimizer"]
+        self._rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any) -> None:
         """Pass a step on as an event; the trainer's own summary at the end carries no loss and is left out."""
@@ -60,14 +68,13 @@ class Monitor(TrainerCallback):
         begun, first_step = self._first or (then, 0)
         done = state.global_step - first_step
         left = (now - begun) / max(done, 1) * (state.max_steps - state.global_step)
-        optimizer: torch.optim.Optimizer = found["optimizer"]
         self._listener(
             StepDone(
                 step=state.global_step,
                 total=state.max_steps,
                 loss=logs["loss"],
-                rates={group["part"]: group["lr"] for group in optimizer.param_groups},
-                grad_norms=dict(self._trainer.grad_norms) if self._trainer else {},
+                rates=dict(self._rates),
+                grad_norms=self._trainer.take_grad_norms() if self._trainer else {},
                 tokens_per_s=max(tokens - tokens_then, 0.0) / max(now - then, 1e-9),
                 memory_bytes=peak_memory_bytes(),
                 seconds_left=left,
@@ -75,7 +82,9 @@ class Monitor(TrainerCallback):
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Evaluate where it is due, before a save of the same step; obey a signal."""
+        """Evaluate where it is due, before a save of the same step; log the last step; obey a signal."""
+        if state.global_step >= state.max_steps or self.stopped_by is not None:
+            control.should_log = True
         if self._evaluate is not None and state.global_step % self._every == 0 and state.global_step < state.max_steps:
             self._listener(Evaluated(state.global_step, self._evaluate()))
         if self.stopped_by is not None:

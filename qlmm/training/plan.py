@@ -8,7 +8,9 @@ Usage: ``plan = make_plan(recipe); plan.facts.steps``
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,11 +20,12 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from qlmm.core.errors import DataError, UsageError
+from qlmm.core.errors import DataError, UsageError, Where
 from qlmm.core.files import free_bytes
 from qlmm.core.units import memory
 from qlmm.data.encode import Encoder, Fitted, Lengths
-from qlmm.data.load import Loaded, load_samples
+from qlmm.data.images import BadImage, decode
+from qlmm.data.load import Bad, Loaded, load_samples
 from qlmm.data.mixture import Mixture, MixtureSampler
 from qlmm.data.sample import Sample
 from qlmm.model import builtin
@@ -48,6 +51,7 @@ class Plan:
         train: rows to learn from, all of them within `data.max_length`.
         held_out: rows to measure on.
         mixture: what an epoch is made of.
+        bad: rows that were left out, with the reason.
         data: fingerprints and counts of the rows, for the manifest.
     """
 
@@ -61,6 +65,7 @@ class Plan:
     train: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
     mixture: Mixture
+    bad: tuple[Bad, ...]
     data: dict[str, Any]
 
     def order(self) -> MixtureSampler:
@@ -76,13 +81,17 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     precision = choose(recipe.training.device, recipe.training.precision)
     check_variant(recipe.adapter, recipe.base.quantize)
+    _check_trackers(recipe)
     sft_config(recipe.training, recipe.output, precision, steps=1)
     shape = blueprint(recipe.base)
     start = recipe.adapter.start_from
     earlier = Earlier.read(Path(start), shape.parts) if start is not None else None
     placement = place(shape.model, shape.parts, recipe.adapter, earlier=earlier.whole if earlier else frozenset())
+    if earlier is not None:
+        earlier.check_fits(shape.model, shape.parts, placement)
     processor = load_processor(recipe.base)
     rows = _rows(recipe, processor)
+    _check_pictures(recipe, placement, rows)
     steps = _steps(recipe, len(rows.mixture))
     facts = _facts(recipe, precision, shape, placement, rows, steps)
     _check_disk(facts)
@@ -97,6 +106,7 @@ def make_plan(recipe: Recipe) -> Plan:
         train=rows.train.samples,
         held_out=rows.held_out,
         mixture=rows.mixture,
+        bad=rows.loaded.bad,
         data=rows.described,
     )
 
@@ -203,7 +213,7 @@ def _facts(
         precision=precision.name,
         device=precision.device,
         output_dir=recipe.output.dir,
-        warnings=_warnings(recipe, rows),
+        warnings=_warnings(rows),
     )
 
 
@@ -242,26 +252,67 @@ def _tokens(lengths: Sequence[Lengths]) -> TokenFacts:
     )
 
 
-def _warnings(recipe: Recipe, rows: _Rows) -> tuple[str, ...]:
+def _warnings(rows: _Rows) -> tuple[str, ...]:
     found = []
+    if rows.loaded.bad:
+        found.append(f"{len(rows.loaded.bad)} bad rows are left out; skipped.jsonl in the run directory names them")
     if not rows.encoder.ends_answers:
         found.append("the chat template does not teach the model to stop: no end token is learned")
     if not rows.held_out:
         found.append("no held-out row: whether pictures are used cannot be measured")
-    if recipe.adapter.connector == "full" and not any(sample.images for sample in rows.train.samples):
-        found.append("no row has a picture: the connector cannot be trained by them")
     return tuple(found)
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    """Refuse a tracker whose package is missing, which the trainer would only find out once the run had started.
+
+    Raises:
+        UsageError: T003.
+    """
+    for name in recipe.output.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError.one(
+                "T003", f"output.trackers: {name} is not installed here", help=f"pip install {name}, or leave it out"
+            )
+
+
+def _check_pictures(recipe: Recipe, placement: Placement, rows: _Rows) -> None:
+    """Refuse what would end unproven for certain, and decode the few pictures that are measured before training.
+
+    Raises:
+        DataError: D041 when a part that only pictures train has none, D020 when a held-out picture cannot be decoded.
+    """
+    seeing = sorted(placement.asked & {"connector", "vision"})
+    if seeing and not any(sample.images for sample in rows.train.samples):
+        raise DataError.one(
+            "D041",
+            f"no row has a picture, so that adapter.{seeing[0]} cannot be trained",
+            help=f"add rows with pictures, or set {' '.join(f'adapter.{part}=frozen' for part in seeing)}",
+        )
+    for sample in rows.held_out:
+        for image in sample.images:
+            try:
+                decode(image, max_pixels=recipe.data.max_pixels)
+            except BadImage as bad:
+                where = Where(sample.origin.file, sample.origin.line)
+                message = f"held-out picture {image.name}: {bad.reason}"
+                raise DataError.one("D020", message, where=where, help="replace or remove the picture") from bad
 
 
 def _check_disk(facts: PlanFacts) -> None:
     """Refuse a run that would fill the disk.
 
     Raises:
-        UsageError: O003 with the space needed and the space there is.
+        UsageError: O003 with the space needed and the space there is, O004 where nothing can be written at all.
     """
     place = Path(facts.output_dir).absolute()
     while not place.exists():
         place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        why = "cannot be written to" if place.is_dir() else "is not a directory"
+        raise UsageError.one(
+            "O004", f"output.dir {facts.output_dir} cannot be made: {place} {why}", help="name another output.dir"
+        )
     free = free_bytes(place)
     if free < facts.disk_bytes:
         raise UsageError.one(

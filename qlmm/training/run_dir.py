@@ -125,7 +125,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
     Raises:
         UsageError: O001 when something else is there.
     """
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
+    try:
+        other = path.is_symlink() or (path.exists() and not path.is_dir())
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError.one("O001", f"output.dir cannot be used: {why}", help="name another output.dir") from error
+    if other:
         raise UsageError.one("O001", f"output.dir {path} is not a directory", help="name another output.dir")
     if not path.exists() or all(_is_trace(entry.name) for entry in path.iterdir()):
         return None

@@ -265,10 +265,11 @@ def test_a_language_model_in_place_of_a_tower_is_told(tmp_path: Path) -> None:
 
 
 def test_a_layer_the_tower_lacks_is_refused() -> None:
-    with pytest.raises(ModelError, match="-1 to -4"):
+    with pytest.raises(ModelError, match="-1 to -3"):
         build("mlp", "clip", vision_layer=-5)
-    with pytest.raises(ModelError, match="no hidden state 0"):
-        build("mlp", "clip", vision_layer=0)
+    for embeddings in (0, -4):
+        with pytest.raises(ModelError, match=f"no hidden state {embeddings}"):
+            build("mlp", "clip", vision_layer=embeddings)
 
 
 @torch.no_grad()

@@ -201,7 +201,7 @@ CASES = {
                               (ASSEMBLED.replace("mlp", "mpl"),)),
     "wrong connector setting": Case("M101", ("base.connector: unknown key `quries`",), "did you mean `queries`?",
                                     (ASSEMBLED.replace("kind: mlp", "kind: abstractor, quries: 4"),)),
-    "target that matches nothing": Case("M030", ("adapter.targets: `q_porj` matches no linear layer",), "q_proj",
+    "target that matches nothing": Case("M030", ("`q_porj` matches no linear layer", "command line:1:17"), "q_proj",
                                         ("adapter.targets=[q_porj]",)),
     "no chat template": Case("M041", ("speechless has no chat template, and the recipe gives none",),
                              "chatml, owl, plain, vicuna", ("base.model=speechless",)),
@@ -242,11 +242,6 @@ CASES = {
                               words=("ask", "runs/x", "What is this?")),
     "damaged adapter to ask": Case("A002", ("x/qlmm.json is damaged: base",), "fetch the adapter again",
                                    spoil=file("x/qlmm.json", "{}"), words=("ask", "x", "What is this?")),
-}  # fmt: skip
-
-
-# Refused today too late, after something was written, or as a bug.
-GAPS = {
     "cut picture": Case("D001", ("picture 2.png: cannot be decoded", "rows.jsonl:3"), "replace or remove",
                         spoil=picture(cut(0.7))),
     "damaged held-out picture": Case("D020", ("held-out picture 99.png: cannot be decoded", "aside.jsonl:1"),

@@ -194,11 +194,13 @@ def choose_layer(asked: int | None, connector: Connector[Any], facts: VisionFact
     layer = asked if asked is not None else connector.vision_layer
     if asked is None and layer is not None and facts.vision_layer is not None:
         layer = facts.vision_layer
-    if layer is not None and (layer == 0 or not -facts.states <= layer < facts.states):
+    # The first hidden state of several is the embeddings; a tower of one state names its only one -1.
+    embeddings = layer == 0 or (facts.states > 1 and layer == -facts.states)
+    if layer is not None and (embeddings or not -facts.states <= layer < facts.states):
         raise ModelError.one(
             "M113",
             f"base.vision_layer: the tower has no hidden state {layer}",
-            help=f"negative numbers count from the end: -1 to -{facts.states}",
+            help=f"there are 1 to {facts.states - 1}, or, counted from the end, -1 to -{facts.states - 1}",
         )
     return layer
 

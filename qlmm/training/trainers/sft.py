@@ -7,6 +7,7 @@ Usage: ``trainer = SftTrainer(peft_model, args, collator=…, order=…, parts=�
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ class SftTrainer(SFTTrainer):
     """TRL's trainer, with what a vision-language model in parts needs.
 
     Attributes:
-        grad_norms: gradient norm per part at the latest step, before clipping.
+        grad_norms: largest gradient norm per part since they were last taken, before clipping.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -102,7 +103,11 @@ class SftTrainer(SFTTrainer):
         Raises:
             RunError: G002 when a gradient is not finite. Under fp16 the loss scaler meets and skips such steps itself.
         """
-        self.grad_norms = _norms(model, self._parts)
+        # Under fp16 gradients still carry the loss scale here, and a step that overflows is skipped by the scaler.
+        scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler is not None else 1.0
+        for part, norm in _norms(model, self._parts).items():
+            if math.isfinite(norm):
+                self.grad_norms[part] = max(self.grad_norms.get(part, 0.0), norm / scale)
         total: torch.Tensor = super()._clip_grad_norm(model)
         if not self.args.fp16 and not torch.isfinite(total):
             raise RunError.one(
@@ -111,6 +116,11 @@ class SftTrainer(SFTTrainer):
                 help="lower the learning rates, or training.max_grad_norm. The last sealed checkpoint is intact.",
             )
         return total
+
+    def take_grad_norms(self) -> dict[str, float]:
+        """The largest gradient norm of each part since the last call: no step between two log lines goes unseen."""
+        taken, self.grad_norms = self.grad_norms, {}
+        return taken
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> MixtureSampler:
         return self._order

@@ -101,7 +101,6 @@ def test_files_are_readable_as_the_umask_says(umask: int, tmp_path: Path) -> Non
     assert found == umask
 
 
-@pytest.mark.xfail(reason="folders inside an adapter are taken for files")
 @pytest.mark.usefixtures("umask")
 def test_a_processor_with_several_templates_is_published_whole(tmp_path: Path) -> None:
     """Such a processor saves all but its default template in a folder of their own."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from qlmm.core.errors import UsageError
 from qlmm.model.precision import Precision
@@ -74,6 +74,11 @@ def test_every_optimiser_of_a_recipe_is_one_of_the_trainer(name: Any) -> None:
     assert str(config(optimizer=name).optim.value).startswith(name)
 
 
+def test_every_name_that_is_passed_on_is_one_of_trl() -> None:
+    assert set(get_type_hints(SFTConfig)) >= arguments._PASSED_ON
+    assert not arguments._PASSED_ON & set(arguments._ours(TrainingSection(), OUTPUT, CPU, 1))
+
+
 def test_further_settings_are_passed_on() -> None:
     made = config(extra={"adam_beta2": 0.98, "label_smoothing_factor": 0.1})
     assert (made.adam_beta2, made.label_smoothing_factor) == (0.98, 0.1)
@@ -83,7 +88,14 @@ def test_further_settings_are_passed_on() -> None:
     ("extra", "said", "help"),
     [
         ({"adam_beta3": 1}, "`adam_beta3` is not a field", "did you mean `adam_beta2`?"),
-        ({"zzz": 1}, "`zzz` is not a field", "or leave it out"),
+        ({"zzz": 1}, "`zzz` is not a field", "leave it out"),
+        ({"adam_beta2": "0.98"}, "`adam_beta2` should be a valid number", "documents it"),
+        ({"push_to_hub": True}, "`push_to_hub` cannot be passed on", "leave it out"),
+        ({"hub_model_id": "me/x"}, "cannot be passed on", "leave it out"),
+        ({"trackio_space_id": "me/x"}, "cannot be passed on", "leave it out"),
+        ({"trust_remote_code": True}, "cannot be passed on", "leave it out"),
+        ({"resume_from_checkpoint": "x"}, "cannot be passed on", "leave it out"),
+        ({"ignore_data_skip": True}, "cannot be passed on", "leave it out"),
         ({"max_steps": 9}, "`max_steps` is set by qlmm itself", "own key"),
         ({"logging_nan_inf_filter": True}, "is set by qlmm itself", "own key"),
         ({"output_dir": "/etc"}, "is set by qlmm itself", "own key"),

@@ -40,7 +40,7 @@ class Watched:
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.seconds))
         sealing: Any = Sealing(self.told)
         self.monitor = Monitor(sealing, self.told.append, keep=2, every=5, evaluate=evaluate)
-        trainer: Any = SimpleNamespace(grad_norms={"language": 1.5, "connector": 2.5})
+        trainer: Any = SimpleNamespace(take_grad_norms=lambda: {"language": 1.5, "connector": 2.5})
         self.monitor.watch(trainer)
         weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
         parts = (("language", 2e-4), ("language", 2e-4), ("connector", 2e-5))
@@ -55,6 +55,9 @@ class Watched:
         self.monitor.on_train_begin(ARGS, self.state(step), self.control)
 
     def log(self, step: int, **logs: float) -> None:
+        self.monitor.on_pre_optimizer_step(ARGS, self.state(step), self.control, optimizer=self.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] /= 2  # the scheduler has set the next step's rates by the time a step is logged
         self.monitor.on_log(ARGS, self.state(step), self.control, logs=logs, optimizer=self.optimizer)
 
     def end(self, step: int) -> None:
@@ -108,6 +111,13 @@ def test_the_summary_at_the_end_is_no_step(watched: Watched) -> None:
     watched.begin()
     watched.log(10, train_runtime=3.0, train_loss=2.0)
     assert watched.told == []
+
+
+def test_the_last_step_is_always_logged(watched: Watched) -> None:
+    watched.end(9)
+    assert not watched.control.should_log
+    watched.end(10)
+    assert watched.control.should_log
 
 
 def test_a_save_is_sealed_before_it_is_told(watched: Watched) -> None:
