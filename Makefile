@@ -33,7 +33,7 @@ install: .venv/dev.done
 
 quickstart: .venv/quickstart.done
 	$(BIN)/qlmm finetune quickstart
-	$(BIN)/qlmm ask runs/quickstart/adapter --image runs/quickstart/held-out/1.png "What is this?"
+	$(BIN)/qlmm ask runs/quickstart/adapter --image runs/quickstart/held-out/1.png "What kind of thing is this?"
 	@echo "open runs/quickstart/report.html"
 
 lint: .venv/dev.done
