@@ -83,7 +83,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def check_base(manifest: Manifest) -> None:
-    """Refuse a base that is not the one the adapter was trained on, by its configuration and revision.
+    """Refuse a base that is not the one the adapter was trained on, by its configuration.
 
     Raises:
         ModelError: A004 with what was recorded and what is there now.
