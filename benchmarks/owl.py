@@ -28,10 +28,8 @@ from qlmm.core.events import Answered, Evaluated, Event, Finished, StepDone
 from qlmm.core.units import memory
 from qlmm.model.adapters import attach
 from qlmm.model.base import load_model
-from qlmm.model.parts import split
 from qlmm.recipe.load import LoadedRecipe
 from qlmm.training.facts import PlanFacts, ReloadProof, to_json
-from qlmm.training.fingerprint import Start
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import train
 from qlmm.training.run_dir import RunDir
@@ -214,18 +212,16 @@ def _time_trl(bench: Bench, ready: Plan, base: Any) -> Any:
 
 def _time_qlmm(bench: Bench, ready: Plan, base: Any) -> dict[str, Any]:
     """Speed of qlmm's trainer alone, without the chapters around it."""
-    parts, clock, batch = split(base), Clock(), ready.recipe.training.batch_size
+    clock, batch = Clock(), ready.recipe.training.batch_size
     base.requires_grad_(False)
     model = attach(base, ready.placement, ready.recipe.adapter, seed=0)
-    # Nothing is proved about these steps, so nothing is hashed.
-    start = Start(parts, ready.placement.asked, {}, {})
 
     def listen(event: Event) -> None:
         if isinstance(event, StepDone):
             clock.tick()
 
     with RunDir.open(Path(ready.recipe.output.dir), {}) as run:
-        train(ready, run, model, start, listen, evaluate=None, resume=None)
+        train(ready, run, model, listen, evaluate=None, resume=None)
     return {"batch": batch, **clock.figures(batch * bench.tokens)}
 
 

@@ -152,7 +152,7 @@ def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
         return _losses(job.held_out.measure(model))
 
     stopped_by = train(
-        job.plan, job.run, model, start, job.listener, evaluate=evaluate if job.held_out.rows else None, resume=resume
+        job.plan, job.run, model, job.listener, evaluate=evaluate if job.held_out.rows else None, resume=resume
     )
     if stopped_by is not None:
         return stopped_by

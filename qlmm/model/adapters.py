@@ -35,6 +35,7 @@ class Placement:
     """Where the adapter goes.
 
     Attributes:
+        parts: the base's parts.
         lora: full names of the layers that get LoRA.
         endings: how many of them end in each name.
         pattern: the same as one regular expression, as PEFT stores it.
@@ -44,6 +45,7 @@ class Placement:
         rank: LoRA's rank.
     """
 
+    parts: Parts
     lora: tuple[str, ...]
     endings: dict[str, int]
     pattern: str
@@ -81,6 +83,7 @@ def place(
         )
     endings = dict(sorted(Counter(name.rsplit(".", 1)[-1] for name in names).items()))
     return Placement(
+        parts=parts,
         lora=tuple(names),
         endings=endings,
         pattern=_pattern(names),

@@ -1,6 +1,6 @@
 """From a plan to a trained model: attach the adapter, train, seal, stop in order.
 
-Usage: ``model, start = build(plan); stopped_by = train(plan, run, model, start.parts, listener, evaluate, resume)``
+Usage: ``model, start = build(plan); stopped_by = train(plan, run, model, listener, evaluate=…, resume=…)``
 """
 
 from __future__ import annotations
@@ -14,19 +14,15 @@ from safetensors.torch import load_file
 
 from qlmm.core.errors import RunError
 from qlmm.core.events import Listener
-from qlmm.data.collate import Collator
 from qlmm.model.adapters import attach, to_fp32
 from qlmm.model.base import load_model
-from qlmm.model.parts import PartName, split
-from qlmm.recipe.schema import TrainingSection
-from qlmm.training.arguments import sft_config
 from qlmm.training.fingerprint import Start
 from qlmm.training.monitor import Monitor
 from qlmm.training.plan import Plan
 from qlmm.training.run_dir import RunDir
 from qlmm.training.trainers.sft import SftTrainer
 
-__all__ = ["build", "rates", "train"]
+__all__ = ["build", "train"]
 
 
 def build(plan: Plan) -> tuple[PeftModel, Start]:
@@ -36,28 +32,17 @@ def build(plan: Plan) -> tuple[PeftModel, Start]:
     """
     recipe, seed = plan.recipe, plan.recipe.training.seed
     base = load_model(recipe.base, plan.precision, seed=seed)
-    parts = split(base)
     model = attach(base, plan.placement, recipe.adapter, seed=seed)
     if plan.earlier is not None:
         plan.earlier.fill(model)
         to_fp32(model)
-    return model, Start.of(model, parts, plan.placement.asked)
-
-
-def rates(training: TrainingSection) -> dict[PartName, float]:
-    """The peak learning rate of each part."""
-    return {
-        "language": training.learning_rate,
-        "connector": training.connector_learning_rate,
-        "vision": training.vision_learning_rate,
-    }
+    return model, Start.of(model, plan.placement.parts, plan.placement.asked)
 
 
 def train(
     plan: Plan,
     run: RunDir,
     model: PeftModel,
-    start: Start,
     listener: Listener,
     *,
     evaluate: Callable[[], dict[str, float]] | None,
@@ -69,7 +54,6 @@ def train(
         plan: the run.
         run: its directory, locked.
         model: the model from `build`; trained in place.
-        start: what it was at the start.
         listener: receives events.
         evaluate: measures the held-out losses that are logged on the way.
         resume: the sealed checkpoint to go on from.
@@ -86,16 +70,7 @@ def train(
         set_peft_model_state_dict(model, load_file(str(resume / "adapter_model.safetensors")))
         return None
     monitor = Monitor(run, listener, keep=recipe.training.keep, every=recipe.evaluation.every, evaluate=evaluate)
-    trainer = SftTrainer(
-        model,
-        sft_config(recipe.training, recipe.output, plan.precision, steps=plan.facts.steps),
-        processor=plan.processor,
-        collator=Collator(plan.train, plan.encoder),
-        order=plan.order(),
-        parts=start.parts,
-        rates=rates(recipe.training),
-        callbacks=[monitor],
-    )
+    trainer = SftTrainer(model, plan, callbacks=[monitor])
     monitor.watch(trainer)
     try:
         with monitor.signals():

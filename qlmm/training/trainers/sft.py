@@ -2,27 +2,29 @@
 
 Everything about the loss (fused head, token counting, accumulation) is TRL's.
 
-Usage: ``trainer = SftTrainer(peft_model, args, collator=…, order=…, parts=…, rates={"language": 2e-4, …})``
+Usage: ``trainer = SftTrainer(peft_model, plan, callbacks=[monitor])``
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PrinterCallback, ProcessorMixin, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTTrainer
 
 from qlmm.core.errors import RunError
 from qlmm.data.collate import Collator, rows
 from qlmm.data.mixture import MixtureSampler
 from qlmm.model.parts import PartName, Parts
+from qlmm.recipe.schema import TrainingSection
+from qlmm.training.arguments import sft_config
+from qlmm.training.plan import Plan
 
-__all__ = ["SftTrainer"]
+__all__ = ["SftTrainer", "peak_rates"]
 
 
 class SftTrainer(SFTTrainer):
@@ -34,28 +36,19 @@ class SftTrainer(SFTTrainer):
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(
-        self,
-        model: PeftModel,
-        args: SFTConfig,
-        *,
-        processor: ProcessorMixin,
-        collator: Collator,
-        order: MixtureSampler,
-        parts: Parts,
-        rates: Mapping[PartName, float],
-        callbacks: list[TrainerCallback],
-    ) -> None:
-        self._order, self._parts, self._rates = order, parts, dict(rates)
+    def __init__(self, model: PeftModel, plan: Plan, *, callbacks: list[TrainerCallback]) -> None:
+        self._order, self._parts = plan.order(), plan.placement.parts
+        self._rates = peak_rates(plan.recipe.training)
+        collator = Collator(plan.train, plan.encoder)
         self.grad_norms: dict[str, float] = {}
         # TRL casts the trained weights of a quantised model to bf16 while it is built. That would round the masters,
         # so their exact values are put back before an optimiser sees them.
         masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(
             model=model,
-            args=args,
+            args=sft_config(plan.recipe.training, plan.recipe.output, plan.precision, steps=plan.facts.steps),
             train_dataset=Dataset.from_list(rows(len(collator))),
-            processing_class=processor,
+            processing_class=plan.processor,
             data_collator=collator,
             callbacks=callbacks,
         )
@@ -134,6 +127,15 @@ class SftTrainer(SFTTrainer):
 
 def _named(collator: Collator) -> str:
     return ", ".join(str(origin) for origin in collator.last_origins)
+
+
+def peak_rates(training: TrainingSection) -> dict[PartName, float]:
+    """The peak learning rate of each part."""
+    return {
+        "language": training.learning_rate,
+        "connector": training.connector_learning_rate,
+        "vision": training.vision_learning_rate,
+    }
 
 
 def _norms(model: torch.nn.Module, parts: Parts) -> dict[str, float]:
