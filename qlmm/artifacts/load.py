@@ -15,8 +15,10 @@ from qlmm.artifacts.manifest import Manifest, read_manifest
 from qlmm.core.errors import ModelError
 from qlmm.core.files import file_sha256
 from qlmm.data.encode import Encoder
-from qlmm.model.adapters import to_fp32
+from qlmm.model.adapters import fill_bare, to_fp32
 from qlmm.model.base import identity, load_model, load_saved_processor
+from qlmm.model.encoder import make_encoder
+from qlmm.model.pixels import agree
 from qlmm.model.precision import Precision, choose
 
 __all__ = ["LoadedAdapter", "load"]
@@ -27,13 +29,18 @@ REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True, slots=True)
 class LoadedAdapter:
-    """A model with its adapter, in evaluation mode, and what is needed to talk to it."""
+    """A model with its adapter, in evaluation mode, and what is needed to talk to it.
+
+    Attributes:
+        bare: parameters of the base itself that the adapter replaced, by their names in `model`.
+    """
 
     model: PeftModel
     processor: ProcessorMixin
     encoder: Encoder
     manifest: Manifest
     precision: Precision
+    bare: tuple[str, ...] = ()
 
 
 def load(folder: str | Path, *, precision: Precision | None = None) -> LoadedAdapter:
@@ -56,10 +63,11 @@ def load(folder: str | Path, *, precision: Precision | None = None) -> LoadedAda
     model = load_model(base, where, seed=manifest.seed)
     wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     to_fp32(wrapped)
+    bare = fill_bare(wrapped, folder)
     processor = load_saved_processor(base, folder)
-    data = manifest.recipe.data
-    encoder = Encoder(processor, max_length=data.max_length, overlong=data.overlong, max_pixels=data.max_pixels)
-    return LoadedAdapter(wrapped.eval(), processor, encoder, manifest, where)
+    encoder, _ = make_encoder(base, manifest.recipe.data, processor)
+    agree(model, processor)
+    return LoadedAdapter(wrapped.eval(), processor, encoder, manifest, where, bare)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from qlmm.artifacts.load import load
 from qlmm.core.errors import RunError
+from qlmm.model.losses import last_logits
 from qlmm.model.precision import Precision, choose
 from qlmm.training.facts import ReloadProof
 from qlmm.training.fingerprint import base_digest
@@ -33,17 +34,17 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 def write_probe(model: nn.Module, batch: dict[str, torch.Tensor], precision: Precision, path: Path) -> None:
     """Store a batch and the model's logits of its last positions."""
     inputs = {name: tensor.contiguous() for name, tensor in batch.items() if name != "labels"}
-    save_file({**inputs, "logits": last_logits(model, inputs, precision)}, str(path))
+    save_file({**inputs, "logits": _logits(model, inputs, precision)}, str(path))
 
 
 @torch.no_grad()
-def last_logits(model: nn.Module, inputs: dict[str, torch.Tensor], precision: Precision) -> torch.Tensor:
+def _logits(model: nn.Module, inputs: dict[str, torch.Tensor], precision: Precision) -> torch.Tensor:
     """Logits [rows, 4, vocabulary] of the last four positions, in fp32 on the host."""
     was_training = model.training
     model.eval()
     with precision.autocast():
         on_device = {name: tensor.to(precision.device) for name, tensor in inputs.items()}
-        logits: torch.Tensor = model(**on_device, logits_to_keep=4, use_cache=False).logits
+        logits = last_logits(model, on_device, 4)
     model.train(was_training)
     return logits.float().cpu().contiguous()
 
@@ -79,13 +80,13 @@ def _main(adapter: str, probe: str, device: str, name: str) -> None:
     loaded = load(Path(adapter), precision=precision)
     tensors = load_file(probe)
     expected = tensors.pop("logits")
-    found = last_logits(loaded.model, tensors, precision)
+    found = _logits(loaded.model, tensors, precision)
     difference = (found - expected).abs().max()
     facts = {
         "rows": len(expected),
         # A NaN compares as "no difference" nowhere: it must fail the promise.
         "difference": float(difference) if torch.isfinite(difference) else float("inf"),
-        "frozen_sha256": base_digest(loaded.model),
+        "frozen_sha256": base_digest(loaded.model, bare=loaded.bare),
         "recorded_sha256": loaded.manifest.frozen_sha256,
     }
     sys.stdout.write(json.dumps(facts) + "\n")

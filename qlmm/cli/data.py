@@ -17,7 +17,7 @@ from qlmm.core.errors import DataError, Problem, QlmmError, UsageError
 from qlmm.core.secrets import redact
 from qlmm.data.checks import Report, TokenCounts, token_counts, traced
 from qlmm.data.checks import check as check_rows
-from qlmm.data.images import MAX_PIXELS, size
+from qlmm.data.images import size
 from qlmm.data.load import load_format, load_samples
 from qlmm.data.sample import Sample
 from qlmm.recipe import library
@@ -63,9 +63,9 @@ def check(
         sources: tuple[Source, ...] = (Source(path=target, format=format, image_root=image_root),)
     else:
         sources = (*recipe.data.sources, *recipe.evaluation.sources)
-    max_pixels = recipe.data.max_pixels if recipe is not None else MAX_PIXELS
+    frames = {"max_frames": recipe.data.max_frames} if recipe is not None else {}
     try:
-        report = check_rows(sources, resolve=_builtin, max_pixels=max_pixels, progress=_tell_progress)
+        report = check_rows(sources, resolve=_builtin, progress=_tell_progress, **frames)
     except DataError as error:
         if error.problems[0].code != NO_ROW_LEFT:
             raise
@@ -93,14 +93,15 @@ def show(recipe: str, overrides: Sequence[str] = (), *, row: int = 1) -> None:
         UsageError: U031 when there is no such row.
     """
     asked = load_recipe(library.resolve(recipe), overrides).recipe
-    samples = load_samples(asked.data.sources, on_bad_row="skip", max_bad_rows=1.0, resolve=_builtin).samples
+    data = asked.data
+    samples = load_samples(data.sources, max_bad_rows=1.0, resolve=_builtin, max_frames=data.max_frames).samples
     if row > len(samples):
         raise UsageError.one("U031", f"there is no row {row}", help=f"rows are 1 to {len(samples)}")
     sample = samples[row - 1]
     encoder = _encoder(asked)
     out.print(f"row {row} of {len(samples)}, from {visible(str(sample.origin))}")
     for ref in sample.images:
-        width, height = size(ref, max_pixels=asked.data.max_pixels)
+        width, height = size(ref)
         out.print(f"picture {ref.name}: {width} x {height}, {encoder.visual_tokens([ref])} tokens")
     (lengths,) = encoder.measure([sample])
     out.print(f"tokens: {lengths.total} ({lengths.visual} visual, {lengths.supervised} learned)", "")
@@ -120,14 +121,11 @@ def _builtin(name: str) -> Path:
 
 
 def _encoder(recipe: Recipe) -> Encoder:
-    from qlmm.data.encode import Encoder
-
     quiet()
     from qlmm.model.base import load_processor
+    from qlmm.model.encoder import make_encoder
 
-    data = recipe.data
-    processor = load_processor(recipe.base)
-    return Encoder(processor, max_length=data.max_length, overlong=data.overlong, max_pixels=data.max_pixels)
+    return make_encoder(recipe.base, recipe.data, load_processor(recipe.base))[0]
 
 
 def _tell_progress(done: int, total: int) -> None:

@@ -46,6 +46,7 @@ def plan_screen(facts: PlanFacts) -> Group:
                 ("LoRA on", ", ".join(facts.targets) or NOTHING),
                 ("rows", _rows(facts)),
                 ("tokens", _tokens(facts)),
+                *([("pictures", ", ".join(facts.pictures))] if facts.pictures else []),
                 ("steps", _steps(facts)),
                 ("memory", _memory(facts)),
                 ("compute", f"{facts.precision} on {facts.device}"),

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from qlmm.core.errors import Problem, Where
-from qlmm.data.images import MAX_PIXELS, BadImage, decode
+from qlmm.data.images import BadImage, decode
 from qlmm.data.load import Loaded, load_samples
 from qlmm.data.sample import ImageRef, Origin, Sample
 from qlmm.data.sources import Resolve
@@ -91,7 +91,7 @@ def check(
     sources: Sequence[Source],
     *,
     resolve: Resolve = None,
-    max_pixels: int = MAX_PIXELS,
+    max_frames: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Read all rows and decode every picture once.
@@ -99,13 +99,13 @@ def check(
     Args:
         sources: what the recipe says.
         resolve: gives the file or folder of a ``builtin:`` name.
-        max_pixels: largest picture.
+        max_frames: most pictures that a video is shown as.
         progress: is told pictures done and pictures in all.
 
     Raises:
         DataError: when a source cannot be read at all, its format is unknown, or no row is left.
     """
-    loaded = load_samples(sources, on_bad_row="skip", max_bad_rows=1.0, resolve=resolve)
+    loaded = load_samples(sources, max_bad_rows=1.0, resolve=resolve, max_frames=max_frames)
     first_shown: dict[ImageRef, Origin] = {}
     for sample in loaded.samples:
         for ref in sample.images:
@@ -114,7 +114,7 @@ def check(
     broken = set()
     for done, (ref, origin) in enumerate(first_shown.items(), 1):
         try:
-            decode(ref, max_pixels=max_pixels)
+            decode(ref)
         except BadImage as bad:
             broken.add(ref)
             message = f"picture {ref.name}: {bad.reason}"
@@ -148,7 +148,7 @@ def traced(encoder: Encoder, sample: Sample) -> list[Piece]:
     from qlmm.data.encode import IGNORED
 
     batch = encoder.batch([sample])
-    picture = encoder.processor.image_token_id
+    picture = encoder.slot_id
     tokens = [
         (token, "picture" if token == picture else "given" if label == IGNORED else "learned")
         for token, label in zip(batch["input_ids"][0].tolist(), batch["labels"][0].tolist(), strict=True)
@@ -169,6 +169,6 @@ def _pictures(encoder: Encoder, slots: int, images: Iterator[ImageRef]) -> Itera
     """Neighbouring pictures told apart by the tokens each takes."""
     while slots > 0:
         ref = next(images, None)
-        taken = min(slots, encoder.visual_tokens([ref])) if ref is not None else slots
+        taken = min(slots, encoder.slots([ref])) if ref is not None else slots
         yield Piece("picture", encoder.processor.image_token, taken)
         slots -= max(1, taken)

@@ -55,13 +55,13 @@ class Collator:
             batch = self._encoder.batch(samples)
         except BadImage as bad:
             raise self._unreadable(samples, bad) from bad
-        slots = (batch["input_ids"] == self._encoder.processor.image_token_id).sum(dim=1).tolist()
+        slots = (batch["input_ids"] == self._encoder.slot_id).sum(dim=1).tolist()
         for sample, found in zip(samples, slots, strict=True):
             self._check_slots(sample, found)
         return batch
 
     def _check_slots(self, sample: Sample, slots: int) -> None:
-        tokens = self._encoder.visual_tokens(sample.images)
+        tokens = self._encoder.slots(sample.images)
         if slots != tokens:
             where = Where(sample.origin.file, sample.origin.line)
             message = f"{slots} picture slots for {tokens} visual tokens ({len(sample.images)} pictures)"

@@ -150,7 +150,7 @@ class Processor(Protocol):
     tokenizer: Any
     chat_template: Any
     image_token: str
-    image_token_id: int
+    model_input_names: Sequence[str]
 
     def __call__(self, *, text: Any, **settings: Any) -> Any:
         """Texts with one placeholder per picture, and the pictures, to ids and pixel values."""

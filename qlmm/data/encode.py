@@ -8,16 +8,20 @@ Usage: ``batch = Encoder(processor, max_length=2048).batch(samples)``
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from qlmm.core.errors import ModelError
+from PIL import Image
+
+from qlmm.core.errors import DataError, ModelError
 from qlmm.data.contract import Processor
-from qlmm.data.images import MAX_PIXELS, decode, size
-from qlmm.data.rendering import Renderer, Segment
-from qlmm.data.sample import ImageRef, Origin, Sample, Turn
+from qlmm.data.images import decode, size
+from qlmm.data.pieces import MarkedRow, marked, reading_marks
+from qlmm.data.rendering import Renderer
+from qlmm.data.sample import ImageRef, Origin, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +30,9 @@ __all__ = ["IGNORED", "Dropped", "Encoder", "Fitted", "Lengths"]
 
 IGNORED = -100
 ROWS_AT_ONCE = 256
-TOKENISED = {"add_special_tokens": False, "return_offsets_mapping": True}
-# What processors return beside input_ids with one value per token.
-PER_TOKEN = ("attention_mask", "token_type_ids", "mm_token_type_ids")
+HELP = "name a chat template that this base was trained with: base.chat_template"
+# Two picture sizes that a processor is tried on: its own word for how many tokens they take must hold for both.
+TRIED = ((97, 61), (224, 224))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +83,11 @@ class Fitted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """One encoded row: ids, whether each is learned, and the processor's further values per token."""
+class _Picture:
+    """What a picture takes in a row: all its tokens, and those of them that its features go into."""
 
-    ids: list[int]
-    learned: list[bool]
-    further: dict[str, list[int]]
+    tokens: int
+    slots: int
 
 
 class Encoder:
@@ -96,7 +99,7 @@ class Encoder:
         *,
         max_length: int = 2048,
         overlong: Literal["drop", "shorten"] = "drop",
-        max_pixels: int = MAX_PIXELS,
+        decoder: bool = False,
     ) -> None:
         """Check that the processor can do what training needs.
 
@@ -104,23 +107,29 @@ class Encoder:
             processor: tokenizer, picture preparation and chat template of the base.
             max_length: most tokens in a row, visual ones included.
             overlong: what ``fit`` does with longer rows.
-            max_pixels: largest picture.
+            decoder: whether answers go to a decoder of their own (T5) instead of following the question.
 
         Raises:
-            ModelError: D030, D031 without a usable chat template; D034 without a padding token.
+            ModelError: D030, D031 without a usable chat template; D034 without a padding token; D037 when
+                the processor cannot be used for training.
         """
         self.processor = processor
         self.max_length = max_length
-        self.max_pixels = max_pixels
+        self._decoder = decoder
         self._shortens = overlong == "shorten"
-        self._renderer = Renderer(processor)
-        tokenizer = processor.tokenizer
-        if tokenizer.pad_token_id is None:
+        if processor.tokenizer.pad_token_id is None:
             raise ModelError.one("D034", "the tokenizer has no padding token", help="its end token can serve")
-        self._pad = int(tokenizer.pad_token_id)
-        self._start = _start_ids(tokenizer)
-        self._lead = _leading_newline(tokenizer)
-        self._visual: dict[tuple[int, int], int] = {}
+        self._renderer = Renderer(processor)
+        self._own, self._tokenizer = reading_marks(processor)
+        self._holder = len(processor.tokenizer(self._renderer.placeholder, add_special_tokens=False)["input_ids"])
+        self._shown: dict[tuple[int, int], _Picture] = {}
+        # Positions of M-RoPE need token types, which not every processor of such a model gives unasked.
+        typed = "mm_token_type_ids" in processor.model_input_names
+        self._asked = {"add_special_tokens": False, **({"return_mm_token_type_ids": True} if typed else {})}
+        # Most processors take a list of pictures per row; GOT-OCR reads such lists as pages of one document.
+        self._by_row = True
+        self.slot_id = self._slot_id()
+        self._counts = all(self._claimed(pixels) == self._tried(pixels) for pixels in TRIED)
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """A right-padded training batch.
@@ -131,27 +140,40 @@ class Encoder:
 
         Raises:
             BadImage: when a picture cannot be decoded.
+            DataError: D039 when the processor refuses the rows.
         """
         import torch
 
-        rows, tensors = self._encode([self._renderer.segments(sample) for sample in samples])
-        batch = {"input_ids": self._padded([row.ids for row in rows], self._pad)}
-        for name in rows[0].further:
-            batch[name] = self._padded([row.further[name] for row in rows], 0)
-        learned = self._padded([[int(one) for one in row.learned] for row in rows], 0)
-        batch["labels"] = torch.where(learned.bool(), batch["input_ids"], IGNORED)
-        return {**batch, **tensors}
+        if self._decoder:
+            _, tensors = self._encode([_open(sample) for sample in samples], prompt=True)
+            return {**tensors, "labels": self._decoder_labels(samples)}
+        rows, tensors = self._encode(samples)
+        before = tensors["input_ids"].shape[1] - max(len(row.ids) for row in rows)
+        labels = torch.full_like(tensors["input_ids"], IGNORED)
+        for number, row in enumerate(rows):
+            own = tensors["input_ids"][number, before : before + len(row.ids)]
+            labels[number, before : before + len(row.ids)] = torch.where(torch.tensor(row.learned), own, IGNORED)
+        return {**tensors, "labels": labels}
+
+    def _decoder_labels(self, samples: Sequence[Sample]) -> torch.Tensor:
+        """The last answers alone, for a decoder."""
+        import torch
+
+        answers = [self._answer_ids(sample) for sample in samples]
+        longest = max(len(ids) for ids in answers)
+        return torch.tensor([[*ids, *[IGNORED] * (longest - len(ids))] for ids in answers])
+
+    def _answer_ids(self, sample: Sample) -> list[int]:
+        (row,) = self._tokenizer.read([marked(self._renderer.answer(sample))])
+        return [token for token, learned in zip(row.ids, row.learned, strict=True) if learned]
 
     def prompt(self, sample: Sample) -> dict[str, torch.Tensor]:
         """The model's input for answering a conversation that ends with a user turn, as a batch of one.
 
         The tokens are those that stand before the same answer in a training batch.
         """
-        (row,), tensors = self._encode([self._renderer.segments(sample, prompt=True)])
-        batch = {"input_ids": self._padded([row.ids], self._pad)}
-        for name, values in row.further.items():
-            batch[name] = self._padded([values], 0)
-        return {**batch, **tensors}
+        _, tensors = self._encode([sample], prompt=True)
+        return tensors
 
     def measure(self, samples: Iterable[Sample]) -> list[Lengths]:
         """Tokens per row as ``batch`` gives them, from picture headers, without decoding a picture.
@@ -162,26 +184,29 @@ class Encoder:
         lengths: list[Lengths] = []
         rest = iter(samples)
         while chunk := list(islice(rest, ROWS_AT_ONCE)):
-            rendered = [self._renderer.segments(sample) for sample in chunk]
-            output = self.processor.tokenizer(self._texts(rendered), **TOKENISED)
-            pieces = zip(output["input_ids"], output["offset_mapping"], strict=True)
-            for sample, segments in zip(chunk, rendered, strict=True):
-                lengths.append(self._lengths(sample, segments, pieces))
+            texts = [
+                self._renderer.segments(_open(one), prompt=True) if self._decoder else self._renderer.segments(one)
+                for one in chunk
+            ]
+            rows = self._tokenizer.read([marked(segments) for segments in texts])
+            lengths += [self._lengths(sample, row) for sample, row in zip(chunk, rows, strict=True)]
         return lengths
 
-    def _lengths(self, sample: Sample, segments: Sequence[Segment], pieces: Iterator[tuple[list[int], Any]]) -> Lengths:
-        """One row's lengths from the tokens of its segments, each picture still a single placeholder."""
-        tokens, supervised = len(self._row_start(segments)), 0
-        for number, segment in enumerate(segments):
-            ids, offsets = next(pieces)
-            skipped = self._skipped(ids, number)
-            tokens += len(ids) - skipped
-            supervised += sum(_learned(segment, offsets, skipped)) if segment.learned else 0
-        return Lengths(tokens - len(sample.images), self.visual_tokens(sample.images), supervised)
+    def _lengths(self, sample: Sample, row: MarkedRow) -> Lengths:
+        """One row's lengths from its tokens, each picture still a single placeholder."""
+        text, visual = len(row.ids) - len(sample.images) * self._holder, self.visual_tokens(sample.images)
+        if self._decoder:
+            answer = len(self._answer_ids(sample))
+            return Lengths(text + answer, visual, answer)
+        return Lengths(text, visual, sum(row.learned))
 
     def visual_tokens(self, images: Sequence[ImageRef]) -> int:
-        """Placeholders that pictures take, from their headers."""
-        return sum(self._tokens_of(size(image, max_pixels=self.max_pixels)) for image in images)
+        """Tokens that pictures take, from their headers; separators that the processor writes are counted too."""
+        return sum(self._picture(size(image)).tokens for image in images)
+
+    def slots(self, images: Sequence[ImageRef]) -> int:
+        """Tokens that the features of pictures go into, from their headers."""
+        return sum(self._picture(size(image)).slots for image in images)
 
     def fit(self, samples: Sequence[Sample]) -> Fitted:
         """The rows that can be learned from within ``max_length``; pictures and the last answer are never cut.
@@ -206,14 +231,6 @@ class Encoder:
             shortened=sum(samples[place] is not sample for place, sample, _ in fitted),
         )
 
-    @property
-    def ends_answers(self) -> bool:
-        """Whether the template teaches the model to stop: learned text ends with a special token."""
-        probe = Sample((Turn("user", ("q",)), Turn("assistant", ("a",))), Origin("probe", 1))
-        (row,), _ = self._encode([self._renderer.segments(probe)])
-        last = [token for token, learned in zip(row.ids, row.learned, strict=True) if learned][-1]
-        return last == self.processor.tokenizer.eos_token_id or last in self.processor.tokenizer.added_tokens_decoder
-
     def _candidates(self, sample: Sample, lengths: Lengths) -> Iterator[tuple[Sample, Lengths]]:
         """The row, and, where allowed, ever shorter forms of it."""
         yield sample, lengths
@@ -226,107 +243,95 @@ class Encoder:
             return "nothing to learn: no token of an answer is left"
         return f"{lengths.visual:,} visual + {lengths.text:,} text tokens > {self.max_length:,}"
 
-    def _tokens_of(self, pixels: tuple[int, int]) -> int:
-        """Placeholders of one picture of (width, height)."""
-        if pixels not in self._visual:
-            width, height = pixels
-            (tokens,) = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens or [0]
-            self._visual[pixels] = int(tokens)
-        return self._visual[pixels]
+    def _picture(self, pixels: tuple[int, int]) -> _Picture:
+        """What one picture of (width, height) takes."""
+        if pixels not in self._shown:
+            self._shown[pixels] = self._claimed(pixels) if self._counts else self._tried(pixels)
+        return self._shown[pixels]
 
-    def _encode(self, rendered: Sequence[Sequence[Segment]]) -> tuple[list[_Row], dict[str, torch.Tensor]]:
-        """Rows with expanded placeholders, and the picture tensors of the whole batch."""
-        segments = [segment for row in rendered for segment in row]
-        pictures = [[decode(ref, max_pixels=self.max_pixels) for ref in segment.pictures] for segment in segments]
-        output = dict(
-            self.processor(
-                text=self._texts(rendered),
-                **({"images": pictures} if any(pictures) else {}),
-                **TOKENISED,
-                padding=True,
-                padding_side="right",
-                return_tensors="pt",
+    def _claimed(self, pixels: tuple[int, int]) -> _Picture:
+        """What the processor says, without a picture; believed only where trying it gave the same."""
+        width, height = pixels
+        try:
+            counts = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens or [0]
+        except (AttributeError, TypeError, ValueError, KeyError):  # not every processor can answer
+            return _Picture(-1, -1)
+        return _Picture(int(counts[0]), int(counts[0]))
+
+    def _tried(self, pixels: tuple[int, int]) -> _Picture:
+        """What a blank picture of that size takes."""
+        ids, text = self._try(pixels)
+        return _Picture(len(ids) - len(text), ids.count(self.slot_id))
+
+    def _slot_id(self) -> int:
+        """The token that pictures consist of: the one that a picture adds most of.
+
+        Raises:
+            ModelError: D031 when a picture adds nothing, or the processor does not find its place.
+        """
+        try:
+            ids, text = self._try(TRIED[-1])
+        except DataError as error:
+            if self._by_row:
+                self._by_row = False
+                return self._slot_id()
+            reason = error.problems[0].message
+            raise ModelError.one("D031", f"the chat template does not show a picture: {reason}", help=HELP) from error
+        added = Counter(ids) - Counter(text)
+        if not added:
+            raise ModelError.one("D031", "the chat template does not show a picture: it adds no token", help=HELP)
+        return int(added.most_common(1)[0][0])
+
+    def _try(self, pixels: tuple[int, int]) -> tuple[list[int], list[int]]:
+        """Tokens of a question with a blank picture, and of the same row without the placeholder's."""
+        blank = Image.new("RGB", pixels, (127, 127, 127))
+        text = marked(self._renderer.probe(picture=True))
+        _, tensors = self._run([text], [[blank]])
+        placeholder = self.processor.tokenizer(self._renderer.placeholder, add_special_tokens=False)["input_ids"]
+        plain = Counter(self._tokenizer.read([text])[0].ids) - Counter(placeholder)
+        real = tensors["input_ids"][0][tensors["attention_mask"][0].bool()].tolist()
+        return real, list(plain.elements())
+
+    def _encode(
+        self, samples: Sequence[Sample], *, prompt: bool = False
+    ) -> tuple[list[MarkedRow], dict[str, torch.Tensor]]:
+        texts = [marked(self._renderer.segments(sample, prompt=prompt)) for sample in samples]
+        pictures = [[decode(ref) for ref in sample.images] for sample in samples]
+        return self._run(texts, pictures)
+
+    def _run(
+        self, texts: list[str], pictures: list[list[Image.Image]]
+    ) -> tuple[list[MarkedRow], dict[str, torch.Tensor]]:
+        """Rows as tokenised, and everything the processor makes of them and their pictures.
+
+        Raises:
+            ModelError: D037 when the processor changes tokens after they were read.
+            DataError: D039 with the processor's own words when it refuses the rows.
+        """
+        images = pictures if self._by_row else [picture for row in pictures for picture in row]
+        shown = {"images": images} if any(pictures) else {}
+        try:
+            output = dict(self._own(text=texts, **shown, **self._asked, padding=True, return_tensors="pt"))
+        except ValueError as error:
+            raise DataError.one("D039", f"{type(self.processor).__name__} refuses rows: {error}", help=HELP) from error
+        rows = self._tokenizer.taken()
+        output.pop("labels", None)
+        self._check_unchanged(rows, output["input_ids"])
+        return rows, output
+
+    def _check_unchanged(self, rows: Sequence[MarkedRow], ids: torch.Tensor) -> None:
+        """Some processors put picture tokens before all rows; anything else would move the labels."""
+        before = ids.shape[1] - max((len(row.ids) for row in rows), default=0)
+        if not rows or any(ids[n, before : before + len(row.ids)].tolist() != row.ids for n, row in enumerate(rows)):
+            message = (
+                f"{type(self.processor).__name__} changes tokens after they were read: what is learned is not known"
             )
-        )
-        real = output["attention_mask"].bool()
-        offsets = output.pop("offset_mapping")
-        columns = {name: output.pop(name) for name in ("input_ids", *PER_TOKEN) if name in output}
-        pieces = (
-            ({name: values[n][kept].tolist() for name, values in columns.items()}, offsets[n][kept].tolist())
-            for n, kept in enumerate(real)
-        )
-        return [self._row(row, pieces) for row in rendered], output
-
-    def _row(self, segments: Sequence[Segment], pieces: Iterator[tuple[dict[str, list[int]], Any]]) -> _Row:
-        """One row from the tokens of its segments, which are the next of ``pieces``."""
-        start = self._row_start(segments)
-        learned = [False] * len(start)
-        columns: dict[str, list[int]] = {}
-        for number, segment in enumerate(segments):
-            values, offsets = next(pieces)
-            skipped = self._skipped(values["input_ids"], number)
-            learned += _learned(segment, offsets, skipped)
-            for name, column in values.items():
-                columns.setdefault(name, _before(name, start)).extend(column[skipped:])
-        return _Row(columns.pop("input_ids"), learned, columns)
-
-    def _row_start(self, segments: Sequence[Segment]) -> list[int]:
-        """What the tokenizer puts before a text, unless the template has written it."""
-        bos = self.processor.tokenizer.special_tokens_map.get("bos_token")
-        return [] if bos and segments[0].text.startswith(bos) else self._start
-
-    def _texts(self, rendered: Sequence[Sequence[Segment]]) -> list[str]:
-        """All segments' texts; where the tokenizer begins texts with a space of its own, a line feed keeps it off."""
-        lead = "\n" if self._lead else ""
-        return [segment.text if n == 0 else lead + segment.text for row in rendered for n, segment in enumerate(row)]
-
-    def _skipped(self, ids: Sequence[int], number: int) -> int:
-        """How many tokens of a row's segment are the line feed that was put before it."""
-        if number == 0 or not self._lead:
-            return 0
-        if list(ids[: len(self._lead)]) != self._lead:
-            raise ModelError.one("D035", "the tokenizer joins a line feed with the text after it: texts cannot be cut")
-        return len(self._lead)
-
-    @staticmethod
-    def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-        import torch
-
-        longest = max(len(row) for row in rows)
-        return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
+            raise ModelError.one("D037", message, help="choose another base")
 
 
-def _learned(segment: Segment, offsets: Sequence[tuple[int, int]], skipped: int) -> list[bool]:
-    """Per token of a segment, whether it begins among the segment's learned characters."""
-    end = segment.learned + (1 if skipped else 0)
-    return [start < end for start, _ in offsets[skipped:]] if segment.learned else [False] * (len(offsets) - skipped)
-
-
-def _before(name: str, start: Sequence[int]) -> list[int]:
-    """A column's values for the tokens put before a text."""
-    if name == "input_ids":
-        return list(start)
-    return [int(name == "attention_mask")] * len(start)
-
-
-def _start_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer itself puts before a text, such as the begin token of Llama."""
-    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    full = list(tokenizer("a")["input_ids"])
-    places = [place for place in range(len(full) - len(plain) + 1) if full[place : place + len(plain)] == plain]
-    return full[: places[0]] if places else []
-
-
-def _leading_newline(tokenizer: Any) -> list[int]:
-    """The ids of a line feed, where texts must begin with one because the tokenizer otherwise adds a space; else none.
-
-    SentencePiece tokenizers put a space before the first word of a text. A segment is no new text, so it is tokenised
-    after a line feed, whose ids are then taken away.
-    """
-    line_feed = list(tokenizer("\n", add_special_tokens=False)["input_ids"])
-    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    after = list(tokenizer("\na", add_special_tokens=False)["input_ids"])
-    return line_feed if after != line_feed + plain and after[: len(line_feed)] == line_feed else []
+def _open(sample: Sample) -> Sample:
+    """The conversation up to its last question."""
+    return replace(sample, turns=sample.turns[:-1])
 
 
 def _without_oldest(sample: Sample) -> Sample | None:

@@ -9,7 +9,9 @@ What every kind of picture becomes:
 - float: 0..1 becomes 0..255 where it fits, else lowest..highest; non-finite values are an error.
 - longer than 200 times its width, or the other way round: an error, because square-resizing processors would explode.
 
-Usage: ``decode(ImageRef(path=Path("cat.jpg")), max_pixels=50_000_000)``
+A frame of a video is a picture like any other from here on.
+
+Usage: ``decode(ImageRef(path=Path("cat.jpg")))``
 """
 
 from __future__ import annotations
@@ -19,19 +21,24 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from dataclasses import replace
+from functools import cache
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from qlmm.core.errors import DataError, Problem, Where
+from qlmm.data import videos
 from qlmm.data.sample import ImageRef
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "BadImage", "check", "decode", "size"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "BadImage", "check", "decode", "frames", "size", "thinned"]
 
 MAX_BYTES = 64 * 1024 * 1024
+MAX_VIDEO_BYTES = 4 * 1024 * 1024 * 1024
+# Of a picture as its header has it: a guard against hostile files. How many a model is shown is the recipe's to say.
 MAX_PIXELS = 50_000_000
 MOST_ELONGATED = 200
 # By content, whatever the name says. Never EPS (runs a program), PSD, FITS or PDF.
@@ -56,6 +63,8 @@ PILLOW_ERRORS = (
     struct.error,
     zlib.error,
 )
+
+Item = TypeVar("Item")
 
 
 class BadImage(DataError):
@@ -84,8 +93,12 @@ def decode(ref: ImageRef, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_
     Raises:
         BadImage: when it is missing, too large, cut off, damaged, of another format, or absurdly elongated.
     """
+    if ref.at is not None:
+        _check_size(ref, _frame_size(replace(ref, at=None)), max_pixels)
+        with _video(ref) as stream:
+            return videos.frame(stream, ref.at)
     with _opened(ref, max_bytes) as image:
-        _check_size(ref, image, max_pixels)
+        _check_size(ref, image.size, max_pixels)
         turn = _orientation(image)
         image.seek(0)
         image.load()
@@ -93,13 +106,17 @@ def decode(ref: ImageRef, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_
 
 
 def size(ref: ImageRef, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> tuple[int, int]:
-    """Width and height in pixels as ``decode`` would give them, from the header alone.
+    """Width and height in pixels as ``decode`` would give them, from the header alone, or a video's first frame.
 
     Raises:
         BadImage: when the header is not readable or promises more than the limits allow.
     """
+    if ref.at is not None:
+        found = _frame_size(replace(ref, at=None))
+        _check_size(ref, found, max_pixels)
+        return found
     with _opened(ref, max_bytes) as image:
-        _check_size(ref, image, max_pixels)
+        _check_size(ref, image.size, max_pixels)
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
@@ -110,11 +127,52 @@ def check(ref: ImageRef, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_B
     Raises:
         BadImage: when the header is not readable or promises too much, or the file is cut off.
     """
+    if ref.at is not None:
+        size(ref, max_pixels=max_pixels)
+        return
     with _opened(ref, max_bytes) as image:
-        _check_size(ref, image, max_pixels)
+        _check_size(ref, image.size, max_pixels)
         end = ENDS.get(image.format or "")
     if end is None or not _ends_with(ref, end):
         decode(ref, max_pixels=max_pixels, max_bytes=max_bytes)
+
+
+def thinned(items: Sequence[Item], most: int) -> tuple[Item, ...]:
+    """At most so many of the items, evenly spaced: the middle one of each of `most` equal stretches."""
+    if len(items) <= most:
+        return tuple(items)
+    return tuple(items[(2 * stretch + 1) * len(items) // (2 * most)] for stretch in range(most))
+
+
+@cache
+def frames(ref: ImageRef, most: int) -> tuple[ImageRef, ...]:
+    """A video as pictures: at most so many of its frames, evenly spaced; decodes the first, to see that it can be.
+
+    Raises:
+        BadImage: when it is missing, too large, cut off, damaged, of another format, or holds no frame.
+        DataError: D009 when PyAV is not installed.
+    """
+    with _video(ref) as stream:
+        shown = thinned(videos.times(stream), most)
+    _check_size(ref, _frame_size(ref), MAX_PIXELS)
+    return tuple(replace(ref, at=at) for at in shown)
+
+
+@cache
+def _frame_size(video: ImageRef) -> tuple[int, int]:
+    """Kept, because every frame of a video is asked for its size, and all have the same."""
+    with _video(video) as stream:
+        return videos.size(stream, max_pixels=MAX_PIXELS)
+
+
+@contextmanager
+def _video(ref: ImageRef) -> Iterator[IO[bytes]]:
+    """The bytes of a video; turns whatever its decoder raises into ``BadImage``."""
+    try:
+        with _stream(ref, MAX_VIDEO_BYTES) as stream:
+            yield stream
+    except PILLOW_ERRORS as error:
+        raise BadImage(ref, str(error) or type(error).__name__) from None
 
 
 def _ends_with(ref: ImageRef, end: bytes) -> bool:
@@ -176,10 +234,10 @@ def _check_bytes(ref: ImageRef, found: int, allowed: int) -> None:
         raise BadImage(ref, f"{found:,} bytes, more than the {allowed:,} allowed")
 
 
-def _check_size(ref: ImageRef, image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
+def _check_size(ref: ImageRef, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
     if width * height > max_pixels:
-        raise BadImage(ref, f"{width} × {height} is more than the {max_pixels:,} pixels allowed (data.max_pixels)")
+        raise BadImage(ref, f"{width} × {height} is more than the {max_pixels:,} pixels allowed")
     if max(width, height) > MOST_ELONGATED * min(width, height):
         raise BadImage(ref, f"{width} × {height}: one side is more than {MOST_ELONGATED} times the other")
 

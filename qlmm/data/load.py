@@ -1,6 +1,6 @@
 """Sources -> samples, with every problem found on the way and a fingerprint of what was read.
 
-Usage: ``loaded = load_samples(recipe.data.sources, on_bad_row="stop", max_bad_rows=0.01, resolve=builtin_path)``
+Usage: ``loaded = load_samples(recipe.data.sources, max_bad_rows=0.01, resolve=builtin_path)``
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qlmm.core import naming
 from qlmm.core.errors import DataError, Problem
@@ -115,30 +115,31 @@ def load_format(name: str) -> Format:
 def load_samples(
     sources: Sequence[Source],
     *,
-    on_bad_row: Literal["stop", "skip"] = "stop",
-    max_bad_rows: float = 0.01,
+    max_bad_rows: float = 0.0,
     resolve: Resolve = None,
-    max_pixels: int | None = None,
+    max_frames: int = 8,
+    check_pictures: bool = False,
 ) -> Loaded:
     """Read all sources.
 
     Args:
         sources: what the recipe says, in order.
-        on_bad_row: ``stop`` refuses when any row is bad, with all of them listed; ``skip`` leaves bad rows out.
-        max_bad_rows: with ``skip``, the largest share of all rows that may be bad.
+        max_bad_rows: 0 refuses when any row is bad, with all of them listed; above 0, bad rows are left out up to
+            this share of all rows.
         resolve: gives the file or folder of a ``builtin:`` name.
-        max_pixels: also read the header of every picture, and count unreadable or larger ones as bad rows.
+        max_frames: most pictures that a video is shown as.
+        check_pictures: also read the header of every picture, and count unreadable or oversized ones as bad rows.
 
     Raises:
         DataError: D001 bad rows, D002/D003 unreadable sources, D004 unknown format, D005 missing pictures,
             D006 too many bad rows, D007 nothing to learn from.
     """
-    parts = [_read(source, resolve, max_pixels) for source in sources]
+    parts = [_read(source, resolve, max_frames, check_pictures) for source in sources]
     bad = [one for part in parts for one in part.bad]
     samples = [sample for part in parts for sample in part.samples]
     problems = tuple(problem for part in parts for problem in _problems(part))
     total = len(bad) + len(samples)
-    if bad and on_bad_row == "stop":
+    if bad and max_bad_rows == 0:
         raise DataError(problems)
     if len(bad) > max_bad_rows * total:
         message = f"{len(bad)} of {total} rows are bad, more than data.max_bad_rows ({max_bad_rows:g})"
@@ -160,8 +161,8 @@ def load_samples(
     )
 
 
-def _read(source: Source, resolve: Resolve, max_pixels: int | None) -> _Read:
-    read = _Read(source, ImageRoot(picture_folder(source, resolve=resolve)))
+def _read(source: Source, resolve: Resolve, max_frames: int, check_pictures: bool) -> _Read:
+    read = _Read(source, ImageRoot(picture_folder(source, resolve=resolve), max_frames=max_frames))
     rows = read_rows(source, resolve=resolve)
     first = list(islice(rows, ROWS_TO_DETECT))
     objects = [row for _, row in first if not isinstance(row, BadRow)]
@@ -172,7 +173,7 @@ def _read(source: Source, resolve: Resolve, max_pixels: int | None) -> _Read:
     form = load_format(read.format_name)
     for origin, row in chain(first, rows):
         try:
-            read.samples.append(_sample(form, origin, row, read.images, max_pixels))
+            read.samples.append(_sample(form, origin, row, read.images, check_pictures))
         except BadRow as bad:
             missing = str(bad.path) if isinstance(bad, _MissingPicture) else None
             read.bad.append(Bad(origin, bad.problem(origin), missing))
@@ -187,21 +188,21 @@ class _MissingPicture(BadRow):
         self.path = path
 
 
-def _sample(form: Format, origin: Origin, row: Any, images: ImageRoot, max_pixels: int | None) -> Sample:
+def _sample(form: Format, origin: Origin, row: Any, images: ImageRoot, check_pictures: bool) -> Sample:
     if isinstance(row, BadRow):
         raise row
     sample = Sample(form.read(row, images), origin)
     for ref in sample.images:
         if ref.path is not None and not os.path.isfile(ref.path):
             raise _MissingPicture(ref.path)
-        if max_pixels is not None:
-            _check_header(ref, max_pixels)
+        if check_pictures:
+            _check_header(ref)
     return sample
 
 
-def _check_header(ref: ImageRef, max_pixels: int) -> None:
+def _check_header(ref: ImageRef) -> None:
     try:
-        check(ref, max_pixels=max_pixels)
+        check(ref)
     except BadImage as bad:
         raise BadRow(f"picture {ref.name}: {bad.reason}", "replace or remove the picture") from None
 
@@ -255,7 +256,8 @@ def _told(part: str | ImageRef, root: Path) -> Any:
     """
     if isinstance(part, str):
         return part
+    frame = {} if part.at is None else {"at": str(part.at)}
     if part.path is None:
-        return {"sha256": hashlib.sha256(part.data or b"").hexdigest()}
+        return {"sha256": hashlib.sha256(part.data or b"").hexdigest(), **frame}
     name = part.path.relative_to(root) if part.path.is_relative_to(root) else Path(part.path.name)
-    return {"name": name.as_posix(), "bytes": part.path.stat().st_size}
+    return {"name": name.as_posix(), "bytes": part.path.stat().st_size, **frame}

@@ -1,4 +1,4 @@
-"""Picture paths in rows are untrusted: they name files under one root, and nothing else is ever opened.
+"""Paths of pictures and videos in rows are untrusted: they name files under one root, and nothing else is ever opened.
 
 Everything is decided from the name and the links on the way, before any file is opened.
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qlmm.data.contract import BadRow
+from qlmm.data.images import BadImage, frames, thinned
 from qlmm.data.sample import ImageRef
 
 __all__ = ["ImageRoot"]
@@ -32,10 +33,16 @@ IN_NEITHER = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA"}
 
 
 class ImageRoot:
-    """The folder that picture names are relative to and may not leave."""
+    """The folder that names of pictures and videos are relative to and may not leave.
 
-    def __init__(self, folder: str | Path) -> None:
+    Attributes:
+        folder: the folder.
+        max_frames: most pictures that a video is shown as.
+    """
+
+    def __init__(self, folder: str | Path, *, max_frames: int = 8) -> None:
         self.folder = Path(folder)
+        self.max_frames = max_frames
         self._real = os.path.realpath(self.folder)
 
     def resolve(self, name: str) -> Path:
@@ -84,6 +91,32 @@ class ImageRoot:
         if encoded is None:
             raise BadRow(f"a picture must be a file name, bytes or a Pillow image, not {type(value).__name__}")
         return ImageRef(data=encoded)
+
+    def video(self, value: Any) -> tuple[ImageRef, ...]:
+        """A video as the pictures it is shown as: a list of pictures, or a video file as rows hold files.
+
+        Raises:
+            BadRow: when it is neither, holds no frame, or cannot be decoded, or when its path is refused.
+            DataError: D009 for a video file when PyAV is not installed.
+        """
+        if isinstance(value, (list, tuple)):
+            if not value:
+                raise BadRow("a video without frames")
+            return tuple(self.ref(one) for one in thinned(value, self.max_frames))
+        ref = self.ref(value)
+        if ref.path is not None and not ref.path.is_file():
+            # Told together with missing pictures, once the row is whole.
+            return (ref,)
+        try:
+            return frames(ref, self.max_frames)
+        except BadImage as bad:
+            raise BadRow(f"video {ref.name}: {bad.reason}", "replace or remove the video") from None
+
+    def videos(self, value: Any) -> list[tuple[ImageRef, ...]]:
+        """The videos of a column that may hold none (null or empty text), one, or a list."""
+        if value is None or value == "":
+            return []
+        return [self.video(one) for one in value] if isinstance(value, (list, tuple)) else [self.video(value)]
 
 
 def _refusal(name: str) -> str | None:

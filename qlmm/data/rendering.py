@@ -6,7 +6,9 @@ generation markers, not both (5.23 refuses the combination). Segments give both:
 - where an answer begins, so that training sees exactly the tokens a prompt gives, followed by the answer's own;
 - inside every control token or picture marker that stands in a row's own text, so that it can only be read as text.
 
-Each segment is tokenised on its own, and knows how many of its first characters are learned.
+Where answers stand is told by the template's generation markers (its own, or those of TRL's training form of it).
+A template without any is rendered a second time with holes in place of the answers; what stands around the holes must
+stand around the answers too, or the row is refused.
 
 Usage: ``segments = Renderer(processor).segments(sample)``
 """
@@ -14,8 +16,7 @@ Usage: ``segments = Renderer(processor).segments(sample)``
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -24,30 +25,14 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from qlmm.core.errors import DataError, ModelError, Where
 from qlmm.data.contract import Processor
+from qlmm.data.pieces import CUT, HOLE, MARKS, Segment
 from qlmm.data.sample import ImageRef, Sample, Turn
 
-__all__ = ["Renderer", "Segment"]
+__all__ = ["Renderer"]
 
-# A Unicode noncharacter: never text; rows that hold it lose it.
-CUT = "\ufdd0"
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 QUESTION, ANSWER = "a question", "an answer"
 NAME_A_TEMPLATE = "name a template in the recipe: base.chat_template: chatml, vicuna, owl, plain, or a .jinja file"
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of rendered text that is tokenised on its own.
-
-    Attributes:
-        text: with one placeholder per picture.
-        learned: how many characters, from the first, belong to an answer.
-        pictures: the pictures whose placeholders stand in the text, in order.
-    """
-
-    text: str
-    learned: int
-    pictures: tuple[ImageRef, ...]
 
 
 class Renderer:
@@ -57,36 +42,58 @@ class Renderer:
         """Choose the template and how it wants content.
 
         Raises:
-            ModelError: D030 when there is no template whose answers are marked, D031 when it cannot show a picture.
+            ModelError: D030 when there is no template, D031 when it cannot show a question and an answer.
         """
+        added = processor.tokenizer.added_tokens_decoder.values()
+        self._ends = sorted({token.content for token in added if token.special}, key=len, reverse=True)
+        self._end = str(processor.tokenizer.eos_token)
         self._names: dict[str, Any] = dict(processor.tokenizer.special_tokens_map)
-        self._image_token = processor.image_token
         self.template = _training_template(processor)
-        self._flat = self._wants_text()
-        self._control = _control_pattern(processor, self.template)
+        self._marked = bool(MARKERS.search(self.template))
+        self._control = re.compile("(?!)")
+        self._flat, self.placeholder = self._form(processor)
+        self._control = _control_pattern(processor, self.template, self.placeholder)
         self._opening = self._generation_prompt()
 
     def segments(self, sample: Sample, *, prompt: bool = False) -> list[Segment]:
-        """A sample's segments.
+        """A sample's segments; the last answer ends with an end token, the template's or else the tokenizer's.
 
         Args:
             sample: the conversation.
             prompt: end with the template's invitation to answer; the sample then ends with a user turn.
 
         Raises:
-            DataError: D033 when the template refuses the conversation, or loses one of its pictures.
+            DataError: D033 when the template refuses the conversation, loses a picture, or changes an answer.
         """
-        messages = [self._message(turn) for turn in sample.turns]
+        where = Where(sample.origin.file, sample.origin.line)
         try:
-            text, spans = self._render(messages, prompt=prompt)
+            text, spans = self._render([self._message(turn) for turn in sample.turns], prompt=prompt)
         except TemplateError as error:
-            where = Where(sample.origin.file, sample.origin.line)
             raise DataError.one("D033", f"the chat template refuses this row: {error}", where=where) from error
-        shown, given = text.count(self._image_token), len(sample.images)
+        except _Changed as error:
+            message = (
+                f"the chat template changes what answer {error.number} says, so that it cannot be learned as it is"
+            )
+            raise DataError.one("D033", message, where=where, help=NAME_A_TEMPLATE) from error
+        given = len(sample.images)
+        # A template that writes no placeholder leaves it to the processor, which then shows one picture, first.
+        shown = text.count(self.placeholder) if self.placeholder else min(given, 1)
         if shown != given:
-            where = Where(sample.origin.file, sample.origin.line)
             raise DataError.one("D033", f"the chat template shows {shown} of this row's {given} pictures", where=where)
-        return self._cut(text, spans, sample.images)
+        return list(self._cut(*(self._ended(text, spans) if not prompt else (text, spans))))
+
+    def answer(self, sample: Sample) -> list[Segment]:
+        """The last answer and an end token alone: what a decoder learns whose encoder reads the rest."""
+        text = self._guarded(sample.turns[-1].text)
+        return [Segment(piece, len(piece)) for piece in (*text.split(CUT), self._end) if piece]
+
+    def probe(self, *, picture: bool) -> list[Segment]:
+        """A question, with or without a picture, and its answer."""
+        parts = (ImageRef(data=b""), QUESTION) if picture else (QUESTION,)
+        text, spans = self._render(
+            [self._message(turn) for turn in (Turn("user", parts), Turn("assistant", (ANSWER,)))]
+        )
+        return list(self._cut(*self._ended(text, spans)))
 
     def _message(self, turn: Turn) -> dict[str, Any]:
         """A turn in the template's form, with every control token in its text cut open."""
@@ -100,37 +107,75 @@ class Renderer:
                 content.append({"type": "text", "text": part})
         for piece in content:
             if piece["type"] == "text":
-                piece["text"] = self._control.sub(rf"\g<0>{CUT}", piece["text"].replace(CUT, ""))
+                piece["text"] = self._guarded(piece["text"])
         if not self._flat:
             return {"role": turn.role, "content": content}
-        return {"role": turn.role, "content": "".join(piece.get("text", self._image_token) for piece in content)}
+        return {"role": turn.role, "content": "".join(piece.get("text", self.placeholder) for piece in content)}
+
+    def _guarded(self, text: str) -> str:
+        """A row's own text without marks, cut inside whatever reads like a control token."""
+        return self._control.sub(rf"\g<0>{CUT}", re.sub(f"[{MARKS}]", "", text))
 
     def _render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered text and the character spans of its answers."""
+        """The rendered text and the character spans of its answers, in order."""
+        text, spans = self._written(messages, prompt=prompt)
+        if self._marked:
+            return text, spans
+        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        hollow = [
+            {**message, "content": self._content(f"{HOLE}{place}{HOLE}")} if place in answers else message
+            for place, message in enumerate(messages)
+        ]
+        around = re.split(f"{HOLE}\\d+{HOLE}", self._written(hollow, prompt=prompt)[0])
+        said = [_said(messages[place]["content"]) for place in answers]
+        return text, list(_between(text, around, said))
+
+    def _written(self, messages: Sequence[dict[str, Any]], *, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+        """What the template writes, and the spans of its generation markers."""
         texts, spans = render_jinja_template(
             conversations=[list(messages)],
             chat_template=self.template,
-            return_assistant_tokens_mask=True,
+            return_assistant_tokens_mask=self._marked,
             add_generation_prompt=prompt,
             **self._names,
         )
-        return texts[0], [(start, end) for start, end in spans[0] if start < end]
+        return texts[0], [(start, end) for start, end in spans[0] if start < end] if self._marked else []
 
-    def _cut(self, text: str, spans: Sequence[tuple[int, int]], images: Sequence[ImageRef]) -> list[Segment]:
+    def _content(self, text: str) -> str | list[dict[str, str]]:
+        return text if self._flat else [{"type": "text", "text": text}]
+
+    def _ended(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
+        """The answers with the end token that the template writes after the last one, or else the tokenizer's.
+
+        A model that never saw an answer end does not stop.
+        """
+        if not spans:
+            return text, []
+        end = self._closing(text[spans[-1][0] : spans[-1][1]], text[spans[-1][1] :])
+        if end is None:
+            start, stop = spans[-1]
+            return text[:stop] + self._end + text[stop:], [*spans[:-1], (start, stop + len(self._end))]
+        return text, [
+            (start, stop + len(end)) if text.startswith(end, stop) else (start, stop) for start, stop in spans
+        ]
+
+    def _closing(self, answer: str, after: str) -> str | None:
+        """What of the text after the last answer belongs to it, up to its end token; None without an end token."""
+        if any(answer.rstrip().endswith(token) for token in self._ends):
+            return ""
+        for token in self._ends:
+            if after.lstrip().startswith(token):
+                return after[: after.index(token) + len(token)]
+        return None
+
+    def _cut(self, text: str, spans: Sequence[tuple[int, int]]) -> Iterator[Segment]:
         answers = [(self._answer_start(text, start), end) for start, end in spans]
         starts = {0, *(start for start, _ in answers), *(match.end() for match in re.finditer(CUT, text))}
-        bounds = [*sorted(starts), len(text)]
-        left = list(images)
-        segments = []
-        for start, end in pairwise(bounds):
+        for start, end in pairwise([*sorted(starts), len(text)]):
             piece = text[start:end].removesuffix(CUT)
             answer_end = next((stop for first, stop in answers if first <= start < stop), start)
-            learned = min(answer_end - start, len(piece))
-            shown = piece.count(self._image_token)
             if piece:
-                segments.append(Segment(piece, learned, tuple(left[:shown])))
-            left = left[shown:]
-        return segments
+                yield Segment(piece, min(answer_end - start, len(piece)))
 
     def _answer_start(self, text: str, start: int) -> int:
         """Where the generation prompt ends: the marker's place, or before blank space that the prompt does not hold.
@@ -152,30 +197,87 @@ class Renderer:
         prompt, _ = self._render([question], prompt=True)
         return prompt[len(plain) :] if prompt.startswith(plain) else ""
 
-    def _wants_text(self) -> bool:
-        """Whether the template takes content as one string (language models) or as parts (vision-language models).
+    def _form(self, processor: Processor) -> tuple[bool, str]:
+        """Whether the template takes content as one string, and the placeholder it writes for a picture.
 
         Raises:
-            ModelError: D031 when neither form shows the picture and both texts.
+            ModelError: D031 when neither form shows both texts.
         """
-        picture = ImageRef(data=b"")
-        turns = (Turn("user", (picture, QUESTION)), Turn("assistant", (ANSWER,)))
-        self._control = re.compile("(?!)")
         for flat in (False, True):
-            self._flat = flat
+            self._flat, self.placeholder = flat, _image_token(processor)
             try:
-                text, spans = self._render([self._message(turn) for turn in turns])
-            except (TemplateError, TypeError, ValueError, LookupError):
+                with_picture, without = (self._plainly(picture=picture) for picture in (True, False))
+            except (TemplateError, TypeError, ValueError, LookupError, _Changed):
                 continue
-            answered = any(ANSWER in text[start:end] for start, end in spans)
-            if answered and text.count(self._image_token) == 1 and "'type'" not in text:
-                return flat
+            if all(self._shows(*written) for written in (with_picture, without)):
+                return flat, _placeholder(processor, with_picture[0], without[0])
         message = "the chat template cannot show a picture, a question and a marked answer"
         raise ModelError.one("D031", message, help=NAME_A_TEMPLATE)
 
+    def _plainly(self, *, picture: bool) -> tuple[str, list[tuple[int, int]]]:
+        parts = (ImageRef(data=b""), QUESTION) if picture else (QUESTION,)
+        return self._render([self._message(turn) for turn in (Turn("user", parts), Turn("assistant", (ANSWER,)))])
+
+    @staticmethod
+    def _shows(text: str, spans: Sequence[tuple[int, int]]) -> bool:
+        answered = any(ANSWER in text[start:end] for start, end in spans)
+        return answered and "'type'" not in text
+
+
+def _image_token(processor: Processor) -> str:
+    """The processor's placeholder; the oldest processors have none."""
+    try:
+        return str(processor.image_token)
+    except AttributeError:
+        return ""
+
+
+class _Changed(Exception):
+    """The template rewrites an answer."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _said(content: str | list[dict[str, str]]) -> str:
+    return content if isinstance(content, str) else "".join(piece["text"] for piece in content)
+
+
+def _between(text: str, around: Sequence[str], said: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where answers stand in a text, given what stands around them; a template may trim them, and no more.
+
+    Raises:
+        _Changed: when what stands there is not the answer.
+    """
+    place = len(around[0])
+    if len(around) != len(said) + 1 or not text.startswith(around[0]):
+        raise _Changed(1)
+    for number, (answer, after) in enumerate(zip(said, around[1:], strict=True), 1):
+        last = number == len(said)
+        for form in (answer, answer.strip(), answer.lstrip(), answer.rstrip()):
+            end = place + len(form)
+            if text.startswith(form + after, place) and (not last or len(text) == end + len(after)):
+                break
+        else:
+            raise _Changed(number)
+        yield place, end
+        place = end + len(after)
+
+
+def _placeholder(processor: Processor, shown: str, without: str) -> str:
+    """The token that a picture adds to the text; empty when the template leaves it to the processor.
+
+    Mostly the processor's own image token; Gemma 3 writes another one, which its processor expands.
+    """
+    once = [token.content for token in processor.tokenizer.added_tokens_decoder.values()]
+    once = [token for token in once if shown.count(token) == 1 and token not in without]
+    own = [_image_token(processor), *(str(value) for value in vars(processor).values() if isinstance(value, str))]
+    return next((token for token in own if token in once), once[0] if once else "")
+
 
 def _training_template(processor: Processor) -> str:
-    """The processor's template, or TRL's patched form of it, with answers between generation markers."""
+    """The processor's template, or TRL's form of it for training, with answers between generation markers."""
     owner = processor if processor.chat_template is not None else processor.tokenizer
     template = owner.chat_template
     if isinstance(template, dict):
@@ -190,15 +292,14 @@ def _training_template(processor: Processor) -> str:
         patched = get_training_chat_template(owner)
     except (ValueError, TypeError, TemplateError, LookupError):
         patched = None
-    if patched is None:
-        message = "the chat template does not mark answers ({% generation %}), and TRL knows no form of it that does"
-        raise ModelError.one("D030", message, help=NAME_A_TEMPLATE)
-    return str(patched)
+    return str(patched or template)
 
 
-def _control_pattern(processor: Processor, template: str) -> re.Pattern[str]:
+def _control_pattern(processor: Processor, template: str, placeholder: str) -> re.Pattern[str]:
     """Matches the first character of a control token: special, a picture marker, or written by the template."""
     added = processor.tokenizer.added_tokens_decoder.values()
     control = {token.content for token in added if token.special or token.content in template}
-    control = {token for token in {*control, processor.image_token} if len(token) > 1 and not token.isspace()}
+    control = {
+        token for token in {*control, _image_token(processor), placeholder} if len(token) > 1 and not token.isspace()
+    }
     return re.compile(f"(?={'|'.join(re.escape(token) for token in sorted(control))}).", re.DOTALL)

@@ -1,7 +1,7 @@
 """The one in-memory form of a training row, whatever file format it came from.
 
 A row is a conversation whose turns hold text and pictures *in order*. Pictures are references:
-nothing is decoded until a batch needs it.
+nothing is decoded until a batch needs it. A video is several pictures, one after another.
 
 Usage: ``Sample((Turn("user", (picture, "What is this?")), Turn("assistant", ("a cat",))), Origin("a.json", 3))``
 """
@@ -9,6 +9,7 @@ Usage: ``Sample((Turn("user", (picture, "What is this?")), Turn("assistant", ("a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,15 +31,23 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture not yet decoded: a file that was checked to lie under its root, or encoded bytes."""
+    """A picture not yet decoded: a file that was checked to lie under its root, or encoded bytes.
+
+    Attributes:
+        path: the file, of a picture or of a video.
+        data: the encoded bytes, where there is no file.
+        at: where file or bytes are a video: the second at which the frame is shown that is this picture.
+    """
 
     path: Path | None = None
     data: bytes | None = None
+    at: Fraction | None = None
 
     @property
     def name(self) -> str:
         """A short name for messages and reports."""
-        return self.path.name if self.path is not None else f"<{len(self.data or b'')} bytes>"
+        name = self.path.name if self.path is not None else f"<{len(self.data or b'')} bytes>"
+        return name if self.at is None else f"{name} at {float(self.at):.2f} s"
 
 
 Part = str | ImageRef

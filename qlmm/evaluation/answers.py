@@ -97,7 +97,10 @@ def answer(
         )
     finally:
         model.train(was_training)
-    text: str = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    asked = inputs["input_ids"][0]
+    # A decoder of its own returns the answer alone, all others the prompt before it.
+    said = ids[0, len(asked) :] if ids[0, : len(asked)].equal(asked) else ids[0]
+    text: str = tokenizer.decode(said, skip_special_tokens=True)
     return text.strip()
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from qlmm.data.encode import Encoder
 from qlmm.data.sample import Sample
+from qlmm.model.losses import token_losses
 from qlmm.model.precision import Precision
 from qlmm.training.facts import PictureProof
 
@@ -57,7 +58,7 @@ class HeldOut:
         total, tokens = 0.0, 0
         try:
             for batch in self._batches(samples):
-                loss, count = token_losses(model, batch, self._precision)
+                loss, count = _measured(model, batch, self._precision)
                 total, tokens = total + loss, tokens + count
         finally:
             model.train(was_training)
@@ -69,22 +70,13 @@ class HeldOut:
 
 
 @torch.no_grad()
-def token_losses(model: nn.Module, batch: dict[str, torch.Tensor], precision: Precision) -> tuple[float, int]:
-    """Summed loss and number of supervised tokens of one batch.
-
-    Only positions that some row supervises go through the output head: full logits of a 7B model at 2,048 tokens
-    would take gigabytes.
-    """
+def _measured(model: nn.Module, batch: dict[str, torch.Tensor], precision: Precision) -> tuple[float, int]:
+    """Summed loss and number of supervised tokens of one batch."""
     inputs = {name: tensor.to(precision.device) for name, tensor in batch.items()}
     labels = inputs.pop("labels")
-    keep = labels[:, 1:].ne(-100).any(dim=0).nonzero().squeeze(-1)
     with precision.autocast():
-        logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
-    targets = labels[:, 1:][:, keep]
-    loss = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
-    )
-    return float(loss), int(targets.ne(-100).sum())
+        losses = token_losses(model, inputs, labels)
+    return float(losses.sum()), losses.numel()
 
 
 def swap_pictures(samples: Sequence[Sample]) -> list[Sample | None]:

@@ -1,30 +1,37 @@
-"""What is trained: LoRA anchored to the language model, connector (and tower) through PEFT's `modules_to_save`.
+"""What is trained: LoRA anchored to its part, whole modules through PEFT's `modules_to_save`.
 
 `all-linear` or a suffix such as `q_proj` would also hit a CLIP tower, so targets are resolved to full names inside the
-language model and written down as one anchored pattern. The connector goes through `modules_to_save`, because a module
-trained by plain `requires_grad` is missing from the adapter and moves the adapter-disabled reference.
+part they are meant for and written down as one anchored pattern. A connector trained whole goes through
+`modules_to_save`, because a module trained by plain `requires_grad` is missing from the adapter and moves the
+adapter-disabled reference. A parameter that lies in no module of the connector cannot; it is trained in place and
+stored in the adapter under its own name, which plain PEFT loads too.
 
-Usage: ``peft_model, placed = attach(model, split(model), recipe.adapter, quantize="nf4")``
+Usage: ``wrapped = attach(model, place(model, split(model), recipe.adapter), recipe.adapter, seed=0)``
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoftQConfig, LoraConfig, PeftModel, get_peft_model
-from peft.utils.constants import DUMMY_TARGET_MODULES
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from qlmm.core.errors import ModelError
-from qlmm.model.parts import PartName, Parts, linear_names
+from qlmm.model.parts import PartName, Parts
 from qlmm.model.quantise import QuantKind
+from qlmm.model.targets import expert_targets, language_targets, linear_targets, pattern, unread, whole_modules
 from qlmm.recipe.schema import AdapterSection
 
-__all__ = ["Placement", "attach", "check_variant", "place", "resolve_targets"]
+__all__ = ["ADAPTER_WEIGHTS", "Placement", "attach", "check_variant", "fill_bare", "place", "save_adapter", "to_fp32"]
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
 
 # Initialisations that decompose the base weight, which PEFT cannot read once it is quantised.
 _NEEDS_PLAIN_WEIGHTS = {"pissa", "olora", "loftq"}
@@ -37,20 +44,26 @@ class Placement:
     Attributes:
         parts: the base's parts.
         lora: full names of the layers that get LoRA.
-        endings: how many of them end in each name.
-        pattern: the same as one regular expression, as PEFT stores it.
+        experts: full names of fused expert weights that get LoRA.
+        endings: how many of both end in each name.
+        pattern: the layers as one regular expression, as PEFT stores it.
         whole: modules trained in full.
         carried: modules that an earlier adapter trained and this run only passes on.
+        bare: parameters trained in place; those of a carried part are stored but stay frozen.
+        unread: parameters inside `whole` that no output depends on; they stay as they are.
         asked: the parts the recipe asks to train.
         rank: LoRA's rank.
     """
 
     parts: Parts
     lora: tuple[str, ...]
+    experts: tuple[str, ...]
     endings: dict[str, int]
     pattern: str
     whole: tuple[str, ...]
     carried: tuple[str, ...]
+    bare: tuple[str, ...]
+    unread: frozenset[str]
     asked: frozenset[PartName]
     rank: int
 
@@ -67,62 +80,43 @@ def place(
         earlier: parts that the adapter this run starts from holds whole.
 
     Raises:
-        ModelError: M030 when a target matches no linear layer; M031 when nothing at all would be trained.
+        ModelError: M030 when a target matches no linear layer; M031 when nothing at all would be trained; M034 when
+            experts are asked for that are not there, or with dropout.
     """
-    names = resolve_targets(model, parts, section.targets) if section.language == "lora" else []
     choices: dict[PartName, str] = {"connector": section.connector, "vision": section.vision}
-    trained = [part for part, choice in choices.items() if choice == "full" and parts.modules(part)]
-    whole = [name for part in trained for name in parts.modules(part)]
-    carried = [name for part in sorted(earlier - set(trained)) for name in parts.modules(part)]
-    asked: frozenset[PartName] = frozenset(trained) | ({"language"} if names else set())
+    full = [part for part, choice in choices.items() if choice == "full" and parts.has(part)]
+    by_part: dict[PartName, list[str]] = {
+        part: linear_targets(model, parts, part) for part, choice in choices.items() if choice == "lora"
+    }
+    experts: tuple[str, ...] = ()
+    if section.language == "lora":
+        by_part["language"] = language_targets(model, parts, section.targets)
+        experts = expert_targets(model, parts, section)
+    asked: frozenset[PartName] = frozenset({*full, *(part for part, names in by_part.items() if names)}) | (
+        {"language"} if experts else set()
+    )
     if not asked:
         raise ModelError.one(
             "M031",
             "the recipe leaves nothing to train: this base has no connector of its own, and the rest is frozen",
             help="set adapter.language=lora",
         )
-    endings = dict(sorted(Counter(name.rsplit(".", 1)[-1] for name in names).items()))
+    carried = sorted(earlier - set(full))
+    names = [name for part in by_part.values() for name in part]
+    whole = tuple(name for part in full for name in whole_modules(model, parts, part))
     return Placement(
         parts=parts,
         lora=tuple(names),
-        endings=endings,
-        pattern=_pattern(names),
-        whole=tuple(whole),
-        carried=tuple(carried),
+        experts=experts,
+        endings=dict(sorted(Counter(name.rsplit(".", 1)[-1] for name in (*names, *experts)).items())),
+        pattern=pattern(model, names),
+        whole=whole,
+        carried=tuple(name for part in carried for name in whole_modules(model, parts, part)),
+        bare=parts.bare if "connector" in {*full, *carried} else (),
+        unread=unread(model, whole),
         asked=asked,
         rank=section.r,
     )
-
-
-def resolve_targets(model: PreTrainedModel, parts: Parts, targets: tuple[str, ...]) -> list[str]:
-    """Full names of the language model's linear layers that the targets name; never the output head.
-
-    Raises:
-        ModelError: M030 for a target without a match, listing the endings there are.
-    """
-    linear = [name for module in parts.language for name in linear_names(model, module) if name not in parts.head]
-    if targets == ("all-linear",):
-        return linear
-    chosen: list[str] = []
-    for target in targets:
-        matched = [name for name in linear if name == target or name.endswith("." + target)]
-        if not matched:
-            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-            raise ModelError.one(
-                "M030",
-                f"adapter.targets: `{target}` matches no linear layer of the language model ({parts.language[0]})",
-                help=f"endings there are: {known}; or all-linear",
-            )
-        chosen += matched
-    return sorted(set(chosen), key=linear.index)
-
-
-def _pattern(names: list[str]) -> str:
-    """One regular expression that PEFT matches in full: layer numbers generalised, anchored at the language model."""
-    if not names:
-        return str(DUMMY_TARGET_MODULES)
-    shapes = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names})
-    return "|".join(re.escape(shape).replace(re.escape("#"), r"\d+") for shape in shapes)
 
 
 def check_variant(section: AdapterSection, quantize: QuantKind) -> None:
@@ -157,6 +151,7 @@ def lora_config(placement: Placement, section: AdapterSection) -> LoraConfig:
         use_rslora=section.variant == "rslora",
         use_dora=section.variant == "dora",
         target_modules=placement.pattern,
+        target_parameters=list(placement.experts) or None,
         modules_to_save=[*placement.whole, *placement.carried] or None,
         task_type="CAUSAL_LM",
         **init,
@@ -173,19 +168,28 @@ def attach(model: PreTrainedModel, placement: Placement, section: AdapterSection
     """
     torch.manual_seed(seed)
     wrapped = get_peft_model(model, lora_config(placement, section))
-    adapted = {
-        name.removeprefix("base_model.model.").rsplit(".lora_A", 1)[0]
-        for name, _ in wrapped.named_parameters()
-        if ".lora_A." in name
-    }
-    if adapted != set(placement.lora):
-        strangers = sorted(adapted ^ set(placement.lora))[:5]
-        raise ModelError.one("M033", f"PEFT adapted other layers than planned, for example {', '.join(strangers)}")
+    _check_adapted(wrapped, placement)
+    frozen = [f"{PEFT_PREFIX}{module}." for module in placement.carried]
+    trained = {f"{PEFT_PREFIX}{name}" for name in placement.bare if "connector" in placement.asked}
     for name, parameter in wrapped.named_parameters():
-        if any(name.startswith(f"base_model.model.{module}.") for module in placement.carried):
+        own = name.removeprefix(PEFT_PREFIX).replace(".modules_to_save.default.", ".")
+        if own in placement.unread or any(name.startswith(module) for module in frozen):
             parameter.requires_grad_(False)
+        elif name in trained:
+            parameter.requires_grad_(True)
     to_fp32(wrapped)
     return wrapped
+
+
+def _check_adapted(wrapped: PeftModel, placement: Placement) -> None:
+    """Compare what PEFT did with what was planned."""
+    names = [name.removeprefix(PEFT_PREFIX) for name, _ in wrapped.named_parameters()]
+    adapted = {name.rsplit(".lora_A", 1)[0] for name in names if ".lora_A." in name and ".base_layer." not in name}
+    adapted -= {name.rpartition(".")[0] for name in placement.experts}
+    copied = {name.split(".modules_to_save.", 1)[0] for name in names if ".modules_to_save." in name}
+    strangers = sorted((adapted ^ set(placement.lora)) | (copied ^ {*placement.whole, *placement.carried}))
+    if strangers:
+        raise ModelError.one("M033", f"PEFT adapted other layers than planned, for example {', '.join(strangers[:5])}")
 
 
 def to_fp32(model: torch.nn.Module) -> None:
@@ -193,3 +197,34 @@ def to_fp32(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
+
+
+def save_adapter(model: PeftModel, folder: Path, bare: tuple[str, ...]) -> None:
+    """Write the adapter in PEFT's layout, with the parameters that PEFT itself does not know it should store."""
+    # The embedding check would ask the Hub about the base's vocabulary; no embedding is ever trained here.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    add_bare(model, folder, bare)
+
+
+def add_bare(model: PeftModel, folder: Path, bare: tuple[str, ...]) -> None:
+    """Add the bare parameters to an adapter that PEFT has written."""
+    if bare:
+        values = dict(model.named_parameters())
+        names = [f"{PEFT_PREFIX}{name}" for name in bare]
+        own = {name: values[name].detach().cpu().contiguous() for name in names}
+        path = str(folder / ADAPTER_WEIGHTS)
+        save_file({**load_file(path), **own}, path, metadata={"format": "pt"})
+
+
+def fill_bare(model: PeftModel, folder: Path) -> tuple[str, ...]:
+    """Put stored bare parameters back in the precision they were trained in; PEFT rounds them to the base's.
+
+    Returns:
+        Their names in the wrapped model. PEFT stores everything else under names that the model does not have.
+    """
+    values = dict(model.named_parameters())
+    with safe_open(str(folder / ADAPTER_WEIGHTS), framework="pt") as file:
+        bare = tuple(name for name in file.keys() if name in values)  # noqa: SIM118  no mapping
+        for name in bare:
+            values[name].data = file.get_tensor(name).to(values[name].device)
+    return bare

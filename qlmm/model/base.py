@@ -44,7 +44,15 @@ from qlmm.model.quantise import keep_trainable, quantization, skip_names
 from qlmm.model.sources import Located, config_of, config_sha256, locate, reading
 from qlmm.recipe.schema import BaseSection, ConnectorSection
 
-__all__ = ["Blueprint", "blueprint", "identity", "load_model", "load_processor", "load_saved_processor"]
+__all__ = [
+    "Blueprint",
+    "answers_in_decoder",
+    "blueprint",
+    "identity",
+    "load_model",
+    "load_processor",
+    "load_saved_processor",
+]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -144,6 +152,11 @@ def _facts(located: Located, key: str) -> dict[str, str | None]:
     config = config_of(located, key)
     commit = vars(config).get("_commit_hash")
     return {"id": located.name, "revision": commit or located.revision, "config_sha256": config_sha256(config)}
+
+
+def answers_in_decoder(base: BaseSection) -> bool:
+    """Whether the base has a decoder of its own for answers, as T5 has; those of assembled bases never do."""
+    return base.model is not None and bool(_native_config(base)[1].is_encoder_decoder)
 
 
 def template_names() -> list[str]:

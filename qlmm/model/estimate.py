@@ -16,10 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qlmm.model.adapters import Placement
-from qlmm.model.parts import Parts, linear_names
-from qlmm.model.quantise import QuantKind
+from qlmm.model.parts import PartName, Parts
+from qlmm.model.quantise import QuantKind, skip_names
 
-__all__ = ["Load", "estimate", "lora_parameters", "trained_parameters"]
+__all__ = ["Load", "estimate", "lora_parameters", "trained_parameters", "trained_sizes"]
 
 # 4 bits a weight, 8-bit constants per 64 weights, fp32 constants per 256 of those: 4.127 bits (QLoRA, section 3).
 _BITS = {"nf4": 4.127, "fp4": 4.127, "int8": 8.06}
@@ -71,21 +71,43 @@ def frozen_bytes(model: PreTrainedModel, parts: Parts, load: Load) -> int:
     """Bytes of the base as it will lie in memory."""
     quantised = set()
     if load.quantize != "none":
-        quantised = {f"{name}.weight" for module in parts.language for name in linear_names(model, module)}
+        kept = set(skip_names(model, parts))
+        linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+        quantised = {f"{name}.weight" for name in linear if name not in kept}
     bits = _BITS.get(load.quantize, 16)
     whole = load.compute.itemsize * 8
     total: float = sum(p.numel() * (bits if name in quantised else whole) for name, p in model.named_parameters())
     return round(total / 8)
 
 
-def trained_parameters(model: PreTrainedModel, placement: Placement) -> int:
-    """How many weights are trained: LoRA pairs plus modules trained whole."""
-    whole: int = sum(p.numel() for name in placement.whole for p in model.get_submodule(name).parameters())
-    return whole + lora_parameters(model, placement)
+def trained_parameters(model: PreTrainedModel, placement: Placement, part: PartName | None = None) -> int:
+    """How many weights are trained, in one part or in all: LoRA pairs, modules trained whole, bare parameters."""
+    return sum(trained_sizes(model, placement, part))
+
+
+def trained_sizes(model: PreTrainedModel, placement: Placement, part: PartName | None = None) -> list[int]:
+    """Weights of each trained tensor."""
+    sizes = _lora_sizes(model, placement, part)
+    for name in placement.whole:
+        if _wanted(placement, name, part):
+            inside = model.get_submodule(name).named_parameters()
+            sizes += [parameter.numel() for own, parameter in inside if f"{name}.{own}" not in placement.unread]
+    if "connector" in placement.asked and part in (None, "connector"):
+        sizes += [model.get_parameter(name).numel() for name in placement.bare]
+    return sizes
 
 
 def lora_parameters(model: nn.Module, placement: Placement) -> int:
     """Weights of all LoRA pairs: rank times (inputs + outputs) of each adapted layer (arXiv 2106.09685, section 4)."""
-    layers: list[Any] = [model.get_submodule(name) for name in placement.lora]
-    sides = [int(layer.in_features) + int(layer.out_features) for layer in layers]
-    return placement.rank * sum(sides)
+    return sum(_lora_sizes(model, placement, None))
+
+
+def _lora_sizes(model: nn.Module, placement: Placement, part: PartName | None) -> list[int]:
+    layers: list[Any] = [model.get_submodule(name) for name in placement.lora if _wanted(placement, name, part)]
+    sizes = [placement.rank * int(side) for layer in layers for side in (layer.in_features, layer.out_features)]
+    experts = [model.get_parameter(name).shape for name in placement.experts if _wanted(placement, name, part)]
+    return sizes + [placement.rank * count * side for count, *sides in experts for side in sides]
+
+
+def _wanted(placement: Placement, name: str, part: PartName | None) -> bool:
+    return part is None or placement.parts.of(name) == part

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from qlmm.model.parts import Parts, linear_names
+from qlmm.core.errors import ModelError
+from qlmm.model.experts import fused_experts, routers
+from qlmm.model.parts import Parts
 
-__all__ = ["QuantKind", "keep_trainable", "quantization", "skip_names", "storage_of"]
+__all__ = ["QuantKind", "check_experts", "keep_trainable", "quantization", "skip_names", "storage_of"]
 
 QuantKind = Literal["none", "int8", "nf4", "fp4"]
 
@@ -56,11 +58,29 @@ def keep_trainable(model: nn.Module) -> None:
 
 
 def skip_names(model: PreTrainedModel, parts: Parts) -> list[str]:
-    """Full names of every linear layer outside the language model; `model` may be on the meta device."""
-    outside = [*parts.vision, *parts.connector]
-    inside = [name for module in outside for name in linear_names(model, module)]
-    # A connector or head can itself be one linear layer, which `linear_names` does not list.
-    return sorted({*inside, *parts.connector, *parts.head})
+    """Full names of every linear layer that is not the language model's, and of routers; the meta device is enough."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    kept = routers(model, parts)
+    return sorted(name for name in linear if name in kept or parts.of(name) != "language")
+
+
+def check_experts(model: PreTrainedModel, parts: Parts, kind: QuantKind) -> None:
+    """Refuse to call a mixture of experts quantised when its experts, most of its weights, would stay in 16 bits.
+
+    Raises:
+        ModelError: M035 with how much of the language model bitsandbytes cannot quantise.
+    """
+    fused = set(fused_experts(model, parts))
+    if kind == "none" or not fused:
+        return
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parts.of(name) == "language"}
+    experts, whole = sum(sizes[name] for name in fused), sum(sizes.values())
+    raise ModelError.one(
+        "M035",
+        f"base.quantize: bitsandbytes cannot quantise fused experts, which are {experts / whole:.0%} of this language "
+        f"model's {whole / 1e9:,.2f} billion weights",
+        help="set base.quantize=none if the GPU holds it in 16 bits, or choose a dense model",
+    )
 
 
 def storage_of(parameter: nn.Parameter) -> str:

@@ -17,13 +17,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from qlmm.core.errors import ModelError
-from qlmm.model.adapters import Placement
+from qlmm.model.adapters import ADAPTER_WEIGHTS, PEFT_PREFIX, Placement
 from qlmm.model.parts import PartName, Parts
 
 __all__ = ["Earlier"]
-
-_PEFT_PREFIX = "base_model.model."
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +38,11 @@ class Earlier:
         Raises:
             ModelError: M050 when there is no adapter there, M051 when it holds parts this base lacks.
         """
-        path = folder / WEIGHTS
+        path = folder / ADAPTER_WEIGHTS
         if not path.is_file():
             raise ModelError.one(
                 "M050",
-                f"adapter.start_from: {folder} holds no {WEIGHTS}",
+                f"adapter.start_from: {folder} holds no {ADAPTER_WEIGHTS}",
                 help="name the adapter folder of a finished run, such as runs/owl_pretrain/adapter",
             )
         names = list(_shapes(path))
@@ -69,16 +66,17 @@ class Earlier:
         found = _shapes(self.path)
         whole = {name: shape for name, shape in found.items() if ".lora_" not in name}
         expected = {
-            f"{_PEFT_PREFIX}{name}": tuple(value.shape)
+            f"{PEFT_PREFIX}{name}": tuple(value.shape)
             for name, value in model.named_parameters()
             if parts.of(name) in self.whole
         }
         for name in sorted(expected.keys() | whole.keys()):
             if whole.get(name) != expected.get(name):
                 raise _does_not_fit(self.path, f"{name} is {_said(whole.get(name))}, not {_said(expected.get(name))}")
+        adapted = {*placement.lora, *(name.rpartition(".")[0] for name in placement.experts)}
         for name, shape in found.items():
-            layer, _, kind = name.removeprefix(_PEFT_PREFIX).partition(".lora_")
-            if kind and layer not in placement.lora:
+            layer, _, kind = name.removeprefix(PEFT_PREFIX).partition(".lora_")
+            if kind and layer not in adapted:
                 raise _does_not_fit(self.path, f"it holds LoRA for {layer}, which this recipe does not adapt")
             if kind.startswith("A.") and shape[0] != placement.rank:
                 raise _does_not_fit(self.path, f"its LoRA has rank {shape[0]}, not {placement.rank}")

@@ -33,17 +33,18 @@ output.dir output.trackers evaluation.every
 _FORK = """
 adapter.dropout
 data.sources[].path data.sources[].format data.sources[].split data.sources[].image_root data.sources[].weight
-data.sources[].limit data.text_ratio data.max_length data.overlong data.on_bad_row data.max_bad_rows data.max_pixels
+data.sources[].limit data.text_ratio data.max_length data.overlong data.max_bad_rows data.max_pixels data.min_pixels
+data.max_tiles data.max_frames
 training.epochs training.steps training.batch_size training.accumulation training.learning_rate
 training.connector_learning_rate training.vision_learning_rate training.schedule training.warmup training.optimizer
-training.weight_decay training.max_grad_norm training.precision training.seed training.extra
+training.weight_decay training.precision training.seed training.extra
 evaluation.sources evaluation.held_out evaluation.rows evaluation.answers evaluation.max_new_tokens
 """
 
 _NEVER = """
 version
 base.model base.vision base.language base.connector.kind base.vision_layer base.chat_template base.quantize
-adapter.kind adapter.variant adapter.language adapter.connector adapter.vision adapter.r adapter.alpha adapter.targets
+adapter.variant adapter.language adapter.connector adapter.vision adapter.r adapter.alpha adapter.targets
 adapter.start_from
 training.objective
 """

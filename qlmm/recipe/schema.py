@@ -93,7 +93,6 @@ class BaseSection(Section):
 class AdapterSection(Section):
     """What is trained, and how."""
 
-    kind: Literal["lora"] = Field("lora", description="The adapter method for the language model.")
     variant: Literal["plain", "rslora", "dora", "pissa", "olora", "loftq"] = Field(
         "plain",
         description="LoRA's scaling or initialisation; pissa, olora and loftq need `base.quantize: none` "
@@ -102,18 +101,23 @@ class AdapterSection(Section):
     language: Literal["lora", "frozen"] = Field(
         "lora", description="Train LoRA in the language model, or leave it as it is."
     )
-    connector: Literal["full", "frozen"] = Field(
-        "full", description="Train the connector in full precision, or leave it as it is."
+    connector: Literal["full", "lora", "frozen"] = Field(
+        "full",
+        description="Train all of the connector in full precision, or LoRA in its linear layers (for servers such as "
+        "vLLM, which refuse modules_to_save), or leave it as it is.",
     )
-    vision: Literal["frozen", "full"] = Field(
-        "frozen", description="Leave the vision tower as it is, or train all of it (stage 1 of mPLUG-Owl)."
+    vision: Literal["frozen", "lora", "full"] = Field(
+        "frozen",
+        description="Leave the vision tower as it is, or train LoRA in its linear layers, or all of it in full "
+        "precision (stage 1 of mPLUG-Owl).",
     )
     r: PositiveInt = Field(16, description="LoRA rank.")
     alpha: PositiveInt = Field(32, description="LoRA scale: updates are multiplied by alpha / r.")
     dropout: Share = Field(0.05, description="LoRA dropout.")
     targets: tuple[str, ...] = Field(
         ("all-linear",),
-        description="Module name endings inside the language model, or all-linear; the output head is never a target.",
+        description="Name endings of the language model's linear layers, or all-linear; the word experts adds LoRA on "
+        "the experts of a mixture-of-experts model. The output head is never a target.",
     )
     start_from: str | None = Field(
         None, description="Adapter folder whose trained parts this run starts with (stage 2 after stage 1)."
@@ -158,13 +162,24 @@ class DataSection(Section):
         description="Rows over max_length: drop and count them, or leave out their oldest turns; "
         "pictures and the last answer are never cut.",
     )
-    on_bad_row: Literal["stop", "skip"] = Field(
-        "stop", description="Stop with all problems listed, or skip bad rows and write skipped.jsonl."
+    max_bad_rows: Share = Field(
+        0.0,
+        description="0: any bad row stops the run, with all problems listed. Above 0: up to this share of the rows may "
+        "be bad; they are left out and named in skipped.jsonl.",
     )
-    max_bad_rows: Share = Field(0.01, description="With on_bad_row: skip, the largest share of rows that may be bad.")
-    max_pixels: PositiveInt = Field(
-        50_000_000, description="Largest picture, in pixels; checked in the header, before decoding."
+    max_pixels: PositiveInt | None = Field(
+        None,
+        description="Pictures are scaled to at most so many pixels before they become tokens, in whole tiles where the "
+        "model cuts them; unset: the model's own.",
     )
+    min_pixels: PositiveInt | None = Field(
+        None,
+        description="Pictures are scaled to at least so many pixels before they become tokens; unset: the model's own.",
+    )
+    max_tiles: PositiveInt | None = Field(
+        None, description="Most tiles a picture is cut into, for models that tile; unset: the model's own."
+    )
+    max_frames: PositiveInt = Field(8, description="Most frames taken from a video, evenly spaced.")
 
 
 class TrainingSection(Section):
@@ -186,7 +201,6 @@ class TrainingSection(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(
         0.0, description="Decay of weights; norms and biases never decay."
     )
-    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are scaled down to this norm.")
     gradient_checkpointing: bool = Field(
         True, description="Trade a third more compute for most of the activations' memory."
     )

@@ -21,14 +21,17 @@ __all__ = ["sft_config"]
 # What a recipe may pass on. The others are set by qlmm, would break a promise (exact resume, whole rows, rotation
 # after sealing), or would let a shared recipe publish, load code or read files.
 _NAMES = """
-adam_beta1 adam_beta2 adam_epsilon optim_args lr_scheduler_kwargs label_smoothing_factor tf32 torch_compile
-torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config neftune_noise_alpha
+adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim_args lr_scheduler_kwargs label_smoothing_factor tf32
+torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config neftune_noise_alpha
 torch_empty_cache_steps full_determinism gradient_checkpointing_kwargs activation_offloading loss_type
 dataloader_prefetch_factor dataloader_persistent_workers dataloader_multiprocessing_context
 ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
 average_tokens_across_devices router_aux_loss_coef run_name project log_level skip_memory_metrics
 """
 _PASSED_ON = frozenset(_NAMES.split())
+# What differs from TRL's defaults unless the recipe says otherwise. Routers are never trained, so that there is nothing
+# to balance between experts.
+_DEFAULTS: dict[str, Any] = {"router_aux_loss_coef": 0.0}
 _OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
 
@@ -43,7 +46,7 @@ def sft_config(training: TrainingSection, output: OutputSection, precision: Prec
     for name, value in training.extra.items():
         _check_extra(name, value, ours)
     try:
-        return SFTConfig(**ours, **training.extra)
+        return SFTConfig(**ours, **_DEFAULTS | training.extra)
     except (ValueError, TypeError, ImportError) as error:
         said = str(error).splitlines()[0]
         raise UsageError.one("T002", f"TRL refuses the training section: {said}", help="change or drop it") from error
@@ -78,7 +81,6 @@ def _ours(training: TrainingSection, output: OutputSection, precision: Precision
         "lr_scheduler_type": training.schedule,
         "warmup_steps": round(training.warmup * steps),
         "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
         "optim": _OPTIMIZERS[training.optimizer],
         "gradient_checkpointing": training.gradient_checkpointing,
         "bf16": precision.name == "bf16",

@@ -28,7 +28,7 @@ __all__ = [
     "to_json",
 ]
 
-PartName = Literal["vision", "connector", "language", "head"]
+PartName = Literal["vision", "connector", "language", "head", "other"]
 Fact = TypeVar("Fact")
 
 # A diverged run has losses that are not numbers; JSON has no word for them, so they are written as strings.
@@ -70,6 +70,7 @@ class PlanFacts:
         memory_bytes: estimated peak; ``memory_breakdown`` says what it is made of.
         disk_bytes: estimated size of the finished run directory.
         precision: compute precision in use: bf16, fp16 or fp32.
+        pictures: the pixel budget as the processor spells it, such as ``size.longest_edge 1,003,520 pixels``.
     """
 
     base: str
@@ -87,6 +88,7 @@ class PlanFacts:
     precision: str
     device: str
     output_dir: str
+    pictures: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     __pydantic_config__: ClassVar[ConfigDict] = IN_JSON

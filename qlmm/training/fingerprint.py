@@ -41,9 +41,15 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
-def base_digest(model: nn.Module) -> str:
-    """What `Start.base_sha256` was, for a model with the adapter read back, where nothing is trainable."""
-    return _summary({name: digest(tensor) for name, tensor in frozen_tensors(model) if not _of_adapter(name)})
+def base_digest(model: nn.Module, *, bare: tuple[str, ...] = ()) -> str:
+    """What `Start.base_sha256` was, for a model with the adapter read back, where nothing is trainable.
+
+    Args:
+        model: base and adapter.
+        bare: parameters of the base that the adapter holds too.
+    """
+    ours = {name: digest(tensor) for name, tensor in frozen_tensors(model) if not _of_adapter(name)}
+    return _summary({name: value for name, value in ours.items() if name not in bare})
 
 
 def _of_adapter(name: str) -> bool:
@@ -90,7 +96,9 @@ class Start:
         now = {name: digest(tensor) for name, tensor in frozen_tensors(model)}
         changed = {name for name in self.frozen.keys() | now.keys() if self.frozen.get(name) != now.get(name)}
         values = dict(model.named_parameters())
-        return tuple(self._part(part, values, changed, grad_norms.get(part, 0.0)) for part in PART_NAMES)
+        return tuple(
+            self._part(part, values, changed, grad_norms.get(part, 0.0)) for part in PART_NAMES if self.parts.has(part)
+        )
 
     def _part(
         self, part: PartName, values: Mapping[str, nn.Parameter], changed: set[str], grad_norm: float

@@ -13,7 +13,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,9 +31,11 @@ from qlmm.data.sample import Sample
 from qlmm.model import builtin
 from qlmm.model.adapters import Placement, check_variant, place
 from qlmm.model.base import Blueprint, blueprint, load_processor
-from qlmm.model.estimate import Load, estimate, lora_parameters, trained_parameters
+from qlmm.model.encoder import make_encoder
+from qlmm.model.estimate import Load, estimate, trained_parameters, trained_sizes
 from qlmm.model.parts import PART_NAMES, PartName
 from qlmm.model.precision import Precision, choose
+from qlmm.model.quantise import check_experts
 from qlmm.model.warm_start import Earlier
 from qlmm.recipe.schema import Recipe, Source
 from qlmm.training.arguments import sft_config
@@ -84,16 +86,18 @@ def make_plan(recipe: Recipe) -> Plan:
     _check_trackers(recipe)
     sft_config(recipe.training, recipe.output, precision, steps=1)
     shape = blueprint(recipe.base)
+    check_experts(shape.model, shape.parts, recipe.base.quantize)
     start = recipe.adapter.start_from
     earlier = Earlier.read(Path(start), shape.parts) if start is not None else None
     placement = place(shape.model, shape.parts, recipe.adapter, earlier=earlier.whole if earlier else frozenset())
     if earlier is not None:
         earlier.check_fits(shape.model, shape.parts, placement)
     processor = load_processor(recipe.base)
-    rows = _rows(recipe, processor)
+    encoder, pictures = make_encoder(recipe.base, recipe.data, processor)
+    rows = _rows(recipe, encoder)
     _check_pictures(recipe, placement, rows)
     steps = _steps(recipe, len(rows.mixture))
-    facts = _facts(recipe, precision, shape, placement, rows, steps)
+    facts = replace(_facts(recipe, precision, shape, placement, rows, steps), pictures=pictures)
     _check_disk(facts)
     return Plan(
         recipe=recipe,
@@ -133,10 +137,9 @@ class _Rows:
         return {**reasons, **({"bad row": len(self.loaded.bad)} if self.loaded.bad else {})}
 
 
-def _rows(recipe: Recipe, processor: ProcessorMixin) -> _Rows:
+def _rows(recipe: Recipe, encoder: Encoder) -> _Rows:
     """Read, split and fit the rows of a recipe."""
     data, evaluation = recipe.data, recipe.evaluation
-    encoder = Encoder(processor, max_length=data.max_length, overlong=data.overlong, max_pixels=data.max_pixels)
     loaded = _load(recipe, data.sources)
     learn = list(range(len(loaded.samples)))
     if evaluation.sources:
@@ -165,10 +168,10 @@ def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded:
     data = recipe.data
     return load_samples(
         sources,
-        on_bad_row=data.on_bad_row,
         max_bad_rows=data.max_bad_rows,
         resolve=builtin.path,
-        max_pixels=data.max_pixels,
+        max_frames=data.max_frames,
+        check_pictures=True,
     )
 
 
@@ -198,7 +201,7 @@ def _facts(
     trained = trained_parameters(shape.model, placement)
     return PlanFacts(
         base=_named(recipe),
-        parts=tuple(_part(part, shape, placement, recipe, precision) for part in PART_NAMES),
+        parts=tuple(_part(part, shape, placement, recipe, precision) for part in PART_NAMES if shape.parts.has(part)),
         targets=tuple(f"{ending} ({count})" for ending, count in placement.endings.items()),
         rows_kept=len(rows.train.samples),
         rows_dropped=rows.dropped,
@@ -228,16 +231,14 @@ def _named(recipe: Recipe) -> str:
 def _part(part: PartName, shape: Blueprint, placement: Placement, recipe: Recipe, precision: Precision) -> PartFacts:
     # Tied weights are listed once, with the embeddings; a head that shares them has none of its own.
     sizes = [p.numel() for name, p in shape.model.named_parameters() if shape.parts.of(name) == part]
-    whole = [shape.model.get_submodule(name) for name in placement.whole if name in shape.parts.modules(part)]
-    trained = [p.numel() for module in whole for p in module.parameters()]
-    lora = part == "language"
-    quantised = lora and recipe.base.quantize != "none"
+    trained = trained_sizes(shape.model, placement, part)
+    quantised = part == "language" and recipe.base.quantize != "none"
     return PartFacts(
         part=part,
         tensors=len(sizes),
         parameters=sum(sizes),
-        trainable_tensors=len(trained) + (2 * len(placement.lora) if lora else 0),
-        trainable_parameters=sum(trained) + (lora_parameters(shape.model, placement) if lora else 0),
+        trainable_tensors=len(trained),
+        trainable_parameters=sum(trained),
         storage=recipe.base.quantize if quantised else precision.name,
     )
 
@@ -256,8 +257,6 @@ def _warnings(rows: _Rows) -> tuple[str, ...]:
     found = []
     if rows.loaded.bad:
         found.append(f"{len(rows.loaded.bad)} bad rows are left out; skipped.jsonl in the run directory names them")
-    if not rows.encoder.ends_answers:
-        found.append("the chat template does not teach the model to stop: no end token is learned")
     if not rows.held_out:
         found.append("no held-out row: whether pictures are used cannot be measured")
     return tuple(found)
@@ -292,7 +291,7 @@ def _check_pictures(recipe: Recipe, placement: Placement, rows: _Rows) -> None:
     for sample in rows.held_out:
         for image in sample.images:
             try:
-                decode(image, max_pixels=recipe.data.max_pixels)
+                decode(image)
             except BadImage as bad:
                 where = Where(sample.origin.file, sample.origin.line)
                 message = f"held-out picture {image.name}: {bad.reason}"

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from qlmm.core.errors import RunError
 from qlmm.core.events import Listener
-from qlmm.model.adapters import attach, to_fp32
+from qlmm.model.adapters import ADAPTER_WEIGHTS, attach, to_fp32
 from qlmm.model.base import load_model
+from qlmm.model.pixels import agree
 from qlmm.training.fingerprint import Start
 from qlmm.training.monitor import Monitor
 from qlmm.training.plan import Plan
@@ -32,6 +33,7 @@ def build(plan: Plan) -> tuple[PeftModel, Start]:
     """
     recipe, seed = plan.recipe, plan.recipe.training.seed
     base = load_model(recipe.base, plan.precision, seed=seed)
+    agree(base, plan.processor)
     model = attach(base, plan.placement, recipe.adapter, seed=seed)
     if plan.earlier is not None:
         plan.earlier.fill(model)
@@ -67,7 +69,7 @@ def train(
     recipe = plan.recipe
     if resume is not None and run.step_of(resume) >= plan.facts.steps:
         # The trainer looks at its step count only after a step: resumed at the end, it would take one too many.
-        set_peft_model_state_dict(model, load_file(str(resume / "adapter_model.safetensors")))
+        set_peft_model_state_dict(model, load_file(str(resume / ADAPTER_WEIGHTS)))
         return None
     monitor = Monitor(run, listener, keep=recipe.training.keep, every=recipe.evaluation.every, evaluate=evaluate)
     trainer = SftTrainer(model, plan, callbacks=[monitor])

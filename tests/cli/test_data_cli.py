@@ -43,6 +43,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import qlmm.model.base
 
     monkeypatch.setattr(qlmm.model.base, "load_processor", lambda base: tiny_processor(base.chat_template))
+    monkeypatch.setattr(qlmm.model.encoder, "answers_in_decoder", lambda base: False)
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE.format(rows=rows(tmp_path), folder=tmp_path))
     return path

@@ -90,7 +90,6 @@ def test_the_template_teaches_answers_and_when_to_stop() -> None:
     processor = tiny_processor()
     (processor.chat_template,) = (text for name, text in EXAMPLES.items() if name.endswith(".jinja"))
     encoder = Encoder(processor)
-    assert encoder.ends_answers
     row = Sample((Turn("user", ("what is this ?",)), Turn("assistant", ("a cat",))), Origin("x", 1))
     labels = encoder.batch([row])["labels"][0]
     assert processor.tokenizer.decode(labels[labels != IGNORED]) == "a cat</s>"

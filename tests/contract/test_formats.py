@@ -64,11 +64,25 @@ GOLDEN: dict[str, list[tuple[Mapping[str, Any], list[tuple[Any, ...]]]]] = {
             },
             [("user", "What?", "<a.png>"), ("assistant", "A")],
         ),
+        (
+            {
+                "video": ["a.png", "b.png"],
+                "conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A"}],
+            },
+            [("user", "<a.png>", "<b.png>", "What?"), ("assistant", "A")],
+        ),
     ],
     "messages": [
         (
             {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
             [("user", "Hi"), ("assistant", "Ho")],
+        ),
+        (
+            {
+                "messages": [{"role": "user", "content": "<video>What?"}, {"role": "assistant", "content": "A"}],
+                "videos": [["a.png", "b.png"]],
+            },
+            [("user", "<a.png>", "<b.png>", "What?"), ("assistant", "A")],
         ),
         (
             {

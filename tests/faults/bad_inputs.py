@@ -103,9 +103,9 @@ def plain(width: int, height: int) -> bytes:
     return stream.getvalue()
 
 
-def bomb() -> bytes:
-    """A PNG of a hundred bytes that promises 3.6 billion pixels."""
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a hundred bytes that promises many pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
@@ -141,7 +141,7 @@ class Case:
 
 CASES = {
     # The recipe.
-    "unknown key": Case("R012", ("unknown key `depth`", "my.yaml:6:3", "6 |   depth: 4"), "keys: kind, variant",
+    "unknown key": Case("R012", ("unknown key `depth`", "my.yaml:6:3", "6 |   depth: 4"), "keys: variant, language",
                         spoil=recipe("r: 4", "depth: 4")),
     "misspelt key": Case("R012", ("unknown key `stpes`", "command line:1"), "did you mean `steps`?",
                          ("training.stpes=3",)),
@@ -173,10 +173,10 @@ CASES = {
                                  spoil=picture(b"<!doctype html><title>404</title>")),
     "empty picture": Case("D001", ("picture 2.png: the file is empty", "rows.jsonl:3"), "replace or remove",
                           spoil=picture(b"")),
-    "oversized picture": Case("D001", ("picture 2.png: 100 × 90 is more than the 5,000 pixels", "rows.jsonl:3"),
-                              "replace or remove", ("data.max_pixels=5000",), picture(plain(100, 90))),
+    "oversized picture": Case("D001", ("picture 2.png: 8000 × 7000 is more than the 50,000,000 pixels", "rows.jsonl:3"),
+                              "replace or remove", spoil=picture(bomb(8_000, 7_000))),
     "picture that would fill the memory": Case("D001", ("picture 2.png: more than 178 million pixels",),
-                                               "replace or remove", spoil=picture(bomb())),
+                                               "replace or remove", spoil=picture(bomb(60_000, 60_000))),
     "picture path out of its folder": Case("D001", ("`../../etc/passwd` holds `..`", "rows.jsonl:3"), "`image_root`",
                                            spoil=line(row(images=["../../etc/passwd"]))),
     # Rows.
@@ -204,7 +204,7 @@ CASES = {
     "target that matches nothing": Case("M030", ("`q_porj` matches no linear layer", "command line:1:17"), "q_proj",
                                         ("adapter.targets=[q_porj]",)),
     "no chat template": Case("M041", ("speechless has no chat template, and the recipe gives none",),
-                             "chatml, owl, plain, vicuna", ("base.model=speechless",)),
+                             "chatml, owl, paligemma, plain, vicuna", ("base.model=speechless",)),
     "no chat template, assembled": Case("M041", ("llama has no chat template",), "set base.chat_template",
                                         (ASSEMBLED.replace("chat_template: vicuna, ", ""),)),
     "unknown chat template": Case("M040", ("no template `vicunna`",), "did you mean `vicuna`?",

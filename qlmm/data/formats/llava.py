@@ -1,7 +1,8 @@
-"""LLaVA's JSON: ``conversations`` of human and gpt turns, with ``<image>`` where a picture stands.
+"""LLaVA's JSON: ``conversations`` of human and gpt turns, with ``<image>`` where a picture stands, ``<video>`` a video.
 
 Facts: LLaVA (arXiv 2304.08485), its fine-tuning data files. A marker is followed by a newline in those files;
 line ends around a marker belong to the marker, how picture and text are set apart is the chat template's business.
+LLaVA-Video (arXiv 2410.02713) writes ``<image>`` for its videos; so it is read in rows with a video and no picture.
 
 Usage: ``FORMAT.read(row, ImageRoot("images"))``
 """
@@ -9,7 +10,7 @@ Usage: ``FORMAT.read(row, ImageRoot("images"))``
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qlmm.data.contract import BadRow, Format
@@ -18,7 +19,9 @@ from qlmm.data.sample import ImageRef, Part, Role, Turn
 
 __all__ = ["FORMAT"]
 
-MARKER = "<image>"
+IMAGE, VIDEO = "<image>", "<video>"
+NAMES = {IMAGE: "pictures", VIDEO: "videos"}
+Shown = tuple[ImageRef, ...]
 ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -26,14 +29,20 @@ def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
     entries = row["conversations"]
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise BadRow("`conversations` is not a list of turns")
-    pictures = images.refs(row.get("image"))
     spoken = [_entry(entry, number) for number, entry in enumerate(entries, 1)]
-    markers = sum(text.count(MARKER) for role, text in spoken if role == "user")
-    if markers == 0 and len(pictures) == 1:
-        spoken = _picture_first(spoken)
-    elif markers != len(pictures):
-        raise BadRow(f"{markers} {MARKER} markers for {len(pictures)} pictures")
-    left = iter(pictures)
+    shown: dict[str, list[Shown]] = {IMAGE: [(picture,) for picture in images.refs(row.get("image"))]}
+    # In a row without a video, the word is the HTML tag.
+    if row.get("video"):
+        if not shown[IMAGE]:
+            spoken = [(role, text.replace(IMAGE, VIDEO) if role == "user" else text) for role, text in spoken]
+        shown = {VIDEO: [images.video(row["video"])], **shown}
+    for marker, given in shown.items():
+        markers = sum(text.count(marker) for role, text in spoken if role == "user")
+        if markers == 0 and len(given) == 1:
+            spoken = _first(marker, spoken)
+        elif markers != len(given):
+            raise BadRow(f"{markers} {marker} markers for {len(given)} {NAMES[marker]}")
+    left = {marker: iter(given) for marker, given in shown.items()}
     return [Turn(role, _parts(text, left) if role == "user" else (text,)) for role, text in spoken]
 
 
@@ -46,19 +55,19 @@ def _entry(entry: Any, number: int) -> tuple[Role, str]:
     return ROLES[speaker], entry["value"]
 
 
-def _picture_first(spoken: list[tuple[Role, str]]) -> list[tuple[Role, str]]:
+def _first(marker: str, spoken: list[tuple[Role, str]]) -> list[tuple[Role, str]]:
     first = next((number for number, (role, _) in enumerate(spoken) if role == "user"), None)
     if first is None:
         return spoken
     role, text = spoken[first]
-    return [*spoken[:first], (role, f"{MARKER}\n{text}"), *spoken[first + 1 :]]
+    return [*spoken[:first], (role, f"{marker}\n{text}"), *spoken[first + 1 :]]
 
 
-def _parts(text: str, pictures: Any) -> tuple[Part, ...]:
+def _parts(text: str, left: Mapping[str, Iterator[Shown]]) -> tuple[Part, ...]:
     """A human turn cut at its markers; blank space at its ends, and line ends around markers, are left out."""
     pieces: list[Part] = []
-    for number, piece in enumerate(re.split(f"({MARKER})", text.strip())):
-        pieces.append(next(pictures) if number % 2 else piece.strip("\r\n"))
+    for number, piece in enumerate(re.split(f"({'|'.join(left)})", text.strip())):
+        pieces += next(left[piece]) if number % 2 else (piece.strip("\r\n"),)
     for place in range(len(pieces)):
         piece = pieces[place]
         if isinstance(piece, str):
@@ -70,8 +79,9 @@ def _parts(text: str, pictures: Any) -> tuple[Part, ...]:
 
 
 FORMAT = Format(
-    doc="LLaVA's JSON or JSON lines: {id?, image?: name or list, conversations: [{from: human|gpt|system, value}]}. "
-    "<image> in a human turn is the place of a picture; one picture without a marker comes first.",
+    doc="LLaVA's JSON or JSON lines: {id?, image?: name or list, video?: name or list of frames, "
+    "conversations: [{from: human|gpt|system, value}]}. <image> in a human turn is the place of a picture, <video> of "
+    "a video; one of them without a marker comes first.",
     example={
         "id": "1",
         "image": "cat.jpg",

@@ -1,16 +1,16 @@
-"""The columns of OpenAI and TRL: ``messages`` (or ``prompt`` and ``completion``) with ``image`` or ``images``.
+"""The columns of OpenAI and TRL: ``messages`` (or ``prompt`` and ``completion``), ``image`` or ``images``, ``videos``.
 
-Content is text, or a list of text, image and image_url parts. An image part without a name of its own takes the next
-picture of the column. Pictures of the column with no place in the text come first, as TRL puts them; where the texts of
-user turns hold exactly one ``<image>`` per picture, these are the places.
+Content is text, or a list of text, image, image_url and video parts. An image part without a name of its own takes the
+next picture of the column. Pictures of the column with no place in the text come first, as TRL puts them; where the
+texts of user turns hold exactly one ``<image>`` per picture, these are the places. Videos likewise, with ``<video>``.
 
 Usage: ``FORMAT.read(row, ImageRoot("images"))``
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qlmm.data.contract import BadRow, Format, present
@@ -19,17 +19,43 @@ from qlmm.data.sample import ImageRef, Part, Role, Turn
 
 __all__ = ["FORMAT"]
 
-MARKER = "<image>"
+Shown = tuple[ImageRef, ...]
 ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system"}
-Next = Callable[[], ImageRef]
+
+
+@dataclass(slots=True)
+class _Column:
+    """The pictures, or videos, that a row names beside its messages.
+
+    Attributes:
+        kind: ``image`` or ``video``: the type of a part that takes the next one, and, in brackets, the marker.
+        name: what they are called in messages.
+        given: all of them.
+        taken: how many of them parts have taken.
+    """
+
+    kind: str
+    name: str
+    given: Sequence[Shown]
+    taken: int = 0
+
+    def next(self) -> Shown:
+        if self.taken == len(self.given):
+            raise BadRow(f"more {self.kind} parts than {self.name}")
+        self.taken += 1
+        return self.given[self.taken - 1]
 
 
 def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
-    column = [*images.refs(row.get("image")), *images.refs(row.get("images"))]
-    left = iter(column)
-    entries = _entries(row)
-    turns = [_turn(entry, number, images, left) for number, entry in enumerate(entries, 1)]
-    return _placed(turns, list(left), len(column))
+    pictures = [*images.refs(row.get("image")), *images.refs(row.get("images"))]
+    columns = {
+        "video": _Column("video", "videos", images.videos(row.get("videos"))),
+        "image": _Column("image", "pictures", [(picture,) for picture in pictures]),
+    }
+    turns = [_turn(entry, number, images, columns) for number, entry in enumerate(_entries(row), 1)]
+    for column in columns.values():
+        turns = _placed(turns, column)
+    return turns
 
 
 def _entries(row: Mapping[str, Any]) -> Sequence[Any]:
@@ -50,7 +76,7 @@ def _list_of(value: Any, key: str, role: Role) -> Sequence[Any]:
     return value
 
 
-def _turn(entry: Any, number: int, images: ImageRoot, left: Iterator[ImageRef]) -> Turn:
+def _turn(entry: Any, number: int, images: ImageRoot, columns: Mapping[str, _Column]) -> Turn:
     if not isinstance(entry, Mapping) or not present(entry, "content"):
         raise BadRow(f"message {number} is not {{role, content}}")
     role = entry.get("role")
@@ -61,56 +87,53 @@ def _turn(entry: Any, number: int, images: ImageRoot, left: Iterator[ImageRef]) 
         return Turn(ROLES[role], (content,))
     if not isinstance(content, (list, tuple)):
         raise BadRow(f"the content of message {number} is neither text nor a list of parts")
-    return Turn(ROLES[role], tuple(_part(part, number, images, left) for part in content))
+    return Turn(ROLES[role], tuple(shown for part in content for shown in _part(part, number, images, columns)))
 
 
-def _part(part: Any, number: int, images: ImageRoot, left: Iterator[ImageRef]) -> Part:
-    kind = part.get("type") if isinstance(part, Mapping) else None
+def _part(part: Any, number: int, images: ImageRoot, columns: Mapping[str, _Column]) -> Sequence[Part]:
+    """What a part shows: one text, one picture, or the frames of a video."""
+    kind = str(part.get("type")) if isinstance(part, Mapping) else ""
     if kind == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    if kind == "image":
-        value = next((part[key] for key in ("image", "path", "url") if present(part, key)), None)
-        return images.ref(value) if value is not None else _next(left)
+        return (str(part["text"]),)
+    if kind in columns:
+        value = next((part[key] for key in (kind, "path", "url") if present(part, key)), None)
+        if value is None:
+            return columns[kind].next()
+        return images.video(value) if kind == "video" else (images.ref(value),)
     if kind == "image_url":
         value = part.get("image_url")
-        return images.ref(value.get("url") if isinstance(value, Mapping) else value)
-    raise BadRow(f"a part of message {number} is neither text, image nor image_url")
+        return (images.ref(value.get("url") if isinstance(value, Mapping) else value),)
+    raise BadRow(f"a part of message {number} is neither text, image, image_url nor video")
 
 
-def _next(left: Iterator[ImageRef]) -> ImageRef:
-    picture = next(left, None)
-    if picture is None:
-        raise BadRow("more image parts than pictures")
-    return picture
-
-
-def _placed(turns: list[Turn], left: list[ImageRef], given: int) -> list[Turn]:
-    """The turns with the column's pictures in them: at their markers, or first."""
-    if not left:
+def _placed(turns: list[Turn], column: _Column) -> list[Turn]:
+    """The turns with the column's pictures or videos in them: at their markers, or first."""
+    given, taken, marker = len(column.given), column.taken, f"<{column.kind}>"
+    if taken == given:
         return turns
-    if len(left) < given:
-        raise BadRow(f"{given - len(left)} image parts for {given} pictures")
+    if taken:
+        raise BadRow(f"{taken} {column.kind} parts for {given} {column.name}")
     users = [place for place, turn in enumerate(turns) if turn.role == "user"]
-    markers = sum(turns[place].text.count(MARKER) for place in users)
-    if not users or markers not in (0, len(left)):
-        raise BadRow(f"{markers} {MARKER} markers for {len(left)} pictures")
+    markers = sum(turns[place].text.count(marker) for place in users)
+    if not users or markers not in (0, given):
+        raise BadRow(f"{markers} {marker} markers for {given} {column.name}")
     if markers == 0:
         first = turns[users[0]]
-        return [*turns[: users[0]], replace(first, parts=(*left, *first.parts)), *turns[users[0] + 1 :]]
-    pictures = iter(left)
-    return [replace(turn, parts=_at_markers(turn, pictures)) if turn.role == "user" else turn for turn in turns]
+        shown = [picture for one in column.given for picture in one]
+        return [*turns[: users[0]], replace(first, parts=(*shown, *first.parts)), *turns[users[0] + 1 :]]
+    return [replace(turn, parts=_at_markers(turn, marker, column)) if turn.role == "user" else turn for turn in turns]
 
 
-def _at_markers(turn: Turn, pictures: Iterator[ImageRef]) -> tuple[Part, ...]:
+def _at_markers(turn: Turn, marker: str, column: _Column) -> tuple[Part, ...]:
     parts: list[Part] = []
     for part in turn.parts:
         if not isinstance(part, str):
             parts.append(part)
             continue
-        head, *rest = part.split(MARKER)
+        head, *rest = part.split(marker)
         parts.append(head.rstrip("\r\n") if rest else head)
         for piece in rest:
-            parts += [next(pictures), piece.strip("\r\n")]
+            parts += [*column.next(), piece.strip("\r\n")]
     return tuple(parts)
 
 
@@ -121,7 +144,7 @@ def _detect(row: Mapping[str, Any]) -> bool:
 FORMAT = Format(
     doc="OpenAI and TRL columns: messages: [{role: user|assistant|system, content: text or parts}], "
     "or prompt and completion; image or images hold pictures for image parts without a name, for <image> markers, "
-    "or for the front.",
+    "or for the front; videos holds videos (a file or a list of frames each) in the same way, with <video>.",
     example={
         "messages": [
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]},

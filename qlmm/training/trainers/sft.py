@@ -8,6 +8,7 @@ Usage: ``trainer = SftTrainer(peft_model, plan, callbacks=[monitor])``
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from trl import SFTTrainer
 from qlmm.core.errors import RunError
 from qlmm.data.collate import Collator, rows
 from qlmm.data.mixture import MixtureSampler
+from qlmm.model.adapters import add_bare
+from qlmm.model.losses import has_backbone, token_losses
 from qlmm.model.parts import PartName, Parts
 from qlmm.recipe.schema import TrainingSection
 from qlmm.training.arguments import sft_config
@@ -37,10 +40,12 @@ class SftTrainer(SFTTrainer):
     optimizer: torch.optim.Optimizer | None
 
     def __init__(self, model: PeftModel, plan: Plan, *, callbacks: list[TrainerCallback]) -> None:
-        self._order, self._parts = plan.order(), plan.placement.parts
+        self._order, self._parts, self._bare = plan.order(), plan.placement.parts, plan.placement.bare
+        self._asked = plan.placement.asked
         self._rates = peak_rates(plan.recipe.training)
         collator = Collator(plan.train, plan.encoder)
         self.grad_norms: dict[str, float] = {}
+        self._has_backbone = has_backbone(model.get_base_model())
         # TRL casts the trained weights of a quantised model to bf16 while it is built. That would round the masters,
         # so their exact values are put back before an optimiser sees them.
         masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -74,6 +79,22 @@ class SftTrainer(SFTTrainer):
             self.optimizer = kind(settings, **options)
         return self.optimizer
 
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """TRL's loss through its fused head, or the same from the logits of a class without a backbone for it."""
+        if model.training:
+            self._rest_frozen()
+        if self._has_backbone:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        losses = token_losses(model, inputs, labels)
+        return losses.sum() / max(1, losses.numel() if num_items_in_batch is None else int(num_items_in_batch))
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass; a loss that is not finite ends the run before any weight moves.
 
@@ -89,6 +110,17 @@ class SftTrainer(SFTTrainer):
                 "or lower the learning rates. The last sealed checkpoint is intact.",
             )
         return loss
+
+    def _rest_frozen(self) -> None:
+        """Keep dropout and running statistics of towers still while they are frozen: a batch norm would drift."""
+        base = self.model.get_base_model()
+        resting: tuple[PartName, ...] = ("vision", "other")
+        for part in (part for part in resting if part not in self._asked):
+            for name in self._parts.modules(part):
+                base.get_submodule(name).eval()
+        if "connector" in self._asked:
+            for name in self._parts.connector:
+                base.get_submodule(name).train()
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """Measure each part's gradient, then clip all of them together.
@@ -106,7 +138,7 @@ class SftTrainer(SFTTrainer):
             raise RunError.one(
                 "G002",
                 f"a gradient is {float(total)} at step {self.state.global_step + 1}; no weight was changed by it",
-                help="lower the learning rates, or training.max_grad_norm. The last sealed checkpoint is intact.",
+                help="lower the learning rates, or training.extra.max_grad_norm. The last sealed checkpoint is intact.",
             )
         return total
 
@@ -117,6 +149,11 @@ class SftTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> MixtureSampler:
         return self._order
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Store the bare parameters too, or a continued run would start them anew."""
+        super()._save(output_dir, state_dict)
+        add_bare(self.model, Path(output_dir or self.args.output_dir), self._bare)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Cards are written once, with the adapter; TRL's draft would land in the run directory at every save."""

@@ -194,11 +194,11 @@ def test_a_template_without_marks_is_replaced_by_trls_form_of_it() -> None:
     assert encoder.measure([SHOWN])[0].visual == TOKENS_PER_IMAGE
 
 
-UNMARKED = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+UNMARKED = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
 NO_PICTURES = "{% for m in messages %}{% generation %}{{ m['content'][-1]['text'] }}{% endgeneration %}{% endfor %}"
 
 
-@pytest.mark.parametrize(("template", "code"), [(UNMARKED, "D030"), (None, "D030"), (NO_PICTURES, "D031")])
+@pytest.mark.parametrize(("template", "code"), [(UNMARKED, "D031"), (None, "D030"), (NO_PICTURES, "D031")])
 def test_a_template_unfit_for_training_is_refused_with_the_way_out(template: str | None, code: str) -> None:
     with pytest.raises(ModelError, match=code) as caught:
         Encoder(with_template(template))
@@ -294,10 +294,10 @@ def test_a_begin_token_is_put_once_whoever_writes_it() -> None:
         assert encoder.measure([sample(("user", "cat"), ("assistant", "cat"))])[0].total == len(ids)
 
 
-def test_whether_answers_end_is_known() -> None:
-    assert Encoder(processor()).ends_answers
+def test_a_template_that_never_ends_an_answer_gets_the_tokenizers_end_token() -> None:
     endless = OF_STRINGS.replace("m['content'] + '<|im_end|>' }}{% endgen", "m['content'] }}{% endgen")
-    assert not Encoder(with_template(endless)).ends_answers
+    assert learned(Encoder(with_template(endless)), PLAIN).endswith("</s>")
+    assert learned(Encoder(with_template(OF_STRINGS)), PLAIN).endswith("<|im_end|>")
 
 
 class TestCollator:
@@ -312,7 +312,7 @@ class TestCollator:
 
     def test_slots_that_are_no_features_name_the_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
         encoder = Encoder(processor())
-        monkeypatch.setattr(encoder, "visual_tokens", lambda images: 5 * len(images))
+        monkeypatch.setattr(encoder, "slots", lambda images: 5 * len(images))
         with pytest.raises(RunError, match=r"4 picture slots for 5 visual tokens \(1 pictures\)") as caught:
             Collator([SHOWN], encoder)(rows(1))
         assert "rows.jsonl:1" in str(caught.value)

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(*sources: Source, **settings: Any) -> Loaded:
-    return load_samples(sources, **{"on_bad_row": "stop", "max_bad_rows": 0.01, **settings})
+    return load_samples(sources, **settings)
 
 
 def test_samples_of_all_sources_in_order_with_counts(folder: Path) -> None:
@@ -53,7 +53,7 @@ def test_samples_of_all_sources_in_order_with_counts(folder: Path) -> None:
 BROKEN = [row(), "{", row(""), row(image="../a.png"), {"id": 1}, row("fine", None)]
 
 
-def test_stop_lists_every_bad_row_with_its_place(folder: Path) -> None:
+def test_by_default_every_bad_row_is_listed_with_its_place(folder: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(write(folder / "a.jsonl", BROKEN))
     problems = caught.value.problems
@@ -62,13 +62,13 @@ def test_stop_lists_every_bad_row_with_its_place(folder: Path) -> None:
     assert all(one.help for one in problems)
 
 
-def test_skip_leaves_bad_rows_out_up_to_the_limit(folder: Path) -> None:
+def test_bad_rows_are_left_out_up_to_the_limit(folder: Path) -> None:
     source = write(folder / "a.jsonl", BROKEN)
-    loaded = load(source, on_bad_row="skip", max_bad_rows=0.7)
+    loaded = load(source, max_bad_rows=0.7)
     assert [sample.origin.line for sample in loaded.samples] == [1, 6]
     assert [one.origin.line for one in loaded.bad] == [2, 3, 4, 5]
     with pytest.raises(DataError, match="4 of 6 rows are bad, more than") as caught:
-        load(source, on_bad_row="skip", max_bad_rows=0.6)
+        load(source, max_bad_rows=0.6)
     assert len(caught.value.problems) == 5
 
 
@@ -96,14 +96,17 @@ def test_pictures_are_looked_for_in_the_named_root(folder: Path) -> None:
     assert load(source.model_copy(update={"image_root": str(folder)})).samples[0].images[0].path == folder / "a.png"
 
 
-def test_headers_are_checked_where_a_limit_is_given(folder: Path) -> None:
+def test_headers_are_checked_where_asked(folder: Path) -> None:
     (folder / "b.png").write_bytes(b"<html>")
-    source = write(folder / "a.jsonl", [row(), row(image="b.png")])
-    assert len(load(source).samples) == 2
-    with pytest.raises(DataError, match="not a picture in one of the formats"):
-        load(source, max_pixels=1000)
-    with pytest.raises(DataError, match="6 × 4 is more than the 20 pixels"):
-        load(source, max_pixels=20)
+    Image.new("1", (8000, 7000)).save(folder / "c.png")  # one bit a pixel: 7 MB
+    source = write(folder / "a.jsonl", [row(), row(image="b.png"), row(image="c.png")])
+    assert len(load(source).samples) == 3
+    with pytest.raises(DataError) as caught:
+        load(source, check_pictures=True)
+    told = [(one.where.line, one.message) for one in caught.value.problems if one.where]
+    assert [line for line, _ in told] == [2, 3]
+    assert "not a picture in one of the formats" in told[0][1]
+    assert "8000 × 7000 is more than the 50,000,000 pixels" in told[1][1]
 
 
 def test_an_unknown_shape_is_told_what_it_lacks(folder: Path) -> None:
@@ -123,7 +126,7 @@ def test_a_named_format_wins_over_detection(folder: Path) -> None:
 @pytest.mark.parametrize("rows", [[], ["{", "nonsense"]])
 def test_nothing_to_learn_from_is_an_error(folder: Path, rows: list[Any]) -> None:
     with pytest.raises(DataError, match="D007"):
-        load(write(folder / "a.jsonl", rows), on_bad_row="skip", max_bad_rows=1.0)
+        load(write(folder / "a.jsonl", rows), max_bad_rows=1.0)
 
 
 def test_the_fingerprint_sees_text_order_rows_and_pictures(folder: Path) -> None:

@@ -17,9 +17,12 @@ from qlmm.data.load import load_format
 from qlmm.data.paths import ImageRoot
 from qlmm.data.rendering import CUT
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
+from tests.families.build import family
 from tests.tiny import TEMPLATES, tiny_processor
 
-NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+# Templates for one processor each, which takes only what that processor takes.
+OWN = {"blip2": "blip-2", "paligemma": "paligemma"}
+NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja") if path.stem not in OWN)
 PICTURE = ImageRoot(".").ref(Image.new("RGB", (40, 30), "red"))
 LEAD = {"vicuna": " "}
 
@@ -59,6 +62,29 @@ GOLDEN = {
 
 def test_every_template_has_a_golden_text() -> None:
     assert sorted(GOLDEN) == NAMES
+
+
+OWN_GOLDEN = {
+    "blip2": (" Yo.", "Question: Hi Answer: Yo."),
+    "paligemma": ("Yo.", "Hi\nYo."),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_golden_text_and_mask_of_templates_for_one_processor(name: str) -> None:
+    processor = family(OWN[name]).processor
+    processor.chat_template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    coder, end = Encoder(processor), str(processor.tokenizer.eos_token)
+    learned, text = OWN_GOLDEN[name]
+    row = sample(("user", PICTURE, "Hi"), ("assistant", "Yo."))
+    batch = coder.batch([row])
+    ids, labels = batch["input_ids"][0], batch["labels"][0]
+    decode = processor.tokenizer.decode
+    assert decode(labels[labels != IGNORED]) == learned + end
+    assert f"{text}{end}" in decode(ids[ids != coder.slot_id])
+    assert int((ids == coder.slot_id).sum()) == coder.slots(row.images) > 0
+    prompt = coder.prompt(Sample(row.turns[:1], row.origin))["input_ids"][0].tolist()
+    assert prompt == ids.tolist()[: labels.tolist().index(int(labels[labels != IGNORED][0]))]
 
 
 @pytest.mark.parametrize("name", NAMES)

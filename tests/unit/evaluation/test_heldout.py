@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
-from transformers import LlavaForConditionalGeneration
+from transformers import LlamaConfig, LlavaForConditionalGeneration
 
 from qlmm.data.encode import IGNORED, Encoder
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
-from qlmm.evaluation.heldout import HeldOut, swap_pictures, token_losses
+from qlmm.evaluation.heldout import HeldOut, swap_pictures
+from qlmm.model.losses import token_losses
 from qlmm.model.precision import Precision
 from tests.tiny import tiny_llava, tiny_processor
 
@@ -134,6 +135,8 @@ def test_the_mode_is_put_back(training: bool, model: LlavaForConditionalGenerati
 
 def test_the_mode_is_put_back_after_a_failure(encoder: Encoder) -> None:
     class Failing(nn.Module):
+        config = LlamaConfig()
+
         def forward(self, **_: object) -> None:
             assert not self.training
             raise RuntimeError("no memory")
@@ -162,15 +165,17 @@ def test_only_supervised_places_go_through_the_head(encoder: Encoder) -> None:
     seen: dict[str, torch.Tensor] = {}
 
     class Asked(nn.Module):
+        config = LlamaConfig()
+
         def forward(self, *, logits_to_keep: torch.Tensor, input_ids: torch.Tensor, **_: object) -> object:
             seen["places"] = logits_to_keep
             shape = (len(input_ids), len(logits_to_keep), 400)
             return type("Output", (), {"logits": torch.zeros(shape)})
 
     batch = encoder.batch(SAMPLES[:2])
-    loss, tokens = token_losses(Asked(), batch, FP32)
-    supervised = batch["labels"][:, 1:].ne(IGNORED)
-    assert tokens == int(supervised.sum())
-    assert loss == pytest.approx(tokens * float(torch.log(torch.tensor(400.0))), rel=1e-5)
+    labels = batch.pop("labels")
+    losses = token_losses(Asked(), batch, labels)
+    supervised = labels[:, 1:].ne(IGNORED)
+    assert losses.tolist() == pytest.approx([float(torch.log(torch.tensor(400.0)))] * int(supervised.sum()), rel=1e-5)
     assert seen["places"].tolist() == supervised.any(dim=0).nonzero().flatten().tolist()
     assert len(seen["places"]) < batch["input_ids"].shape[1] / 2

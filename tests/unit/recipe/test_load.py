@@ -19,7 +19,7 @@ error[R012]: unknown key `rank`
   |
 8 |   rank: 8
   |   ^^^^ not a key of adapter
-help: did you mean `r`?  keys: kind, variant, language, connector, vision, r, alpha, dropout, targets, start_from"""
+help: did you mean `r`?  keys: variant, language, connector, vision, r, alpha, dropout, targets, start_from"""
 
 EVERYTHING = """\
 error[R014]: `output` is missing
@@ -51,7 +51,8 @@ error[R012]: unknown key `sorces`
   |
 9 |   sorces: [{path: x}]
   |   ^^^^^^ not a key of data
-help: did you mean `sources`?  keys: sources, text_ratio, max_length, overlong, on_bad_row, max_bad_rows, max_pixels
+help: did you mean `sources`?  keys: sources, text_ratio, max_length, overlong, max_bad_rows, max_pixels, \
+min_pixels, max_tiles, max_frames
 
 error[R013]: `data.max_length` should be greater than 0
   --> all.yaml:10:15

@@ -80,8 +80,9 @@ def test_every_name_that_is_passed_on_is_one_of_trl() -> None:
 
 
 def test_further_settings_are_passed_on() -> None:
-    made = config(extra={"adam_beta2": 0.98, "label_smoothing_factor": 0.1})
-    assert (made.adam_beta2, made.label_smoothing_factor) == (0.98, 0.1)
+    made = config(extra={"adam_beta2": 0.98, "label_smoothing_factor": 0.1, "max_grad_norm": 0.3})
+    assert (made.adam_beta2, made.label_smoothing_factor, made.max_grad_norm) == (0.98, 0.1, 0.3)
+    assert config().max_grad_norm == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""The loss of each supervised token, from any model's own logits.
+
+TRL's fused head needs a backbone that returns hidden states. Some classes have none of that form (BLIP-2 keeps a whole
+language model inside), and encoder-decoder models put their labels into the decoder; for them the loss is taken here.
+Held-out losses are always taken here, so that every model is measured in the same way.
+
+Usage: ``nll = token_losses(model, inputs, labels)  # nats, one per supervised token``
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+__all__ = ["has_backbone", "last_logits", "token_losses"]
+
+IGNORED = -100
+
+
+def has_backbone(base: PreTrainedModel) -> bool:
+    """Whether a model is a backbone with a head on top, whose hidden states stand beside the labels."""
+    return base.base_model is not base and not base.config.is_encoder_decoder
+
+
+def token_losses(model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood in nats of every supervised token, in one row.
+
+    Only positions that some row supervises go through the output head, where the class allows it: full logits of a
+    7B model at 2,048 tokens would take gigabytes.
+
+    Args:
+        model: with or without an adapter.
+        inputs: what its processor gives, on its device.
+        labels: (rows, tokens); those of an encoder-decoder model are the decoder's.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if base.config.is_encoder_decoder:
+        return _nll(model(**inputs, labels=labels).logits, labels)
+    targets = labels[:, 1:]
+    if not _takes(base, "logits_to_keep"):
+        return _nll(model(**inputs).logits[:, :-1], targets)
+    keep = targets.ne(IGNORED).any(dim=0).nonzero().squeeze(-1)
+    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
+    return _nll(logits, targets[:, keep])
+
+
+def last_logits(model: nn.Module, inputs: dict[str, torch.Tensor], count: int) -> torch.Tensor:
+    """Logits (rows, count, vocabulary) of the last positions; the first of the decoder's where there is one."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if base.config.is_encoder_decoder:
+        start = torch.full_like(inputs["input_ids"][:, :1], base.config.decoder_start_token_id)
+        logits: torch.Tensor = model(**inputs, decoder_input_ids=start).logits
+    elif _takes(base, "logits_to_keep"):
+        logits = model(**inputs, logits_to_keep=count, use_cache=False).logits
+    else:
+        logits = model(**inputs).logits
+    return logits[:, -count:]
+
+
+def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    supervised = targets.ne(IGNORED)
+    return nn.functional.cross_entropy(logits[supervised].float(), targets[supervised], reduction="none")
+
+
+def _takes(base: PreTrainedModel, name: str) -> bool:
+    return name in inspect.signature(type(base).forward).parameters
