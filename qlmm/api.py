@@ -161,7 +161,7 @@ def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
         job.listener(Evaluated(job.plan.facts.steps, _losses(after)))
     said_after = _answers(job, model, "after")
     stage = stage_adapter(model, job.plan.processor, job.run.path, job.plan.recipe.base, bare=job.plan.placement.bare)
-    probe = job.plan.encoder.batch((job.plan.held_out or job.plan.train)[:PROBE_ROWS])
+    probe = job.plan.encoder.batch(_probe_rows(job.plan))
     write_probe(model, probe, job.plan.precision, job.run.path / PROBE)
     parts = start.compare(model, _largest_gradients(read_metrics(job.run.path / METRICS)))
     answers = tuple(_shown(row, *said) for row, *said in zip(job.questions, said_before, said_after, strict=True))
@@ -319,8 +319,15 @@ def _check_same_base(run: RunDir, start: Start) -> None:
         )
 
 
+def _probe_rows(ready: Plan) -> Sequence[Sample]:
+    """A few rows of one kind: not every processor takes rows with and without a picture in one batch."""
+    rows = ready.held_out or ready.train
+    return ([row for row in rows if row.images] or rows)[:PROBE_ROWS]
+
+
 def _held_out(ready: Plan) -> HeldOut:
-    return HeldOut(ready.held_out, ready.encoder, ready.precision, ready.recipe.training.batch_size)
+    batch_size = ready.recipe.training.batch_size
+    return HeldOut(ready.held_out, ready.encoder, ready.precision, batch_size, needs_pictures=ready.needs_pictures)
 
 
 def _losses(proof: PictureProof | None) -> dict[str, float]:

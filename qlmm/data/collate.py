@@ -8,9 +8,10 @@ Usage: ``DataLoader(rows(len(samples)), collate_fn=Collator(samples, encoder), b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qlmm.core.errors import Problem, RunError, Where
+from qlmm.core.errors import DataError, Problem, RunError, Where
 from qlmm.data.encode import Encoder
 from qlmm.data.images import BadImage
 from qlmm.data.sample import Origin, Sample
@@ -47,7 +48,8 @@ class Collator:
         """Encode the rows, and check that every picture has as many slots as it has tokens.
 
         Raises:
-            RunError: D032 when a row's slots differ from its pictures' tokens, D036 when a picture cannot be decoded.
+            RunError: D032 when a row's slots differ from its pictures' tokens, D036 when a picture cannot be decoded,
+                D039 when the processor refuses the rows.
         """
         samples = [self._samples[feature["row"]] for feature in features]
         self.last_origins = tuple(sample.origin for sample in samples)
@@ -55,6 +57,8 @@ class Collator:
             batch = self._encoder.batch(samples)
         except BadImage as bad:
             raise self._unreadable(samples, bad) from bad
+        except DataError as error:
+            raise self._refused(samples, error) from error
         slots = (batch["input_ids"] == self._encoder.slot_id).sum(dim=1).tolist()
         for sample, found in zip(samples, slots, strict=True):
             self._check_slots(sample, found)
@@ -66,6 +70,12 @@ class Collator:
             where = Where(sample.origin.file, sample.origin.line)
             message = f"{slots} picture slots for {tokens} visual tokens ({len(sample.images)} pictures)"
             raise RunError.one("D032", message, where=where)
+
+    @staticmethod
+    def _refused(samples: Sequence[Sample], error: DataError) -> RunError:
+        """A processor's refusal names no row: all of the batch are named."""
+        rows = ", ".join(str(sample.origin) for sample in samples)
+        return RunError([replace(problem, message=f"{problem.message}; rows: {rows}") for problem in error.problems])
 
     def _unreadable(self, samples: Sequence[Sample], bad: BadImage) -> RunError:
         origin = next((sample.origin for sample in samples if bad.ref in sample.images), samples[0].origin)

@@ -91,7 +91,12 @@ class _Picture:
 
 
 class Encoder:
-    """Encodes samples the way one processor's model wants them."""
+    """Encodes samples the way one processor's model wants them.
+
+    Attributes:
+        slot_id: the token that features of pictures go into.
+        takes_text_only: whether rows may lack a picture, as far as the processor goes.
+    """
 
     def __init__(
         self,
@@ -130,6 +135,14 @@ class Encoder:
         self._by_row = True
         self.slot_id = self._slot_id()
         self._counts = all(self._claimed(pixels) == self._tried(pixels) for pixels in TRIED)
+        self.takes_text_only = self._takes_text_only()
+
+    def _takes_text_only(self) -> bool:
+        try:
+            self._run([marked(self._renderer.probe(picture=False))], [[]])
+        except DataError:
+            return False
+        return True
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """A right-padded training batch.
@@ -203,6 +216,16 @@ class Encoder:
     def visual_tokens(self, images: Sequence[ImageRef]) -> int:
         """Tokens that pictures take, from their headers; separators that the processor writes are counted too."""
         return sum(self._picture(size(image)).tokens for image in images)
+
+    def tokens_for(self, width: int, height: int) -> int:
+        """Tokens that a picture of that size in pixels takes, as ``visual_tokens`` counts them.
+
+        Raises:
+            DataError: D039 when the processor refuses such a picture.
+        """
+        tokens = self._picture((width, height)).tokens
+        # Where the processor's count fails, trying the picture gives its reason.
+        return tokens if tokens >= 0 else self._tried((width, height)).tokens
 
     def slots(self, images: Sequence[ImageRef]) -> int:
         """Tokens that the features of pictures go into, from their headers."""
@@ -279,14 +302,19 @@ class Encoder:
             raise ModelError.one("D031", f"the chat template does not show a picture: {reason}", help=HELP) from error
         added = Counter(ids) - Counter(text)
         if not added:
-            raise ModelError.one("D031", "the chat template does not show a picture: it adds no token", help=HELP)
-        return int(added.most_common(1)[0][0])
+            raise ModelError.one("D031", "the chat template does not show a picture: one adds no token", help=HELP)
+        slot = int(added.most_common(1)[0][0])
+        answer = self._tokenizer.read([marked(self._renderer.probe(picture=True))])[0]
+        after = len(ids) - 1 - ids[::-1].index(slot)
+        if self._renderer.placeholder == "" and after > len(ids) - sum(answer.learned):
+            kind = type(self.processor).__name__
+            raise ModelError.one("D031", f"{kind} puts pictures after the text: answers would not see them", help=HELP)
+        return slot
 
     def _try(self, pixels: tuple[int, int]) -> tuple[list[int], list[int]]:
         """Tokens of a question with a blank picture, and of the same row without the placeholder's."""
-        blank = Image.new("RGB", pixels, (127, 127, 127))
         text = marked(self._renderer.probe(picture=True))
-        _, tensors = self._run([text], [[blank]])
+        _, tensors = self._run([text], [[_blank(pixels)]])
         placeholder = self.processor.tokenizer(self._renderer.placeholder, add_special_tokens=False)["input_ids"]
         plain = Counter(self._tokenizer.read([text])[0].ids) - Counter(placeholder)
         real = tensors["input_ids"][0][tensors["attention_mask"][0].bool()].tolist()
@@ -327,6 +355,10 @@ class Encoder:
                 f"{type(self.processor).__name__} changes tokens after they were read: what is learned is not known"
             )
             raise ModelError.one("D037", message, help="choose another base")
+
+
+def _blank(pixels: tuple[int, int]) -> Image.Image:
+    return Image.new("RGB", pixels, (127, 127, 127))
 
 
 def _open(sample: Sample) -> Sample:

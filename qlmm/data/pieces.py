@@ -55,7 +55,10 @@ class MarkedRow:
 
 
 def marked(segments: Iterable[Segment]) -> str:
-    """Segments as one text; every segment is closed by a cut, so that marked text can be told from any other."""
+    """Segments as one text; every segment is closed by a cut, so that marked text can be told from any other.
+
+    Processors may put text of their own before and after.
+    """
     return "".join(
         (f"{one.text[: one.learned]}{REST}{one.text[one.learned :]}" if one.learned else one.text) + CUT
         for one in segments
@@ -83,7 +86,7 @@ class PieceTokenizer:
     def __call__(self, text: Any = None, *further: Any, **settings: Any) -> Any:
         """Ids, attention mask and, where asked for, token types (1 from the first answer on), padded on the right."""
         texts = [text] if isinstance(text, str) else text
-        if not texts or not all(isinstance(one, str) and one.endswith(CUT) for one in map(_bare, texts)):
+        if not texts or not all(isinstance(one, str) and CUT in one for one in texts):
             return super().__call__(text, *further, **settings)  # type: ignore[misc]  # the tokenizer's own
         rows = self.read(texts)
         self._rows = rows
@@ -141,11 +144,6 @@ class PieceTokenizer:
     @staticmethod
     def _padded(values: list[int], length: int, pad: int) -> list[int]:
         return [*values, *[pad] * (length - len(values))]
-
-
-def _bare(text: Any) -> Any:
-    """Some processors end texts with a line feed of their own."""
-    return text.rstrip("\n") if isinstance(text, str) else text
 
 
 def _types(row: MarkedRow) -> list[int]:

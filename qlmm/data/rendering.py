@@ -32,7 +32,9 @@ __all__ = ["Renderer"]
 
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 QUESTION, ANSWER = "a question", "an answer"
-NAME_A_TEMPLATE = "name a template in the recipe: base.chat_template: chatml, vicuna, owl, plain, or a .jinja file"
+NAME_A_TEMPLATE = (
+    "name a template in the recipe: base.chat_template: chatml, vicuna, owl, plain, blip2, paligemma, or a .jinja file"
+)
 
 
 class Renderer:

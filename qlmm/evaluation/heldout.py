@@ -9,12 +9,15 @@ Usage: ``proof = HeldOut(samples, encoder, precision, batch_size=8).measure(mode
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
+from io import BytesIO
 
 import torch
+from PIL import Image
 from torch import nn
 
 from qlmm.data.encode import Encoder
-from qlmm.data.sample import Sample
+from qlmm.data.sample import ImageRef, Sample
 from qlmm.model.losses import token_losses
 from qlmm.model.precision import Precision
 from qlmm.training.facts import PictureProof
@@ -29,7 +32,25 @@ class HeldOut:
     so that these stay comparable.
     """
 
-    def __init__(self, samples: Sequence[Sample], encoder: Encoder, precision: Precision, batch_size: int) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        encoder: Encoder,
+        precision: Precision,
+        batch_size: int,
+        *,
+        needs_pictures: bool = False,
+    ) -> None:
+        """Pair every row with another row's pictures.
+
+        Args:
+            samples: held-out rows.
+            encoder: encodes them.
+            precision: what the model computes in.
+            batch_size: rows per forward pass.
+            needs_pictures: the model cannot do without a picture; a grey one then stands for none.
+        """
+        self._needs_pictures = needs_pictures
         swapped = swap_pictures(samples)
         self._pairs = [(row, other) for row, other in zip(samples, swapped, strict=True) if other is not None]
         self._encoder, self._precision, self._batch_size = encoder, precision, batch_size
@@ -48,8 +69,11 @@ class HeldOut:
             rows=self.rows,
             right=self.loss(model, right),
             shuffled=self.loss(model, [other for _, other in self._pairs]),
-            none=self.loss(model, [row.without_images() for row in right]),
+            none=self.loss(model, [self._without(row) for row in right]),
         )
+
+    def _without(self, row: Sample) -> Sample:
+        return row.with_images((_grey(),) * len(row.images)) if self._needs_pictures else row.without_images()
 
     def loss(self, model: nn.Module, samples: Sequence[Sample]) -> float:
         """Mean negative log-likelihood per supervised token over all rows; the model's mode is put back after."""
@@ -77,6 +101,14 @@ def _measured(model: nn.Module, batch: dict[str, torch.Tensor], precision: Preci
     with precision.autocast():
         losses = token_losses(model, inputs, labels)
     return float(losses.sum()), losses.numel()
+
+
+@cache
+def _grey() -> ImageRef:
+    """A picture that shows nothing."""
+    stream = BytesIO()
+    Image.new("RGB", (224, 224), (127, 127, 127)).save(stream, "PNG")
+    return ImageRef(data=stream.getvalue())
 
 
 def swap_pictures(samples: Sequence[Sample]) -> list[Sample | None]:

@@ -32,6 +32,7 @@ __all__ = ["ADAPTER_WEIGHTS", "Placement", "attach", "check_variant", "fill_bare
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
+ANOTHER = "choose another base; docs/families.md lists the classes that work"
 
 # Initialisations that decompose the base weight, which PEFT cannot read once it is quantised.
 _NEEDS_PLAIN_WEIGHTS = {"pissa", "olora", "loftq"}
@@ -167,7 +168,11 @@ def attach(model: PreTrainedModel, placement: Placement, section: AdapterSection
         ModelError: M033 when PEFT adapted other layers than the placement says.
     """
     torch.manual_seed(seed)
-    wrapped = get_peft_model(model, lora_config(placement, section))
+    try:
+        wrapped = get_peft_model(model, lora_config(placement, section))
+    except (ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError.one("M033", f"PEFT cannot adapt {type(model).__name__}: {reason}", help=ANOTHER) from error
     _check_adapted(wrapped, placement)
     frozen = [f"{PEFT_PREFIX}{module}." for module in placement.carried]
     trained = {f"{PEFT_PREFIX}{name}" for name in placement.bare if "connector" in placement.asked}
@@ -189,7 +194,8 @@ def _check_adapted(wrapped: PeftModel, placement: Placement) -> None:
     copied = {name.split(".modules_to_save.", 1)[0] for name in names if ".modules_to_save." in name}
     strangers = sorted((adapted ^ set(placement.lora)) | (copied ^ {*placement.whole, *placement.carried}))
     if strangers:
-        raise ModelError.one("M033", f"PEFT adapted other layers than planned, for example {', '.join(strangers[:5])}")
+        message = f"PEFT adapted other layers than planned, for example {', '.join(strangers[:5])}"
+        raise ModelError.one("M033", message, help=ANOTHER)
 
 
 def to_fp32(model: torch.nn.Module) -> None:

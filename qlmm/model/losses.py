@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["has_backbone", "last_logits", "token_losses"]
+__all__ = ["has_backbone", "last_logits", "needs_pictures", "token_losses"]
 
 IGNORED = -100
 
@@ -25,6 +25,12 @@ IGNORED = -100
 def has_backbone(base: PreTrainedModel) -> bool:
     """Whether a model is a backbone with a head on top, whose hidden states stand beside the labels."""
     return base.base_model is not base and not base.config.is_encoder_decoder
+
+
+def needs_pictures(base: PreTrainedModel) -> bool:
+    """Whether the class cannot be called without a picture."""
+    pictures = inspect.signature(type(base).forward).parameters.get("pixel_values")
+    return pictures is not None and pictures.default is inspect.Parameter.empty
 
 
 def token_losses(model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
@@ -53,7 +59,9 @@ def last_logits(model: nn.Module, inputs: dict[str, torch.Tensor], count: int) -
     """Logits (rows, count, vocabulary) of the last positions; the first of the decoder's where there is one."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if base.config.is_encoder_decoder:
-        start = torch.full_like(inputs["input_ids"][:, :1], base.config.decoder_start_token_id)
+        start = torch.full_like(
+            inputs["input_ids"][:, :1], base.config.get_text_config(decoder=True).decoder_start_token_id
+        )
         logits: torch.Tensor = model(**inputs, decoder_input_ids=start).logits
     elif _takes(base, "logits_to_keep"):
         logits = model(**inputs, logits_to_keep=count, use_cache=False).logits

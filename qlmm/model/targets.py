@@ -96,7 +96,7 @@ def pattern(model: nn.Module, names: list[str]) -> str:
     shapes: dict[str, set[str]] = {}
     for name in names:
         shapes.setdefault(_shape(name), set()).add(name)
-    everywhere = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    everywhere = [name for name, _ in model.named_modules()]
     return "|".join(_one(shape, wanted, everywhere) for shape, wanted in sorted(shapes.items()))
 
 

@@ -69,7 +69,8 @@ class BaseSection(Section):
     )
     chat_template: str | None = Field(
         None,
-        description="Name of a template in qlmm/model/templates (owl, vicuna, chatml, plain) or a .jinja file; "
+        description="Name of a template in qlmm/model/templates (owl, vicuna, chatml, plain; blip2, paligemma for "
+        "those bases) or a .jinja file; "
         "unset: the tokenizer's own.",
     )
     quantize: Literal["none", "int8", "nf4", "fp4"] = Field(

@@ -33,6 +33,7 @@ from qlmm.model.adapters import Placement, check_variant, place
 from qlmm.model.base import Blueprint, blueprint, load_processor
 from qlmm.model.encoder import make_encoder
 from qlmm.model.estimate import Load, estimate, trained_parameters, trained_sizes
+from qlmm.model.losses import needs_pictures
 from qlmm.model.parts import PART_NAMES, PartName
 from qlmm.model.precision import Precision, choose
 from qlmm.model.quantise import check_experts
@@ -52,6 +53,7 @@ class Plan:
     Attributes:
         train: rows to learn from, all of them within `data.max_length`.
         held_out: rows to measure on.
+        needs_pictures: whether every row must have a picture.
         mixture: what an epoch is made of.
         bad: rows that were left out, with the reason.
         data: fingerprints and counts of the rows, for the manifest.
@@ -66,6 +68,7 @@ class Plan:
     encoder: Encoder
     train: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
+    needs_pictures: bool
     mixture: Mixture
     bad: tuple[Bad, ...]
     data: dict[str, Any]
@@ -95,6 +98,8 @@ def make_plan(recipe: Recipe) -> Plan:
     processor = load_processor(recipe.base)
     encoder, pictures = make_encoder(recipe.base, recipe.data, processor)
     rows = _rows(recipe, encoder)
+    needs = not encoder.takes_text_only or needs_pictures(shape.model)
+    _check_kinds_of_rows(recipe, rows, needs=needs)
     _check_pictures(recipe, placement, rows)
     steps = _steps(recipe, len(rows.mixture))
     facts = replace(_facts(recipe, precision, shape, placement, rows, steps), pictures=pictures)
@@ -109,6 +114,7 @@ def make_plan(recipe: Recipe) -> Plan:
         encoder=rows.encoder,
         train=rows.train.samples,
         held_out=rows.held_out,
+        needs_pictures=needs,
         mixture=rows.mixture,
         bad=rows.loaded.bad,
         data=rows.described,
@@ -273,6 +279,23 @@ def _check_trackers(recipe: Recipe) -> None:
             raise UsageError.one(
                 "T003", f"output.trackers: {name} is not installed here", help=f"pip install {name}, or leave it out"
             )
+
+
+def _check_kinds_of_rows(recipe: Recipe, rows: _Rows, *, needs: bool) -> None:
+    """Refuse rows that this base cannot be given, before anything is loaded.
+
+    Raises:
+        DataError: D042 for a row without a picture.
+    """
+    bare = next((sample for sample in (*rows.train.samples, *rows.held_out) if not sample.images), None)
+    if needs and bare is not None:
+        where = Where(bare.origin.file, bare.origin.line)
+        raise DataError.one(
+            "D042",
+            f"this row has no picture, and {_named(recipe)} cannot do without",
+            where=where,
+            help="leave rows without a picture out, or choose another base",
+        )
 
 
 def _check_pictures(recipe: Recipe, placement: Placement, rows: _Rows) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from qlmm.core.errors import QlmmError
-from qlmm.model.adapters import save_adapter
+from qlmm.model.adapters import PEFT_PREFIX, save_adapter
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import Recipe
 from qlmm.training.plan import Plan, make_plan
@@ -105,10 +105,16 @@ def _try(verdict: Verdict, folder: Path) -> None:
         verdict.done["4-bit"] = _only_language_is_quantised(model, plan)
     trainer = SftTrainer(model, plan, callbacks=[])
     trainer.train()
+    values = dict(model.named_parameters())
+    still = [name for name, before in start.trained.items() if values[name].detach().float().equal(before)]
+    verdict.done["trained"] = not still
     proofs = start.compare(model, trainer.take_grad_norms())
-    verdict.done["trained"] = all(proof.moved_tensors == proof.trained_tensors for proof in proofs if proof.asked)
     verdict.done["frozen"] = all(proof.frozen_identical for proof in proofs)
     verdict.done["reload"] = _same_in_plain_peft(folder, template)
+    if still:
+        verdict.reason = f"{len(still)} trained tensors had no gradient, such as {still[0].removeprefix(PEFT_PREFIX)}"
+    elif not verdict.done["reload"]:
+        verdict.reason = "plain PEFT does not read all of its LoRA weights back; a run ends unproven"
 
 
 def _template(one: Family) -> str:

@@ -9,9 +9,18 @@ import pytest
 from qlmm.core.errors import RecipeError
 from qlmm.recipe import library
 from qlmm.recipe.load import load_recipe
+from tests.unit.recipe.shipped import MODELS, commands
 
 ROOT = Path(__file__).resolve().parents[3]
-SHIPPED = {"quickstart", "owl_pretrain", "owl_lora", "llava_pretrain", "llava_qlora"}
+ASSEMBLED = {"quickstart", "owl_pretrain", "owl_lora", "llava_pretrain"}
+FAMILIES = {"llava_qlora", "qwen2_5_vl", "qwen3_vl", "smolvlm2", "internvl3", "gemma3", "paligemma2"} | {
+    "llava_onevision",
+    "llama3_2_vision",
+    "idefics3",
+    "blip2",
+    "instructblip",
+}
+SHIPPED = ASSEMBLED | FAMILIES
 
 
 def test_the_shipped_recipes_are_these() -> None:
@@ -38,6 +47,30 @@ def test_the_override_example_of_a_shipped_recipe_works(name: str) -> None:
     assert words[:3] == ["qlmm", "finetune", name]
     assert words[3:]
     load_recipe(path, words[3:])
+
+
+def test_every_promised_model_is_named_by_a_recipe_or_in_its_header() -> None:
+    reached = commands()
+    assert set(reached) == set(MODELS)
+    assert {recipe for recipe, *_ in reached.values()} == FAMILIES
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_is_fine_tuned_by_the_command_that_names_it(model: str) -> None:
+    name, *overrides = commands()[model]
+    assert load_recipe(library.resolve(name), overrides).recipe.base.model == model
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_has_its_quantised_language_model_and_its_connector_trained(model: str) -> None:
+    """Only the smallest is not stored in 4 bits; only a connector of 1.8 billion weights is not trained in full."""
+    name, *overrides = commands()[model]
+    recipe = load_recipe(library.resolve(name), overrides).recipe
+    assert recipe.base.quantize == ("none" if "256M" in model else "nf4")
+    assert recipe.adapter.language == "lora"
+    assert recipe.adapter.connector == ("lora" if name == "llama3_2_vision" else "full")
+    assert recipe.adapter.vision == "frozen"
+    assert recipe.training.gradient_checkpointing
 
 
 def test_the_page_of_recipes_is_current() -> None:
