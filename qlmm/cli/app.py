@@ -39,8 +39,10 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 data_app = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True, rich_markup_mode=None)
+model_app = typer.Typer(help="Look at a model before training it.", no_args_is_help=True, rich_markup_mode=None)
 recipe_app = typer.Typer(help="Find, check, understand and copy recipes.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(model_app, name="model")
 app.add_typer(recipe_app, name="recipe")
 
 
@@ -168,6 +170,22 @@ def data_show(
     from qlmm.cli.data import show as run
 
     run(recipe, overrides or [], row=row)
+
+
+@model_app.command("show", epilog="Example: qlmm model show Qwen/Qwen3-VL-4B-Instruct --size 800x600")
+def model_show(
+    target: Annotated[str, typer.Argument(metavar="ID|FOLDER|RECIPE", help="A model's Hub id or folder, or a recipe.")],
+    overrides: Overrides = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="WxH", help="A picture size in pixels; give the option again for more."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show a model's parts, tokens, memory."""
+    from qlmm.cli.model import show as run
+
+    run(target, overrides or [], size=size or [], as_json=as_json)
 
 
 @recipe_app.command("list")

@@ -90,6 +90,9 @@ class _Picture:
     slots: int
 
 
+UNKNOWN = _Picture(-1, -1)
+
+
 class Encoder:
     """Encodes samples the way one processor's model wants them.
 
@@ -223,9 +226,7 @@ class Encoder:
         Raises:
             DataError: D039 when the processor refuses such a picture.
         """
-        tokens = self._picture((width, height)).tokens
-        # Where the processor's count fails, trying the picture gives its reason.
-        return tokens if tokens >= 0 else self._tried((width, height)).tokens
+        return self._picture((width, height)).tokens
 
     def slots(self, images: Sequence[ImageRef]) -> int:
         """Tokens that the features of pictures go into, from their headers."""
@@ -269,7 +270,8 @@ class Encoder:
     def _picture(self, pixels: tuple[int, int]) -> _Picture:
         """What one picture of (width, height) takes."""
         if pixels not in self._shown:
-            self._shown[pixels] = self._claimed(pixels) if self._counts else self._tried(pixels)
+            claimed = self._claimed(pixels) if self._counts else UNKNOWN
+            self._shown[pixels] = claimed if claimed != UNKNOWN else self._tried(pixels)
         return self._shown[pixels]
 
     def _claimed(self, pixels: tuple[int, int]) -> _Picture:
@@ -278,7 +280,7 @@ class Encoder:
         try:
             counts = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens or [0]
         except (AttributeError, TypeError, ValueError, KeyError):  # not every processor can answer
-            return _Picture(-1, -1)
+            return UNKNOWN
         return _Picture(int(counts[0]), int(counts[0]))
 
     def _tried(self, pixels: tuple[int, int]) -> _Picture:
@@ -340,10 +342,12 @@ class Encoder:
         shown = {"images": images} if any(pictures) else {}
         try:
             output = dict(self._own(text=texts, **shown, **self._asked, padding=True, return_tensors="pt"))
-        except ValueError as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:  # a processor may fail in any of these
             raise DataError.one("D039", f"{type(self.processor).__name__} refuses rows: {error}", help=HELP) from error
         rows = self._tokenizer.taken()
         output.pop("labels", None)
+        if "input_ids" not in output:
+            raise ModelError.one("D037", f"{type(self.processor).__name__} gives no tokens: it takes no conversations")
         self._check_unchanged(rows, output["input_ids"])
         return rows, output
 

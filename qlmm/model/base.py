@@ -188,14 +188,16 @@ def _native_config(base: BaseSection) -> tuple[Located, PreTrainedConfig]:
         raise ModelError.one(
             "M010",
             f"base.model: {located.name} is no vision-language model (it is of kind {config.model_type})",
-            help="a text-only model can be given eyes: name it as base.language, with base.vision and base.connector",
+            help="a language model can be given eyes: name it as base.language, a vision encoder such as CLIP as "
+            "base.vision, and say what joins them in base.connector",
         )
     return located, config
 
 
 def _native_shape(base: BaseSection) -> PreTrainedModel:
-    _, config = _native_config(base)
-    model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
+    located, config = _native_config(base)
+    with reading("base.model", located):
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
     return model
 
 

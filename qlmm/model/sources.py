@@ -99,17 +99,16 @@ def _unreadable(key: str, located: Located, error: ValueError) -> ModelError:
 
 def _out_of_reach(key: str, located: Located, error: OSError) -> ModelError:
     if any(isinstance(cause, GatedRepoError) for cause in _causes(error)):
-        page = f"https://huggingface.co/{located.path}"
         return ModelError.one(
             "M006",
             f"{key}: {located.name} is gated: its licence has to be accepted before it can be fetched",
-            help=f"accept the licence on the model's page, {page}, then run `hf auth login`",
+            help="accept the licence on the model's page, then run `hf auth login`",
         )
     if _is_folder(located.path):
         return ModelError.one(
             "M003",
             f"{key}: the folder {located.name} does not hold all of a model: {_first_line(error).split('. ')[0]}",
-            help="copy the missing files from where the model came from, or save its processor there",
+            help="copy the missing files from where the model came from",
         )
     return ModelError.one(
         "M003",
@@ -163,6 +162,9 @@ def config_of(located: Located, key: str) -> PreTrainedConfig:
         ModelError: M003 to M006 as `reading` says.
     """
     with reading(key, located):
+        if Path(located.path).is_file():
+            message = f"{key}: {located.name} is a file, not a model folder"
+            raise ModelError.one("M003", message, help="name the folder that it lies in")
         _register_tower(located.path)
         config: PreTrainedConfig = AutoConfig.from_pretrained(located.path, **located.options)
     return config
@@ -180,5 +182,5 @@ _INCIDENTAL = {"transformers_version", "_name_or_path", "_commit_hash", "dtype",
 def _register_tower(path: str) -> None:
     """Import the tower file that a folder's configuration names, so that transformers' Auto classes know it."""
     file = Path(path) / "config.json"
-    if _is_folder(path) and file.is_file():
+    if file.is_file():
         own_tower(str(json.loads(file.read_text("utf-8")).get("model_type", "")))

@@ -31,6 +31,8 @@ OPTIONS = {
     ("data",): set(),
     ("data", "check"): {"--format", "--image-root"},
     ("data", "show"): {"--row"},
+    ("model",): set(),
+    ("model", "show"): {"--size", "--json"},
     ("recipe",): set(),
     ("recipe", "list"): {"--markdown"},
     ("recipe", "show"): set(),
@@ -90,8 +92,9 @@ def test_every_command_is_in_the_help() -> None:
         assert "..." not in listed, "a command's first line is too long for its place"
         return set(re.findall(r"(?m)^  (\w+)  ", listed))
 
-    assert commands() == {"finetune", "ask", "chat", "doctor", "data", "recipe"}
+    assert commands() == {"finetune", "ask", "chat", "doctor", "data", "model", "recipe"}
     assert commands("data") == {"check", "show"}
+    assert commands("model") == {"show"}
     assert commands("recipe") == {"list", "show", "check", "explain", "new"}
 
 
