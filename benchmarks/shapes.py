@@ -92,7 +92,7 @@ class Shape:
             "training.workers=0",
             "training.log_every=1",
             "training.save_every=1000",
-            "evaluation.held_out=2",
+            "evaluation.rows=2",
             "evaluation.answers=1",
             "evaluation.max_new_tokens=8",
             f"output.dir={folder / 'run'}",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -34,10 +35,10 @@ from qlmm.model.base import identity
 from qlmm.recipe.compare import compare, refuse
 from qlmm.recipe.load import LoadedRecipe, as_yaml
 from qlmm.recipe.schema import Recipe
-from qlmm.training.facts import Answer, PictureProof, PlanFacts, Proof, from_json, to_json
+from qlmm.training.facts import Answer, PictureProof, PlanFacts, Proof, ReferenceProof, from_json, to_json
 from qlmm.training.fingerprint import Start
 from qlmm.training.logbook import Logbook, read_metrics
-from qlmm.training.plan import Plan, make_plan
+from qlmm.training.plan import Plan, make_plan, measured
 from qlmm.training.promises import judge
 from qlmm.training.run import build, train
 from qlmm.training.run_dir import RunDir, read_record
@@ -140,6 +141,7 @@ class _Measured:
     parts: tuple[Any, ...]
     answers: tuple[Answer, ...]
     stage: Path
+    reference: ReferenceProof | None
 
 
 def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
@@ -151,11 +153,11 @@ def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
     def evaluate() -> dict[str, float]:
         return _losses(job.held_out.measure(model))
 
-    stopped_by = train(
+    ended = train(
         job.plan, job.run, model, job.listener, evaluate=evaluate if job.held_out.rows else None, resume=resume
     )
-    if stopped_by is not None:
-        return stopped_by
+    if ended.signal is not None:
+        return ended.signal
     after = job.held_out.measure(model)
     if after is not None:
         job.listener(Evaluated(job.plan.facts.steps, _losses(after)))
@@ -165,7 +167,22 @@ def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
     write_probe(model, probe, job.plan.precision, job.run.path / PROBE)
     parts = start.compare(model, _largest_gradients(read_metrics(job.run.path / METRICS)))
     answers = tuple(_shown(row, *said) for row, *said in zip(job.questions, said_before, said_after, strict=True))
-    return _Measured(start, before, after, parts, answers, stage)
+    reference = _reference(job, ended.drift, resumed=resume is not None)
+    return _Measured(start, before, after, parts, answers, stage, reference)
+
+
+def _reference(job: _Job, drift: float | None, *, resumed: bool) -> ReferenceProof | None:
+    """What is known of the reference; a continued run's first loss is not the one before the first step."""
+    if drift is None:
+        return None
+    first = next((event for event in read_metrics(job.run.path / METRICS) if isinstance(event, StepDone)), None)
+    only_sigmoid = set(job.plan.recipe.training.losses or {"sigmoid": 1.0}) == {"sigmoid"}
+    weight = job.plan.recipe.training.losses.get("sigmoid", 1.0)
+    return ReferenceProof(
+        drift=drift,
+        first_loss=first.loss if first is not None and first.step == 1 and not resumed else None,
+        expected=weight * math.log(2) if only_sigmoid else None,
+    )
 
 
 def _before(job: _Job, model: PeftModel) -> tuple[PictureProof | None, list[str]]:
@@ -202,6 +219,7 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
         after=measured.after,
         empty_masks=sum(not lengths.supervised for lengths in job.plan.encoder.measure(job.plan.train)),
         reload=reload,
+        reference=measured.reference,
         steps=job.plan.facts.steps,
     )
     final = manifest.model_copy(update={"proof": to_json(proof)})
@@ -321,7 +339,7 @@ def _check_same_base(run: RunDir, start: Start) -> None:
 
 def _probe_rows(ready: Plan) -> Sequence[Sample]:
     """A few rows of one kind: not every processor takes rows with and without a picture in one batch."""
-    rows = ready.held_out or ready.train
+    rows = ready.held_out or [measured(row) for row in ready.train[:PROBE_ROWS]]
     return ([row for row in rows if row.images] or rows)[:PROBE_ROWS]
 
 

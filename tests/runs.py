@@ -32,7 +32,7 @@ training:
   log_every: 1
   save_every: 2
   gradient_checkpointing: false
-evaluation: {{held_out: 4, every: 3, answers: 1, max_new_tokens: 4}}
+evaluation: {{rows: 4, every: 3, answers: 1, max_new_tokens: 4}}
 output: {{dir: {folder}/run}}
 """
 
@@ -70,3 +70,13 @@ def text_row(number: int) -> dict[str, object]:
     """A row without a picture."""
     question = {"role": "user", "content": f"what is {number} and one ?"}
     return {"messages": [question, {"role": "assistant", "content": str(number + 1)}]}
+
+
+def pair_row(folder: Path, number: int, *, picture: bool = True) -> dict[str, object]:
+    """The right colour against a wrong one."""
+    row = picture_row(folder, number)
+    colours = list(COLOURS)
+    right, wrong = (colours[(number + step) % len(colours)] for step in (0, 1))
+    shown = {"images": row["images"]} if picture else {}
+    question = ("<image>" if picture else "") + "what colour is this ?"
+    return {"prompt": question, "chosen": f"it is {right}", "rejected": f"it is {wrong} indeed", **shown}

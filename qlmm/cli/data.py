@@ -5,7 +5,7 @@ Usage: ``check("recipes/owl_lora.yaml", [])``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,11 @@ from qlmm.cli.console import out, visible
 from qlmm.cli.quiet import quiet
 from qlmm.core.errors import DataError, Problem, QlmmError, UsageError
 from qlmm.core.secrets import redact
-from qlmm.data.checks import Report, TokenCounts, token_counts, traced
+from qlmm.data.checks import Piece, Report, TokenCounts, token_counts, traced, traced_pair
 from qlmm.data.checks import check as check_rows
 from qlmm.data.images import size
 from qlmm.data.load import load_format, load_samples
-from qlmm.data.sample import Sample
+from qlmm.data.sample import Kind, Preference
 from qlmm.recipe import library
 from qlmm.recipe.load import load_recipe
 from qlmm.recipe.schema import Recipe, Source
@@ -64,8 +64,9 @@ def check(
     else:
         sources = (*recipe.data.sources, *recipe.evaluation.sources)
     frames = {"max_frames": recipe.data.max_frames} if recipe is not None else {}
+    kind = _kind(recipe) if recipe is not None else None
     try:
-        report = check_rows(sources, resolve=_builtin, progress=_tell_progress, **frames)
+        report = check_rows(sources, kind=kind, resolve=_builtin, progress=_tell_progress, **frames)
     except DataError as error:
         if error.problems[0].code != NO_ROW_LEFT:
             raise
@@ -94,7 +95,9 @@ def show(recipe: str, overrides: Sequence[str] = (), *, row: int = 1) -> None:
     """
     asked = load_recipe(library.resolve(recipe), overrides).recipe
     data = asked.data
-    samples = load_samples(data.sources, max_bad_rows=1.0, resolve=_builtin, max_frames=data.max_frames).samples
+    samples = load_samples(
+        data.sources, kind=_kind(asked), max_bad_rows=1.0, resolve=_builtin, max_frames=data.max_frames
+    ).samples
     if row > len(samples):
         raise UsageError.one("U031", f"there is no row {row}", help=f"rows are 1 to {len(samples)}")
     sample = samples[row - 1]
@@ -103,9 +106,30 @@ def show(recipe: str, overrides: Sequence[str] = (), *, row: int = 1) -> None:
     for ref in sample.images:
         width, height = size(ref)
         out.print(f"picture {ref.name}: {width} x {height}, {encoder.visual_tokens([ref])} tokens")
+    if isinstance(sample, Preference):
+        _print_pair(encoder, sample)
+        return
     (lengths,) = encoder.measure([sample])
     out.print(f"tokens: {lengths.total} ({lengths.visual} visual, {lengths.supervised} learned)", "")
-    out.print(_coloured(encoder, sample))
+    out.print(_coloured(traced(encoder, sample)))
+
+
+def _print_pair(encoder: Encoder, pair: Preference) -> None:
+    """The prompt once, then each answer with what is learned of it."""
+    shown = traced_pair(encoder, pair)
+    given = sum(piece.tokens for piece in shown.prompt)
+    for name, side in (("chosen", shown.chosen), ("rejected", shown.rejected)):
+        learned = sum(piece.tokens for piece in side if piece.kind == "learned")
+        total = given + sum(piece.tokens for piece in side)
+        out.print(f"tokens, {name}: {total} ({encoder.visual_tokens(pair.images)} visual, {learned} learned)")
+    out.print("", _coloured(shown.prompt))
+    for name, side in (("chosen", shown.chosen), ("rejected", shown.rejected)):
+        out.print("", f"{name}:", _coloured(side))
+
+
+def _kind(recipe: Recipe) -> Kind | None:
+    """What a recipe's rows must be; objectives other than ``sft`` take what they need from the rows."""
+    return "conversation" if recipe.training.objective == "sft" else None
 
 
 def _recipe(target: str, overrides: Sequence[str]) -> Recipe | None:
@@ -144,6 +168,9 @@ def _print_counts(report: Report) -> None:
             f"{source.path} ({source.format}): {source.rows:,} rows, {source.kept:,} usable, {source.bad:,} bad, "
             f"{source.text_only:,} without a picture"
         )
+    pairs = sum(isinstance(sample, Preference) for sample in report.loaded.samples)
+    if pairs:
+        out.print(f"pairs: {pairs:,}, each with a chosen and a rejected answer")
     out.print(f"pictures: {report.pictures:,} decoded")
     if report.twins:
         out.print(f"repeated: {report.twins:,} rows are copies of another row")
@@ -175,15 +202,15 @@ def _token_lines(recipe: Recipe, counts: TokenCounts) -> list[str]:
     return lines
 
 
-def _coloured(encoder: Encoder, sample: Sample) -> Text:
-    """The row with its mask: in colour, and, where there is none, with what is learned in brackets."""
+def _coloured(pieces: Iterable[Piece]) -> Text:
+    """The pieces of a row with its mask: in colour, and, where there is none, with what is learned in brackets."""
     from rich.text import Text
 
     console = out.console()
     plain, ascii_only = console.color_system is None, console.options.ascii_only
     left, right = ("", "") if not plain else ("[[", "]]") if ascii_only else ("⟦", "⟧")
     text = Text()
-    for piece in traced(encoder, sample):
+    for piece in pieces:
         shown = visible(piece.text)
         if piece.kind == "picture":
             shown = f"{shown}{'x' if ascii_only else '×'}{piece.tokens}"

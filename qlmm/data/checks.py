@@ -10,19 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qlmm.core.errors import Problem, Where
 from qlmm.data.images import BadImage, decode
 from qlmm.data.load import Loaded, load_samples
-from qlmm.data.sample import ImageRef, Origin, Sample
+from qlmm.data.sample import Example, ImageRef, Kind, Origin, Preference, Sample
 from qlmm.data.sources import Resolve
 from qlmm.recipe.schema import Source
 
 if TYPE_CHECKING:
     from qlmm.data.encode import Dropped, Encoder
 
-__all__ = ["Piece", "Report", "Spread", "TokenCounts", "check", "token_counts", "traced"]
+__all__ = ["Piece", "Report", "Spread", "TokenCounts", "TracedPair", "check", "token_counts", "traced", "traced_pair"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Report:
         twins: rows that repeat an earlier one, text and pictures alike.
     """
 
-    loaded: Loaded
+    loaded: Loaded[Example]
     problems: tuple[Problem, ...]
-    usable: tuple[Sample, ...]
+    usable: tuple[Example, ...]
     pictures: int
     twins: int
 
@@ -64,8 +64,8 @@ class TokenCounts:
     """Tokens of the rows that fit.
 
     Attributes:
-        total: tokens per row.
-        supervised: learned tokens per row.
+        total: tokens per row; of a pair, those of its longer side.
+        supervised: learned tokens per row; of a pair, those of both answers.
         visual_share: visual tokens as a share of all.
         dropped: rows that do not fit.
         shortened: rows that lost old turns.
@@ -87,9 +87,19 @@ class Piece:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class TracedPair:
+    """The pieces of a preference: its prompt, and what follows it on each side."""
+
+    prompt: list[Piece]
+    chosen: list[Piece]
+    rejected: list[Piece]
+
+
 def check(
     sources: Sequence[Source],
     *,
+    kind: Kind | None = None,
     resolve: Resolve = None,
     max_frames: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -98,6 +108,7 @@ def check(
 
     Args:
         sources: what the recipe says.
+        kind: what the rows must be; None takes whatever each source holds.
         resolve: gives the file or folder of a ``builtin:`` name.
         max_frames: most pictures that a video is shown as.
         progress: is told pictures done and pictures in all.
@@ -105,7 +116,7 @@ def check(
     Raises:
         DataError: when a source cannot be read at all, its format is unknown, or no row is left.
     """
-    loaded = load_samples(sources, max_bad_rows=1.0, resolve=resolve, max_frames=max_frames)
+    loaded = load_samples(sources, kind=kind, max_bad_rows=1.0, resolve=resolve, max_frames=max_frames)
     first_shown: dict[ImageRef, Origin] = {}
     for sample in loaded.samples:
         for ref in sample.images:
@@ -120,12 +131,12 @@ def check(
             message = f"picture {ref.name}: {bad.reason}"
             problems.append(Problem("D020", message, Where(origin.file, origin.line), "replace or remove the picture"))
         progress(done, len(first_shown))
-    twins = sum(count - 1 for count in Counter(sample.turns for sample in loaded.samples).values())
+    twins = sum(count - 1 for count in Counter(sample.content for sample in loaded.samples).values())
     usable = tuple(sample for sample in loaded.samples if broken.isdisjoint(sample.images))
     return Report(loaded, tuple(problems), usable, len(first_shown), twins)
 
 
-def token_counts(encoder: Encoder, samples: Sequence[Sample]) -> TokenCounts:
+def token_counts(encoder: Encoder, samples: Sequence[Example]) -> TokenCounts:
     """Measure rows, as ``Report.usable`` has them.
 
     Raises:
@@ -148,12 +159,33 @@ def traced(encoder: Encoder, sample: Sample) -> list[Piece]:
     from qlmm.data.encode import IGNORED
 
     batch = encoder.batch([sample])
+    return _pieces(encoder, batch["input_ids"][0], batch["labels"][0] != IGNORED, sample.images)
+
+
+def traced_pair(encoder: Encoder, pair: Preference) -> TracedPair:
+    """A preference as a training batch has it, from its tensors; the prompt, the same on both sides, once."""
+    batch = encoder.pairs([pair])
+    sides = []
+    for side in (0, 1):
+        real = batch["attention_mask"][side].bool()
+        sides.append((batch["input_ids"][side][real], batch["completion_mask"][side][real].bool()))
+    starts = [int(answer.long().argmax()) for _, answer in sides]
+    ids, learned = sides[0]
+    prompt = _pieces(encoder, ids[: starts[0]], learned[: starts[0]], pair.images)
+    chosen, rejected = (
+        _pieces(encoder, ids[start:], answer[start:], ()) for start, (ids, answer) in zip(starts, sides, strict=True)
+    )
+    return TracedPair(prompt, chosen, rejected)
+
+
+def _pieces(encoder: Encoder, ids: Any, learned: Any, shown: Sequence[ImageRef]) -> list[Piece]:
+    """The pieces of one row, from its tokens and which of them are learned."""
     picture = encoder.slot_id
     tokens = [
-        (token, "picture" if token == picture else "given" if label == IGNORED else "learned")
-        for token, label in zip(batch["input_ids"][0].tolist(), batch["labels"][0].tolist(), strict=True)
+        (token, "picture" if token == picture else "learned" if own else "given")
+        for token, own in zip(ids.tolist(), learned.tolist(), strict=True)
     ]
-    images = iter(sample.images)
+    images = iter(shown)
     pieces: list[Piece] = []
     for kind, group in groupby(tokens, key=lambda one: one[1]):
         ids = [token for token, _ in group]

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from qlmm.core.errors import DataError, Problem, RunError, Where
 from qlmm.data.encode import Encoder
 from qlmm.data.images import BadImage
-from qlmm.data.sample import Origin, Sample
+from qlmm.data.sample import Example, Origin, Preference, Sample
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Collator", "rows"]
+__all__ = ["Collator", "PairCollator", "rows"]
 
 
 def rows(count: int) -> list[dict[str, int]]:
@@ -35,7 +35,7 @@ class Collator:
             own copy, so the process that trains sees them only without workers.
     """
 
-    def __init__(self, samples: Sequence[Sample], encoder: Encoder) -> None:
+    def __init__(self, samples: Sequence[Example], encoder: Encoder) -> None:
         self._samples = samples
         self._encoder = encoder
         self.last_origins: tuple[Origin, ...] = ()
@@ -54,17 +54,21 @@ class Collator:
         samples = [self._samples[feature["row"]] for feature in features]
         self.last_origins = tuple(sample.origin for sample in samples)
         try:
-            batch = self._encoder.batch(samples)
+            batch = self._batch(samples)
         except BadImage as bad:
             raise self._unreadable(samples, bad) from bad
         except DataError as error:
             raise self._refused(samples, error) from error
         slots = (batch["input_ids"] == self._encoder.slot_id).sum(dim=1).tolist()
-        for sample, found in zip(samples, slots, strict=True):
+        # A batch of pairs has every row twice.
+        for sample, found in zip(samples * (len(slots) // len(samples)), slots, strict=True):
             self._check_slots(sample, found)
         return batch
 
-    def _check_slots(self, sample: Sample, slots: int) -> None:
+    def _batch(self, samples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        return self._encoder.batch([sample for sample in samples if isinstance(sample, Sample)])
+
+    def _check_slots(self, sample: Example, slots: int) -> None:
         tokens = self._encoder.slots(sample.images)
         if slots != tokens:
             where = Where(sample.origin.file, sample.origin.line)
@@ -72,13 +76,20 @@ class Collator:
             raise RunError.one("D032", message, where=where)
 
     @staticmethod
-    def _refused(samples: Sequence[Sample], error: DataError) -> RunError:
+    def _refused(samples: Sequence[Example], error: DataError) -> RunError:
         """A processor's refusal names no row: all of the batch are named."""
         rows = ", ".join(str(sample.origin) for sample in samples)
         return RunError([replace(problem, message=f"{problem.message}; rows: {rows}") for problem in error.problems])
 
-    def _unreadable(self, samples: Sequence[Sample], bad: BadImage) -> RunError:
+    def _unreadable(self, samples: Sequence[Example], bad: BadImage) -> RunError:
         origin = next((sample.origin for sample in samples if bad.ref in sample.images), samples[0].origin)
         message = f"picture {bad.ref.name}: {bad.reason}"
         help = "`qlmm data check` decodes every picture and lists all that are damaged"
         return RunError([Problem("D036", message, Where(origin.file, origin.line), help)])
+
+
+class PairCollator(Collator):
+    """Turns row numbers of preferences into a batch of pairs, as ``Encoder.pairs`` lays it out."""
+
+    def _batch(self, samples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        return self._encoder.pairs([sample for sample in samples if isinstance(sample, Preference)])

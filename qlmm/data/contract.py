@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qlmm.core.errors import Problem, Where
-from qlmm.data.sample import ImageRef, Origin, Turn
+from qlmm.data.sample import ImageRef, Kind, Origin, Turn
 
 if TYPE_CHECKING:
     from qlmm.data.paths import ImageRoot
 
-__all__ = ["BadRow", "Format", "ImageSizes", "Processor", "checked", "present"]
+__all__ = ["BadRow", "Format", "ImageSizes", "Processor", "checked", "compared", "present"]
 
 ROLES = ("system", "user", "assistant")
 
@@ -55,8 +55,10 @@ class Format:
         doc: what the format is and which data sets use it.
         example: one correct row; shown in errors, and checked by the contract test.
         required: keys a row must have; ``"image|images"`` means either.
-        detect: whether a row is in this format; no two formats may claim the same row.
+        detect: whether a row of its kind is in this format; no two formats may claim the same row.
         parse: row and picture root -> turns; raises ``BadRow``.
+        kind: what a row is: a conversation, or a preference. The turns of a preference are those of its prompt, then
+            the chosen and the rejected answer.
     """
 
     doc: str
@@ -64,9 +66,15 @@ class Format:
     required: tuple[str, ...]
     detect: Callable[[Mapping[str, Any]], bool]
     parse: Callable[[Mapping[str, Any], ImageRoot], Sequence[Turn]]
+    kind: Kind = "conversation"
+
+    def claims(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row is in this format; one with a chosen or a rejected answer is no conversation."""
+        compares = present(row, "chosen") or present(row, "rejected")
+        return compares == (self.kind == "preference") and self.detect(row)
 
     def read(self, row: Mapping[str, Any], images: ImageRoot) -> tuple[Turn, ...]:
-        """The conversation in a row.
+        """The turns in a row, as ``parse`` gives them and checked.
 
         Raises:
             BadRow: when a key is missing, a value is of the wrong kind, or the conversation cannot be learned from;
@@ -76,7 +84,8 @@ class Format:
             for keys in self.required:
                 if not any(present(row, key) for key in keys.split("|")):
                     raise BadRow(f"no `{keys.replace('|', '` or `')}`; the row has {_listed(row)}")
-            return checked(self.parse(row, images))
+            turns = self.parse(row, images)
+            return compared(turns) if self.kind == "preference" else checked(turns)
         except BadRow as bad:
             if bad.help is None:
                 bad.help = f"a correct row: {json.dumps(self.example, ensure_ascii=False)}"
@@ -107,6 +116,27 @@ def checked(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     if dialogue[-1].role != "assistant":
         raise BadRow("no answer: the last turn is the user's")
     return whole
+
+
+def compared(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns of a preference, if a model can learn from them: a prompt that ends with a question, then two answers.
+
+    Raises:
+        BadRow: with the first rule that is broken.
+    """
+    *prompt, chosen, rejected = turns
+    for side, answer in (("chosen", chosen), ("rejected", rejected)):
+        if answer.role != "assistant":
+            raise BadRow(f"roles out of order: the {side} answer is `{answer.role}`'s where `assistant` belongs")
+        if any(isinstance(part, ImageRef) for part in answer.parts):
+            raise BadRow(f"picture in the {side} answer: only users show pictures")
+        if not answer.text.strip():
+            raise BadRow(f"the {side} answer is empty")
+    if chosen.text.strip() == rejected.text.strip():
+        raise BadRow("the chosen and the rejected answer are the same: there is nothing to prefer")
+    if not prompt:
+        raise BadRow("no question before the answers")
+    return (*checked([*prompt, chosen]), checked([*prompt, rejected])[-1])
 
 
 def _check_turn(turn: Turn, number: int) -> None:

@@ -9,7 +9,7 @@ Usage: ``batch = Encoder(processor, max_length=2048).batch(samples)``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
@@ -18,10 +18,11 @@ from PIL import Image
 
 from qlmm.core.errors import DataError, ModelError
 from qlmm.data.contract import Processor
+from qlmm.data.fitting import Dropped, Fitted, Lengths, fit
 from qlmm.data.images import decode, size
 from qlmm.data.pieces import MarkedRow, marked, reading_marks
 from qlmm.data.rendering import Renderer
-from qlmm.data.sample import ImageRef, Origin, Sample
+from qlmm.data.sample import Example, ImageRef, Preference, Row, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -31,55 +32,10 @@ __all__ = ["IGNORED", "Dropped", "Encoder", "Fitted", "Lengths"]
 IGNORED = -100
 ROWS_AT_ONCE = 256
 HELP = "name a chat template that this base was trained with: base.chat_template"
+# What processors have been seen to raise for rows they cannot take.
+FAILURES = (ValueError, AttributeError, LookupError, TypeError, RuntimeError, NotImplementedError)
 # Two picture sizes that a processor is tried on: its own word for how many tokens they take must hold for both.
 TRIED = ((97, 61), (224, 224))
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Tokens of one row.
-
-    Attributes:
-        text: everything that is not a visual token.
-        visual: placeholders of its pictures.
-        supervised: tokens that carry loss; part of ``text``.
-    """
-
-    text: int
-    visual: int
-    supervised: int
-
-    @property
-    def total(self) -> int:
-        """Tokens the model sees."""
-        return self.text + self.visual
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A row that does not fit, and why."""
-
-    origin: Origin
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """Rows that fit, shortened where the recipe allows it.
-
-    Attributes:
-        samples: rows to train on.
-        kept: per sample, its place among the rows given.
-        lengths: per sample, its tokens.
-        dropped: the others, with reasons.
-        shortened: how many samples lost old turns.
-    """
-
-    samples: tuple[Sample, ...]
-    kept: tuple[int, ...]
-    lengths: tuple[Lengths, ...]
-    dropped: tuple[Dropped, ...]
-    shortened: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +55,7 @@ class Encoder:
     Attributes:
         slot_id: the token that features of pictures go into.
         takes_text_only: whether rows may lack a picture, as far as the processor goes.
+        takes_both: whether rows with and without a picture may stand in one batch.
     """
 
     def __init__(
@@ -128,9 +85,9 @@ class Encoder:
         if processor.tokenizer.pad_token_id is None:
             raise ModelError.one("D034", "the tokenizer has no padding token", help="its end token can serve")
         self._renderer = Renderer(processor)
-        self._own, self._tokenizer = reading_marks(processor)
+        self._own, self._tokenizer = reading_marks(processor, whole=decoder)
         self._holder = len(processor.tokenizer(self._renderer.placeholder, add_special_tokens=False)["input_ids"])
-        self._shown: dict[tuple[int, int], _Picture] = {}
+        self._shown: dict[tuple[tuple[int, int], bool], _Picture] = {}
         # Positions of M-RoPE need token types, which not every processor of such a model gives unasked.
         typed = "mm_token_type_ids" in processor.model_input_names
         self._asked = {"add_special_tokens": False, **({"return_mm_token_type_ids": True} if typed else {})}
@@ -138,14 +95,36 @@ class Encoder:
         self._by_row = True
         self.slot_id = self._slot_id()
         self._counts = all(self._claimed(pixels) == self._tried(pixels) for pixels in TRIED)
-        self.takes_text_only = self._takes_text_only()
+        # LLaVA-OneVision cuts a picture into tiles only where it stands alone in a row.
+        self._alike = self._tried(TRIED[0]) == self._tried(TRIED[0], together=True)
+        self.takes_text_only = self._takes([0])
+        self.takes_both = self.takes_text_only and self._takes([1, 0])
+        if not decoder:
+            self._check_prompt()
 
-    def _takes_text_only(self) -> bool:
+    def _takes(self, pictures: Sequence[int]) -> bool:
+        """Whether the processor takes a batch of rows with so many pictures each."""
+        texts = [marked(self._renderer.probe(pictures=count)) for count in pictures]
         try:
-            self._run([marked(self._renderer.probe(picture=False))], [[]])
+            self._run(texts, [[_blank(TRIED[0])] * count for count in pictures])
         except DataError:
             return False
         return True
+
+    def _check_prompt(self) -> None:
+        """What a model is asked must stand before the answer it has learned.
+
+        Raises:
+            ModelError: D045 when template or processor end a prompt with something else.
+        """
+        rows, tensors = self._run([marked(self._renderer.probe(pictures=1))], [[_blank(TRIED[0])]])
+        _, asked = self._run([marked(self._renderer.probe(pictures=1, prompt=True))], [[_blank(TRIED[0])]])
+        learned = _at_tokens([row.learned for row in rows], tensors["input_ids"])[0].nonzero()
+        before = tensors["input_ids"][0, : int(learned[0])] if len(learned) else tensors["input_ids"][0]
+        if before.tolist() != asked["input_ids"][0].tolist():
+            raise ModelError.one(
+                "D045", "a prompt is not what stands before an answer: the model would be asked otherwise", help=HELP
+            )
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """A right-padded training batch.
@@ -164,12 +143,37 @@ class Encoder:
             _, tensors = self._encode([_open(sample) for sample in samples], prompt=True)
             return {**tensors, "labels": self._decoder_labels(samples)}
         rows, tensors = self._encode(samples)
-        before = tensors["input_ids"].shape[1] - max(len(row.ids) for row in rows)
-        labels = torch.full_like(tensors["input_ids"], IGNORED)
-        for number, row in enumerate(rows):
-            own = tensors["input_ids"][number, before : before + len(row.ids)]
-            labels[number, before : before + len(row.ids)] = torch.where(torch.tensor(row.learned), own, IGNORED)
-        return {**tensors, "labels": labels}
+        learned = _at_tokens([row.learned for row in rows], tensors["input_ids"])
+        return {**tensors, "labels": torch.where(learned, tensors["input_ids"], IGNORED)}
+
+    def pairs(self, preferences: Sequence[Preference]) -> dict[str, torch.Tensor]:
+        """A right-padded batch of pairs in TRL's layout: all rows with the chosen answer, then all with the rejected.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape (2 × pairs, longest row), the last 1 on
+            the last answer and its end token alone; pictures of both halves and further tensors as in ``batch``.
+            Source: ``DataCollatorForVisionPreference`` of TRL 1.16, but for its padding between prompt and answer.
+
+        Raises:
+            BadImage: when a picture cannot be decoded.
+            DataError: D039 when the processor refuses the rows.
+            ModelError: D044 for a base whose answers go to a decoder of their own.
+        """
+        sides = [self._sides(one) for one in preferences]
+        halves = [row for half in zip(*sides, strict=True) for row in half]
+        pictures = [[decode(ref) for ref in one.images] for one in preferences]
+        rows, tensors = self._run([marked(self._renderer.segments(row)) for row in halves], pictures * 2)
+        answers = _at_tokens([_last_answer(row.learned) for row in rows], tensors["input_ids"])
+        return {**tensors, "completion_mask": answers.long()}
+
+    def _sides(self, example: Example) -> tuple[Sample, ...]:
+        """The conversations to encode: the row itself, or those with the chosen and with the rejected answer."""
+        if isinstance(example, Sample):
+            return (example,)
+        if self._decoder:
+            message = "preferences are not supported for bases whose answers go to a decoder of their own"
+            raise ModelError.one("D044", message, help="choose a base whose language model is a decoder only")
+        return example.side("chosen"), example.side("rejected")
 
     def _decoder_labels(self, samples: Sequence[Sample]) -> torch.Tensor:
         """The last answers alone, for a decoder."""
@@ -180,8 +184,9 @@ class Encoder:
         return torch.tensor([[*ids, *[IGNORED] * (longest - len(ids))] for ids in answers])
 
     def _answer_ids(self, sample: Sample) -> list[int]:
-        (row,) = self._tokenizer.read([marked(self._renderer.answer(sample))])
-        return [token for token, learned in zip(row.ids, row.learned, strict=True) if learned]
+        """What the decoder learns, begun as the tokenizer begins a text."""
+        row: MarkedRow = self._tokenizer.read([marked(self._renderer.answer(sample))])[0]
+        return row.ids
 
     def prompt(self, sample: Sample) -> dict[str, torch.Tensor]:
         """The model's input for answering a conversation that ends with a user turn, as a batch of one.
@@ -191,34 +196,39 @@ class Encoder:
         _, tensors = self._encode([sample], prompt=True)
         return tensors
 
-    def measure(self, samples: Iterable[Sample]) -> list[Lengths]:
-        """Tokens per row as ``batch`` gives them, from picture headers, without decoding a picture.
+    def measure(self, samples: Iterable[Example]) -> list[Lengths]:
+        """Tokens per row as ``batch`` and ``pairs`` give them, from picture headers, without decoding a picture.
 
         Raises:
             BadImage: when a header cannot be read.
+            ModelError: D044 for preferences, where ``pairs`` raises it.
         """
         lengths: list[Lengths] = []
         rest = iter(samples)
         while chunk := list(islice(rest, ROWS_AT_ONCE)):
             texts = [
                 self._renderer.segments(_open(one), prompt=True) if self._decoder else self._renderer.segments(one)
-                for one in chunk
+                for example in chunk
+                for one in self._sides(example)
             ]
-            rows = self._tokenizer.read([marked(segments) for segments in texts])
-            lengths += [self._lengths(sample, row) for sample, row in zip(chunk, rows, strict=True)]
+            rows = iter(self._tokenizer.read([marked(segments) for segments in texts]))
+            lengths += [self._lengths(one, [next(rows) for _ in self._sides(one)]) for one in chunk]
         return lengths
 
-    def _lengths(self, sample: Sample, row: MarkedRow) -> Lengths:
-        """One row's lengths from its tokens, each picture still a single placeholder."""
-        text, visual = len(row.ids) - len(sample.images) * self._holder, self.visual_tokens(sample.images)
+    def _lengths(self, sample: Example, rows: Sequence[MarkedRow]) -> Lengths:
+        """One row's lengths from the tokens of its sides, each picture still a single placeholder."""
+        text = max(len(row.ids) for row in rows) - len(sample.images) * self._holder
+        visual = self.visual_tokens(sample.images)
+        if isinstance(sample, Preference):
+            return Lengths(text, visual, sum(sum(_last_answer(row.learned)) for row in rows))
         if self._decoder:
             answer = len(self._answer_ids(sample))
             return Lengths(text + answer, visual, answer)
-        return Lengths(text, visual, sum(row.learned))
+        return Lengths(text, visual, sum(rows[0].learned))
 
     def visual_tokens(self, images: Sequence[ImageRef]) -> int:
         """Tokens that pictures take, from their headers; separators that the processor writes are counted too."""
-        return sum(self._picture(size(image)).tokens for image in images)
+        return sum(self._picture(size(image), together=len(images) > 1).tokens for image in images)
 
     def tokens_for(self, width: int, height: int) -> int:
         """Tokens that a picture of that size in pixels takes, as ``visual_tokens`` counts them.
@@ -230,63 +240,43 @@ class Encoder:
 
     def slots(self, images: Sequence[ImageRef]) -> int:
         """Tokens that the features of pictures go into, from their headers."""
-        return sum(self._picture(size(image)).slots for image in images)
+        return sum(self._picture(size(image), together=len(images) > 1).slots for image in images)
 
-    def fit(self, samples: Sequence[Sample]) -> Fitted:
+    def fit(self, samples: Sequence[Row]) -> Fitted[Row]:
         """The rows that can be learned from within ``max_length``; pictures and the last answer are never cut.
 
         With ``overlong="shorten"`` the oldest exchanges after a leading system turn are left out until the row fits;
-        pictures they showed move to the first turn that stays.
+        pictures they showed move to the first turn that stays. A pair fits when both of its sides do.
         """
-        fitted: list[tuple[int, Sample, Lengths]] = []
-        dropped: list[Dropped] = []
-        for place, (sample, lengths) in enumerate(zip(samples, self.measure(samples), strict=True)):
-            for candidate, tokens in self._candidates(sample, lengths):
-                if tokens.total <= self.max_length and tokens.supervised:
-                    fitted.append((place, candidate, tokens))
-                    break
-            else:
-                dropped.append(Dropped(sample.origin, self._why_not(lengths)))
-        return Fitted(
-            samples=tuple(sample for _, sample, _ in fitted),
-            kept=tuple(place for place, _, _ in fitted),
-            lengths=tuple(lengths for _, _, lengths in fitted),
-            dropped=tuple(dropped),
-            shortened=sum(samples[place] is not sample for place, sample, _ in fitted),
-        )
+        return fit(samples, self.measure, max_length=self.max_length, shorten=self._shortens)
 
-    def _candidates(self, sample: Sample, lengths: Lengths) -> Iterator[tuple[Sample, Lengths]]:
-        """The row, and, where allowed, ever shorter forms of it."""
-        yield sample, lengths
-        while self._shortens and (shorter := _without_oldest(sample)) is not None:
-            sample = shorter
-            yield sample, self.measure([sample])[0]
-
-    def _why_not(self, lengths: Lengths) -> str:
-        if not lengths.supervised:
-            return "nothing to learn: no token of an answer is left"
-        return f"{lengths.visual:,} visual + {lengths.text:,} text tokens > {self.max_length:,}"
-
-    def _picture(self, pixels: tuple[int, int]) -> _Picture:
-        """What one picture of (width, height) takes."""
-        if pixels not in self._shown:
-            claimed = self._claimed(pixels) if self._counts else UNKNOWN
-            self._shown[pixels] = claimed if claimed != UNKNOWN else self._tried(pixels)
-        return self._shown[pixels]
+    def _picture(self, pixels: tuple[int, int], *, together: bool = False) -> _Picture:
+        """What one picture of (width, height) takes, alone in a row or together with others."""
+        place = (pixels, together and not self._alike)
+        if place not in self._shown:
+            claimed = self._claimed(pixels) if self._counts and not place[1] else UNKNOWN
+            self._shown[place] = claimed if claimed != UNKNOWN else self._tried(pixels, together=place[1])
+        return self._shown[place]
 
     def _claimed(self, pixels: tuple[int, int]) -> _Picture:
         """What the processor says, without a picture; believed only where trying it gave the same."""
         width, height = pixels
         try:
             counts = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens or [0]
-        except (AttributeError, TypeError, ValueError, KeyError):  # not every processor can answer
+        except FAILURES:  # not every processor can answer
             return UNKNOWN
         return _Picture(int(counts[0]), int(counts[0]))
 
-    def _tried(self, pixels: tuple[int, int]) -> _Picture:
-        """What a blank picture of that size takes."""
-        ids, text = self._try(pixels)
-        return _Picture(len(ids) - len(text), ids.count(self.slot_id))
+    def _tried(self, pixels: tuple[int, int], *, together: bool = False) -> _Picture:
+        """What a blank picture of that size takes, alone or beside another of its kind."""
+        count = 2 if together else 1
+        try:
+            ids, text = self._try(pixels, count)
+        except DataError:
+            if not together:
+                raise
+            return self._tried(pixels)  # a processor that takes one picture a row
+        return _Picture((len(ids) - len(text)) // count, ids.count(self.slot_id) // count)
 
     def _slot_id(self) -> int:
         """The token that pictures consist of: the one that a picture adds most of.
@@ -306,19 +296,19 @@ class Encoder:
         if not added:
             raise ModelError.one("D031", "the chat template does not show a picture: one adds no token", help=HELP)
         slot = int(added.most_common(1)[0][0])
-        answer = self._tokenizer.read([marked(self._renderer.probe(picture=True))])[0]
+        answer = self._tokenizer.read([marked(self._renderer.probe(pictures=1))])[0]
         after = len(ids) - 1 - ids[::-1].index(slot)
         if self._renderer.placeholder == "" and after > len(ids) - sum(answer.learned):
             kind = type(self.processor).__name__
             raise ModelError.one("D031", f"{kind} puts pictures after the text: answers would not see them", help=HELP)
         return slot
 
-    def _try(self, pixels: tuple[int, int]) -> tuple[list[int], list[int]]:
-        """Tokens of a question with a blank picture, and of the same row without the placeholder's."""
-        text = marked(self._renderer.probe(picture=True))
-        _, tensors = self._run([text], [[_blank(pixels)]])
+    def _try(self, pixels: tuple[int, int], count: int = 1) -> tuple[list[int], list[int]]:
+        """Tokens of a question with blank pictures, and of the same row without the placeholders'."""
+        text = marked(self._renderer.probe(pictures=count))
+        _, tensors = self._run([text], [[_blank(pixels)] * count])
         placeholder = self.processor.tokenizer(self._renderer.placeholder, add_special_tokens=False)["input_ids"]
-        plain = Counter(self._tokenizer.read([text])[0].ids) - Counter(placeholder)
+        plain = Counter(self._tokenizer.read([text])[0].ids) - Counter(placeholder * count)
         real = tensors["input_ids"][0][tensors["attention_mask"][0].bool()].tolist()
         return real, list(plain.elements())
 
@@ -342,7 +332,7 @@ class Encoder:
         shown = {"images": images} if any(pictures) else {}
         try:
             output = dict(self._own(text=texts, **shown, **self._asked, padding=True, return_tensors="pt"))
-        except (ValueError, AttributeError, KeyError, TypeError) as error:  # a processor may fail in any of these
+        except FAILURES as error:
             raise DataError.one("D039", f"{type(self.processor).__name__} refuses rows: {error}", help=HELP) from error
         rows = self._tokenizer.taken()
         output.pop("labels", None)
@@ -370,12 +360,19 @@ def _open(sample: Sample) -> Sample:
     return replace(sample, turns=sample.turns[:-1])
 
 
-def _without_oldest(sample: Sample) -> Sample | None:
-    """The sample without its first question and answer, their pictures moved to the next question; None if only one."""
-    head = 1 if sample.turns[0].role == "system" else 0
-    turns = sample.turns[head:]
-    if len(turns) <= 2:
-        return None
-    pictures = [part for turn in turns[:2] for part in turn.parts if isinstance(part, ImageRef)]
-    first = replace(turns[2], parts=(*pictures, *turns[2].parts))
-    return replace(sample, turns=(*sample.turns[:head], first, *turns[3:]))
+def _at_tokens(marks: Sequence[Sequence[bool]], ids: torch.Tensor) -> torch.Tensor:
+    """Per token of a batch whether its row marks it; some processors put picture tokens before all rows."""
+    import torch
+
+    before = ids.shape[1] - max(len(row) for row in marks)
+    at = torch.zeros_like(ids, dtype=torch.bool)
+    for number, row in enumerate(marks):
+        at[number, before : before + len(row)] = torch.tensor(row, dtype=torch.bool)
+    return at
+
+
+def _last_answer(learned: Sequence[bool]) -> list[bool]:
+    """Which tokens are the last answer's, given which ones are learned: the last of the stretches."""
+    after = len(learned) - learned[::-1].index(True) if True in learned else 0
+    before = next((place for place in range(after - 1, -1, -1) if not learned[place]), -1)
+    return [before < place < after for place in range(len(learned))]

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from qlmm.core import naming
 from qlmm.core.errors import DataError, Problem
 from qlmm.data.contract import BadRow, Format
 from qlmm.data.images import BadImage, check
 from qlmm.data.paths import ImageRoot
-from qlmm.data.sample import ImageRef, Origin, Sample
+from qlmm.data.sample import Example, ImageRef, Kind, Origin, Preference, Row, Sample
 from qlmm.data.sources import Resolve, picture_folder, read_rows
 from qlmm.recipe.schema import Source
 
@@ -28,6 +28,7 @@ __all__ = ["Bad", "Loaded", "SourceCount", "format_names", "load_format", "load_
 FORMATS = "qlmm.data.formats"
 ROWS_TO_DETECT = 20
 MOST_NAMED = 10
+OBJECTIVES: dict[Kind, str] = {"conversation": "sft", "preference": "dpo"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,11 @@ class SourceCount:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Generic[Row]):
     """All samples in order, which source each came from, and what was left out.
 
     Attributes:
-        samples: rows to learn from.
+        samples: rows to learn from, of the kind that was asked for.
         source: per sample, the place of its source in ``sources``.
         bad: rows not taken, in order.
         problems: what is wrong with them, missing pictures of a source together.
@@ -69,7 +70,7 @@ class Loaded:
         fingerprint: sha256 over the text of all samples and over name and size of their pictures, order included.
     """
 
-    samples: tuple[Sample, ...]
+    samples: tuple[Row, ...]
     source: tuple[int, ...]
     bad: tuple[Bad, ...]
     problems: tuple[Problem, ...]
@@ -84,7 +85,7 @@ class _Read:
     source: Source
     images: ImageRoot
     format_name: str = "none"
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Example] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
 
     def count(self) -> SourceCount:
@@ -115,15 +116,17 @@ def load_format(name: str) -> Format:
 def load_samples(
     sources: Sequence[Source],
     *,
+    kind: Kind | None = "conversation",
     max_bad_rows: float = 0.0,
     resolve: Resolve = None,
     max_frames: int = 8,
     check_pictures: bool = False,
-) -> Loaded:
-    """Read all sources.
+) -> Loaded[Any]:
+    """Read all sources; the samples are of the class that belongs to the kind.
 
     Args:
         sources: what the recipe says, in order.
+        kind: what the rows must be; None takes whatever each source holds.
         max_bad_rows: 0 refuses when any row is bad, with all of them listed; above 0, bad rows are left out up to
             this share of all rows.
         resolve: gives the file or folder of a ``builtin:`` name.
@@ -132,9 +135,9 @@ def load_samples(
 
     Raises:
         DataError: D001 bad rows, D002/D003 unreadable sources, D004 unknown format, D005 missing pictures,
-            D006 too many bad rows, D007 nothing to learn from.
+            D006 too many bad rows, D007 nothing to learn from, D010 rows of the other kind.
     """
-    parts = [_read(source, resolve, max_frames, check_pictures) for source in sources]
+    parts = [_read(source, kind, resolve, max_frames, check_pictures) for source in sources]
     bad = [one for part in parts for one in part.bad]
     samples = [sample for part in parts for sample in part.samples]
     problems = tuple(problem for part in parts for problem in _problems(part))
@@ -161,7 +164,7 @@ def load_samples(
     )
 
 
-def _read(source: Source, resolve: Resolve, max_frames: int, check_pictures: bool) -> _Read:
+def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, check_pictures: bool) -> _Read:
     read = _Read(source, ImageRoot(picture_folder(source, resolve=resolve), max_frames=max_frames))
     rows = read_rows(source, resolve=resolve)
     first = list(islice(rows, ROWS_TO_DETECT))
@@ -171,6 +174,8 @@ def _read(source: Source, resolve: Resolve, max_frames: int, check_pictures: boo
         return read
     read.format_name = source.format or _detected(source.path, objects)
     form = load_format(read.format_name)
+    if kind not in (None, form.kind):
+        raise _other_kind(source, read.format_name, form.kind)
     for origin, row in chain(first, rows):
         try:
             read.samples.append(_sample(form, origin, row, read.images, check_pictures))
@@ -178,6 +183,15 @@ def _read(source: Source, resolve: Resolve, max_frames: int, check_pictures: boo
             missing = str(bad.path) if isinstance(bad, _MissingPicture) else None
             read.bad.append(Bad(origin, bad.problem(origin), missing))
     return read
+
+
+def _other_kind(source: Source, name: str, found: Kind) -> DataError:
+    says = {
+        "conversation": "conversations, with one answer each, and pairs of answers are wanted",
+        "preference": "preferences, with a chosen and a rejected answer each, and conversations are wanted",
+    }
+    message = f"{source.path}: the rows are {says[found]} (format {name})"
+    return DataError.one("D010", message, help=f"such rows belong to training.objective: {OBJECTIVES[found]}")
 
 
 class _MissingPicture(BadRow):
@@ -188,10 +202,13 @@ class _MissingPicture(BadRow):
         self.path = path
 
 
-def _sample(form: Format, origin: Origin, row: Any, images: ImageRoot, check_pictures: bool) -> Sample:
+def _sample(form: Format, origin: Origin, row: Any, images: ImageRoot, check_pictures: bool) -> Example:
     if isinstance(row, BadRow):
         raise row
-    sample = Sample(form.read(row, images), origin)
+    turns = form.read(row, images)
+    sample: Example = Sample(turns, origin)
+    if form.kind == "preference":
+        sample = Preference(turns[:-2], turns[-2].text, turns[-1].text, origin)
     for ref in sample.images:
         if ref.path is not None and not os.path.isfile(ref.path):
             raise _MissingPicture(ref.path)
@@ -211,7 +228,7 @@ def _detected(path: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The one format that claims the first rows."""
     known = {name: load_format(name) for name in format_names()}
     for row in rows:
-        claims = [name for name, form in known.items() if form.detect(row)]
+        claims = [name for name, form in known.items() if form.claims(row)]
         if claims:
             return claims[0]
     keys = ", ".join(f"`{key}`" for key in list(rows[0])[:8]) or "none"
@@ -244,7 +261,7 @@ def _fingerprint(parts: Sequence[_Read]) -> str:
     for part in parts:
         root = part.images.folder.resolve()
         for sample in part.samples:
-            turns = [[turn.role, *(_told(one, root) for one in turn.parts)] for turn in sample.turns]
+            turns = [[turn.role, *(_told(one, root) for one in turn.parts)] for turn in sample.content]
             digest.update(json.dumps(turns, ensure_ascii=False).encode("utf-8") + b"\n")
     return digest.hexdigest()
 

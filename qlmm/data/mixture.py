@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Sampler
 
 from qlmm.core.errors import DataError
-from qlmm.data.sample import Sample
+from qlmm.data.sample import Example
 
 __all__ = ["Mixture", "MixtureSampler", "Stratum", "interleaved"]
 
@@ -47,7 +47,7 @@ class Mixture:
     @classmethod
     def of(
         cls,
-        samples: Sequence[Sample],
+        samples: Sequence[Example],
         source: Sequence[int],
         weights: Sequence[float],
         *,

@@ -80,6 +80,7 @@ class PieceTokenizer:
     """Mixed into a tokenizer's own class: marked texts are read piece by piece, all others as ever."""
 
     _start: list[int]
+    _suffix: list[int]
     _lead: list[int]
     _rows: list[MarkedRow]
 
@@ -126,6 +127,10 @@ class PieceTokenizer:
             row.learned += [first - shift < answer for first, _ in offsets[skipped:]]
             row.ends += [place + last - shift + (0 <= answer < last - shift) for _, last in offsets[skipped:]]
             place += len(piece)
+        if self._suffix and row.ids[-len(self._suffix) :] != self._suffix:
+            row.ids += self._suffix
+            row.learned += [False] * len(self._suffix)
+            row.ends += [place] * len(self._suffix)
         return row
 
     def _skipped(self, ids: Sequence[int], number: int) -> int:
@@ -164,14 +169,21 @@ class _Instruction:
         return super().__call__(plain, *further, **settings)  # type: ignore[misc]  # the tokenizer's own
 
 
-def reading_marks(processor: Any) -> tuple[Any, Any]:
-    """A copy of a processor that reads marked text, and its tokenizer."""
+def reading_marks(processor: Any, *, whole: bool = False) -> tuple[Any, Any]:
+    """A copy of a processor that reads marked text, and its tokenizer.
+
+    Args:
+        processor: the base's.
+        whole: end texts as the tokenizer does: what an encoder reads is complete, and no answer follows it.
+    """
     own = copy.copy(processor)
     for name, value in vars(processor).items():
         if isinstance(value, PreTrainedTokenizerBase):
             setattr(own, name, _mixed(value, PieceTokenizer if name == "tokenizer" else _Instruction))
     tokenizer = own.tokenizer
-    tokenizer._start, tokenizer._lead, tokenizer._rows = _start_ids(tokenizer), _leading_newline(tokenizer), []
+    start, suffix = _around(tokenizer)
+    tokenizer._start, tokenizer._suffix = start, suffix if whole else []
+    tokenizer._lead, tokenizer._rows = _leading_newline(tokenizer), []
     return own, tokenizer
 
 
@@ -182,12 +194,12 @@ def _mixed(tokenizer: PreTrainedTokenizerBase, mixin: type) -> PreTrainedTokeniz
     return mixed
 
 
-def _start_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer itself puts before a text, such as the begin token of Llama."""
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer itself puts before and after a text: the begin token of Llama, the end token of T5."""
     plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     full = list(tokenizer("a")["input_ids"])
     places = [place for place in range(len(full) - len(plain) + 1) if full[place : place + len(plain)] == plain]
-    return full[: places[0]] if places else []
+    return (full[: places[0]], full[places[0] + len(plain) :]) if places else ([], [])
 
 
 def _leading_newline(tokenizer: Any) -> list[int]:

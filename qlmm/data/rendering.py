@@ -89,13 +89,10 @@ class Renderer:
         text = self._guarded(sample.turns[-1].text)
         return [Segment(piece, len(piece)) for piece in (*text.split(CUT), self._end) if piece]
 
-    def probe(self, *, picture: bool) -> list[Segment]:
-        """A question, with or without a picture, and its answer."""
-        parts = (ImageRef(data=b""), QUESTION) if picture else (QUESTION,)
-        text, spans = self._render(
-            [self._message(turn) for turn in (Turn("user", parts), Turn("assistant", (ANSWER,)))]
-        )
-        return list(self._cut(*self._ended(text, spans)))
+    def probe(self, *, pictures: int, prompt: bool = False) -> list[Segment]:
+        """A question with so many pictures, and its answer or, for a prompt, the invitation to one."""
+        text, spans = self._plainly(pictures, prompt=prompt)
+        return list(self._cut(*((text, []) if prompt else self._ended(text, spans))))
 
     def _message(self, turn: Turn) -> dict[str, Any]:
         """A turn in the template's form, with every control token in its text cut open."""
@@ -139,6 +136,8 @@ class Renderer:
             chat_template=self.template,
             return_assistant_tokens_mask=self._marked,
             add_generation_prompt=prompt,
+            # Templates of models that think: rows have no thoughts, so that neither training nor asking opens one.
+            enable_thinking=False,
             **self._names,
         )
         return texts[0], [(start, end) for start, end in spans[0] if start < end] if self._marked else []
@@ -183,8 +182,13 @@ class Renderer:
         """Where the generation prompt ends: the marker's place, or before blank space that the prompt does not hold.
 
         LLaVA-1.5's prompt ends with "ASSISTANT:" but its marker opens after "ASSISTANT: "; a model that answers the
-        prompt has to bring the space itself, mostly as part of its first token.
+        prompt has to bring the space itself, mostly as part of its first token. Qwen 3.5's prompt ends with an empty
+        block of thought that its marker counts to the answer; what the prompt gives is not learned.
         """
+        for cut in range(len(self._opening) - 1, 0, -1):
+            given = self._opening[cut:]
+            if text.startswith(given, start) and text.endswith(self._opening[:cut], 0, start):
+                return start + len(given)
         for place in range(start, max(0, start - 4), -1):
             if self._opening and text.endswith(self._opening, 0, place):
                 return place
@@ -208,7 +212,7 @@ class Renderer:
         for flat in (False, True):
             self._flat, self.placeholder = flat, _image_token(processor)
             try:
-                with_picture, without = (self._plainly(picture=picture) for picture in (True, False))
+                with_picture, without = (self._plainly(pictures) for pictures in (1, 0))
             except (TemplateError, TypeError, ValueError, LookupError, _Changed):
                 continue
             if all(self._shows(*written) for written in (with_picture, without)):
@@ -216,9 +220,10 @@ class Renderer:
         message = "the chat template cannot show a picture, a question and a marked answer"
         raise ModelError.one("D031", message, help=NAME_A_TEMPLATE)
 
-    def _plainly(self, *, picture: bool) -> tuple[str, list[tuple[int, int]]]:
-        parts = (ImageRef(data=b""), QUESTION) if picture else (QUESTION,)
-        return self._render([self._message(turn) for turn in (Turn("user", parts), Turn("assistant", (ANSWER,)))])
+    def _plainly(self, pictures: int, *, prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
+        question = Turn("user", (*(ImageRef(data=b""),) * pictures, QUESTION))
+        turns = (question,) if prompt else (question, Turn("assistant", (ANSWER,)))
+        return self._render([self._message(turn) for turn in turns], prompt=prompt)
 
     @staticmethod
     def _shows(text: str, spans: Sequence[tuple[int, int]]) -> bool:

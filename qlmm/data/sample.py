@@ -1,7 +1,7 @@
-"""The one in-memory form of a training row, whatever file format it came from.
+"""The in-memory forms of a training row, whatever file format it came from.
 
-A row is a conversation whose turns hold text and pictures *in order*. Pictures are references:
-nothing is decoded until a batch needs it. A video is several pictures, one after another.
+A row is a conversation whose turns hold text and pictures *in order*, or one with two last answers to compare.
+Pictures are references: nothing is decoded until a batch needs it. A video is several pictures, one after another.
 
 Usage: ``Sample((Turn("user", (picture, "What is this?")), Turn("assistant", ("a cat",))), Origin("a.json", 3))``
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-__all__ = ["ImageRef", "Origin", "Part", "Role", "Sample", "Turn"]
+__all__ = ["Example", "ImageRef", "Kind", "Origin", "Part", "Preference", "Role", "Row", "Sample", "Side", "Turn"]
 
 Role = Literal["system", "user", "assistant"]
+Kind = Literal["conversation", "preference"]
+Side = Literal["chosen", "rejected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,14 @@ class Sample:
     origin: Origin
 
     @property
+    def content(self) -> tuple[Turn, ...]:
+        """All that the row says; equal for copies of a row."""
+        return self.turns
+
+    @property
     def images(self) -> tuple[ImageRef, ...]:
         """All pictures, in the order their places appear in the conversation."""
-        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
+        return _images(self.turns)
 
     def with_images(self, images: tuple[ImageRef, ...]) -> Sample:
         """The same conversation with other pictures in the same places (for the picture-swap proof).
@@ -84,21 +91,16 @@ class Sample:
         Raises:
             ValueError: when the number of pictures differs.
         """
-        left = iter(images)
-        if len(images) != len(self.images):
-            raise ValueError(f"{len(images)} pictures for {len(self.images)} places")
-        turns = tuple(
-            replace(turn, parts=tuple(next(left) if isinstance(part, ImageRef) else part for part in turn.parts))
-            for turn in self.turns
-        )
-        return replace(self, turns=turns)
+        return replace(self, turns=_with_images(self.turns, images))
 
     def without_images(self) -> Sample:
         """The same conversation with its pictures left out."""
-        turns = tuple(
-            replace(turn, parts=tuple(part for part in turn.parts if isinstance(part, str))) for turn in self.turns
-        )
-        return replace(self, turns=turns)
+        return replace(self, turns=_without_images(self.turns))
+
+    def without_oldest(self) -> Sample | None:
+        """The same conversation without its first question and answer, their pictures kept; None if it has one only."""
+        turns = _without_oldest(self.turns)
+        return None if turns is None else replace(self, turns=turns)
 
     def messages(self, pictures: list[Any] | None = None) -> list[dict[str, Any]]:
         """The conversation in the message form of transformers' chat templates.
@@ -117,3 +119,91 @@ class Sample:
                     content.append({"type": "image", "image": next(left)} if pictures else {"type": "image"})
             messages.append({"role": turn.role, "content": content})
         return messages
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A conversation with two last answers, one of them the better; nothing else is learned.
+
+    Attributes:
+        prompt: the turns before the answers; the last is the user's, and all pictures are in these.
+        chosen: the better answer.
+        rejected: the worse answer.
+        origin: where the row came from.
+    """
+
+    prompt: tuple[Turn, ...]
+    chosen: str
+    rejected: str
+    origin: Origin
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The conversation with the chosen answer."""
+        return self.side("chosen").turns
+
+    @property
+    def content(self) -> tuple[Turn, ...]:
+        """All that the row says: the prompt, then both answers; equal for copies of a row."""
+        return (*self.turns, Turn("assistant", (self.rejected,)))
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All pictures, in the order their places appear in the prompt; both sides show the same."""
+        return _images(self.prompt)
+
+    def side(self, name: Side) -> Sample:
+        """The conversation with one of the answers."""
+        answer = self.chosen if name == "chosen" else self.rejected
+        return Sample((*self.prompt, Turn("assistant", (answer,))), self.origin)
+
+    def with_images(self, images: tuple[ImageRef, ...]) -> Preference:
+        """The same pair with other pictures in the same places.
+
+        Raises:
+            ValueError: when the number of pictures differs.
+        """
+        return replace(self, prompt=_with_images(self.prompt, images))
+
+    def without_images(self) -> Preference:
+        """The same pair with its pictures left out."""
+        return replace(self, prompt=_without_images(self.prompt))
+
+    def without_oldest(self) -> Preference | None:
+        """The same pair without its first question and answer, their pictures kept; None if it has one only."""
+        prompt = _without_oldest(self.prompt)
+        return None if prompt is None else replace(self, prompt=prompt)
+
+
+Example = Sample | Preference
+Row = TypeVar("Row", bound=Example)
+
+
+def _images(turns: tuple[Turn, ...]) -> tuple[ImageRef, ...]:
+    return tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
+
+
+def _with_images(turns: tuple[Turn, ...], images: tuple[ImageRef, ...]) -> tuple[Turn, ...]:
+    left, places = iter(images), len(_images(turns))
+    if len(images) != places:
+        raise ValueError(f"{len(images)} pictures for {places} places")
+    return tuple(
+        replace(turn, parts=tuple(next(left) if isinstance(part, ImageRef) else part for part in turn.parts))
+        for turn in turns
+    )
+
+
+def _without_images(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    # A question that was a picture alone stays a question: templates cannot write a turn without content.
+    return tuple(
+        replace(turn, parts=tuple(part for part in turn.parts if isinstance(part, str)) or ("",)) for turn in turns
+    )
+
+
+def _without_oldest(turns: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
+    """The turns without the first question and answer, whose pictures move to the next question."""
+    head = 1 if turns[0].role == "system" else 0
+    first, rest = turns[head : head + 2], turns[head + 2 :]
+    if not rest:
+        return None
+    return (*turns[:head], replace(rest[0], parts=(*_images(first), *rest[0].parts)), *rest[1:])

@@ -50,7 +50,8 @@ class Placement:
         pattern: the layers as one regular expression, as PEFT stores it.
         whole: modules trained in full.
         carried: modules that an earlier adapter trained and this run only passes on.
-        bare: parameters trained in place; those of a carried part are stored but stay frozen.
+        bare: parameters without a module that are stored with the adapter, trained or carried.
+        trains_bare: whether they are trained, in place.
         unread: parameters inside `whole` that no output depends on; they stay as they are.
         asked: the parts the recipe asks to train.
         rank: LoRA's rank.
@@ -64,13 +65,19 @@ class Placement:
     whole: tuple[str, ...]
     carried: tuple[str, ...]
     bare: tuple[str, ...]
+    trains_bare: bool
     unread: frozenset[str]
     asked: frozenset[PartName]
     rank: int
 
 
 def place(
-    model: PreTrainedModel, parts: Parts, section: AdapterSection, *, earlier: frozenset[PartName] = frozenset()
+    model: PreTrainedModel,
+    parts: Parts,
+    section: AdapterSection,
+    *,
+    earlier: frozenset[PartName] = frozenset(),
+    keep_bare: bool = False,
 ) -> Placement:
     """Resolve a recipe's adapter section on a model (the meta device is enough).
 
@@ -79,10 +86,12 @@ def place(
         parts: its parts.
         section: the recipe's section.
         earlier: parts that the adapter this run starts from holds whole.
+        keep_bare: leave bare parameters as they are: they do not switch with the adapter, as a reference must.
 
     Raises:
         ModelError: M030 when a target matches no linear layer; M031 when nothing at all would be trained; M034 when
-            experts are asked for that are not there, or with dropout.
+            experts are asked for that are not there, or with dropout; M036 when LoRA is asked for in a part that the
+            earlier adapter holds whole; M037, M038 when the tower cannot be trained as asked.
     """
     choices: dict[PartName, str] = {"connector": section.connector, "vision": section.vision}
     full = [part for part, choice in choices.items() if choice == "full" and parts.has(part)]
@@ -96,6 +105,19 @@ def place(
     asked: frozenset[PartName] = frozenset({*full, *(part for part, names in by_part.items() if names)}) | (
         {"language"} if experts else set()
     )
+    if (whole_before := earlier & by_part.keys()) and "language" not in whole_before:
+        (part,) = sorted(whole_before)[:1]
+        raise ModelError.one(
+            "M036",
+            f"adapter.start_from: that adapter holds the {part} whole, which LoRA in the {part} cannot continue",
+            help=f"set adapter.{part}=full to go on, or adapter.{part}=frozen to carry it along",
+        )
+    if "vision" in asked and parts.discrete:
+        raise ModelError.one(
+            "M037",
+            f"adapter.vision: the tower of {type(model).__name__} turns pictures into tokens, which no gradient passes",
+            help="set adapter.vision=frozen",
+        )
     if not asked:
         raise ModelError.one(
             "M031",
@@ -114,6 +136,7 @@ def place(
         whole=whole,
         carried=tuple(name for part in carried for name in whole_modules(model, parts, part)),
         bare=parts.bare if "connector" in {*full, *carried} else (),
+        trains_bare="connector" in full and not keep_bare,
         unread=unread(model, whole),
         asked=asked,
         rank=section.r,
@@ -175,7 +198,7 @@ def attach(model: PreTrainedModel, placement: Placement, section: AdapterSection
         raise ModelError.one("M033", f"PEFT cannot adapt {type(model).__name__}: {reason}", help=ANOTHER) from error
     _check_adapted(wrapped, placement)
     frozen = [f"{PEFT_PREFIX}{module}." for module in placement.carried]
-    trained = {f"{PEFT_PREFIX}{name}" for name in placement.bare if "connector" in placement.asked}
+    trained = {f"{PEFT_PREFIX}{name}" for name in placement.bare if placement.trains_bare}
     for name, parameter in wrapped.named_parameters():
         own = name.removeprefix(PEFT_PREFIX).replace(".modules_to_save.default.", ".")
         if own in placement.unread or any(name.startswith(module) for module in frozen):

@@ -74,12 +74,17 @@ OTHER = {
 
 @dataclass(frozen=True, slots=True)
 class Unsplit:
-    """Parts of a class that does not keep its language model in a module of its own."""
+    """Parts of a class that does not keep its language model in a module of its own.
+
+    Attributes:
+        discrete: pictures become tokens of the language model's vocabulary, which no gradient passes.
+    """
 
     why: str
     vision: tuple[str, ...]
     connector: tuple[str, ...]
     language: tuple[str, ...]
+    discrete: bool = False
 
 
 UNSPLIT = {
@@ -106,12 +111,14 @@ UNSPLIT = {
         vision=("model.vqmodel",),
         connector=(),
         language=("model.embed_tokens", "model.layers", "model.norm"),
+        discrete=True,
     ),
     "emu3": Unsplit(
         "pictures become tokens of the language model's own vocabulary, so there is no connector",
         vision=("model.vqmodel",),
         connector=(),
         language=("model.text_model",),
+        discrete=True,
     ),
     "t5gemma2": Unsplit(
         "tower and connector lie inside the text encoder",

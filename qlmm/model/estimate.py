@@ -92,7 +92,7 @@ def trained_sizes(model: PreTrainedModel, placement: Placement, part: PartName |
         if _wanted(placement, name, part):
             inside = model.get_submodule(name).named_parameters()
             sizes += [parameter.numel() for own, parameter in inside if f"{name}.{own}" not in placement.unread]
-    if "connector" in placement.asked and part in (None, "connector"):
+    if placement.trains_bare and part in (None, "connector"):
         sizes += [model.get_parameter(name).numel() for name in placement.bare]
     return sizes
 

@@ -11,7 +11,7 @@ Usage: ``parts = split(model); parts.of("model.vision_tower.embeddings.class_emb
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from torch import nn
@@ -36,6 +36,7 @@ class Parts:
 
     Attributes:
         bare: parameters of the connector that lie in no module of their own, such as LLaVA-NeXT's `image_newline`.
+        discrete: whether the tower turns pictures into tokens, which no gradient passes.
         other: what neither reads pictures nor text, such as an audio tower; it is never trained.
     """
 
@@ -45,6 +46,7 @@ class Parts:
     head: tuple[str, ...]
     bare: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
+    discrete: bool = False
 
     def modules(self, part: PartName) -> tuple[str, ...]:
         """Names of the modules that make up a part."""
@@ -86,7 +88,8 @@ def split(model: PreTrainedModel) -> Parts:
         ModelError: M010 when the model has no image encoder (text-only) or no separate language model.
     """
     if (known := UNSPLIT.get(model.config.model_type)) is not None:
-        return _completed(model, known.vision, known.language, known.connector)
+        parts = _completed(model, known.vision, known.language, known.connector)
+        return replace(parts, discrete=known.discrete)
     names = {id(module): name for name, module in model.named_modules()}
     encoder, decoder = model.get_encoder("image"), model.get_decoder()
     if encoder is model or id(encoder) not in names:
@@ -131,7 +134,7 @@ def _completed(
     inside = tuple(_inner_connectors(model, vision)) + tuple(_cross_attention(model, language))
     parts = Parts((*vision, *towers), (*connector, *between, *inside), language, heads, other=other)
     bare = tuple(name for name, _ in model.named_parameters() if not _placed(parts, name))
-    return Parts(parts.vision, parts.connector, parts.language, parts.head, bare, parts.other)
+    return replace(parts, bare=bare)
 
 
 def _placed(parts: Parts, name: str) -> bool:

@@ -70,6 +70,7 @@ def expert_targets(model: nn.Module, parts: Parts, section: AdapterSection) -> t
 def linear_targets(model: nn.Module, parts: Parts, part: PartName) -> list[str]:
     """Full names of the linear layers of a part that LoRA can go into."""
     skipped = {*parts.head, *routers(model, parts), *_read_directly(model)}
+    skipped |= {name.removesuffix(".weight") for name in unread(model, parts.modules(part))}
     names = [name for module in parts.modules(part) for name in linear_names(model, module)]
     return [
         name
@@ -142,6 +143,12 @@ def _copyable(model: nn.Module, name: str, others: list[str]) -> Iterator[str]:
     if not holds_another and not isinstance(module, nn.ModuleList | nn.ModuleDict):
         yield name
         return
+    if next(module.parameters(recurse=False), None) is not None:
+        raise ModelError.one(
+            "M038",
+            f"{name} has weights of its own beside a module of another part: it cannot be trained whole without it",
+            help="set adapter.vision=lora",
+        )
     for child, inner in module.named_children():
         if f"{name}.{child}" not in others and next(inner.parameters(), None) is not None:
             yield from _copyable(model, f"{name}.{child}", others)

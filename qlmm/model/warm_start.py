@@ -67,7 +67,7 @@ class Earlier:
         whole = {name: shape for name, shape in found.items() if ".lora_" not in name}
         expected = {
             f"{PEFT_PREFIX}{name}": tuple(value.shape)
-            for name, value in model.named_parameters()
+            for name, value in model.state_dict().items()
             if parts.of(name) in self.whole
         }
         for name in sorted(expected.keys() | whole.keys()):

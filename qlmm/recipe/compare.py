@@ -38,7 +38,7 @@ data.max_tiles data.max_frames
 training.epochs training.steps training.batch_size training.accumulation training.learning_rate
 training.connector_learning_rate training.vision_learning_rate training.schedule training.warmup training.optimizer
 training.weight_decay training.precision training.seed training.extra
-evaluation.sources evaluation.held_out evaluation.rows evaluation.answers evaluation.max_new_tokens
+evaluation.sources evaluation.rows evaluation.answers evaluation.max_new_tokens
 """
 
 _NEVER = """
@@ -46,7 +46,7 @@ version
 base.model base.vision base.language base.connector.kind base.vision_layer base.chat_template base.quantize
 adapter.variant adapter.language adapter.connector adapter.vision adapter.r adapter.alpha adapter.targets
 adapter.start_from
-training.objective
+training.objective training.losses
 """
 
 CLASSES: Mapping[str, ChangeClass] = {
@@ -99,9 +99,9 @@ def refuse(changes: Sequence[Change], run_dir: str) -> None:
 
 
 def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
-    """Leaf values by path; what has no key of its own in the schema (extra, targets, trackers) stays whole."""
+    """Leaf values by path; what has no key of its own in the schema (extra, losses, targets, trackers) stays whole."""
     name = as_text(path)
-    if isinstance(value, dict) and name != "training.extra":
+    if isinstance(value, dict) and name not in ("training.extra", "training.losses"):
         for key, inner in value.items():
             yield from _leaves(inner, (*path, key))
     elif isinstance(value, tuple | list) and name == "data.sources":

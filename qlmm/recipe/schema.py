@@ -186,7 +186,15 @@ class DataSection(Section):
 class TrainingSection(Section):
     """How the parts are trained."""
 
-    objective: Literal["sft"] = Field("sft", description="Name of a file in qlmm/training/trainers.")
+    objective: Literal["sft", "dpo"] = Field(
+        "sft",
+        description="Name of a file in qlmm/training/trainers: sft learns answers, dpo learns which of two is better.",
+    )
+    losses: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="Objective dpo: TRL's losses by name, each with its weight (MPO: sigmoid 0.8, bco_pair 0.2, sft "
+        "1.0); unset: sigmoid. Their parameters (beta, label_smoothing …) go to `extra`.",
+    )
     epochs: PositiveFloat = Field(1.0, description="Passes over the mixture; ignored when `steps` is set.")
     steps: PositiveInt | None = Field(None, description="Optimiser steps.")
     batch_size: PositiveInt = Field(4, description="Rows per device and forward pass.")
@@ -235,11 +243,10 @@ class EvaluationSection(Section):
     """Held-out rows, for the curve, the proof and the report."""
 
     sources: tuple[Source, ...] = Field(
-        (), description="Held-out rows; unset: `held_out` rows are set aside from data.sources."
+        (), description="Held-out rows; unset: `rows` rows are set aside from data.sources."
     )
-    held_out: PositiveInt = Field(32, description="Rows set aside from data.sources when `sources` is not given.")
     every: PositiveInt = Field(100, description="Steps between evaluations.")
-    rows: PositiveInt = Field(64, description="Most held-out rows whose loss is measured.")
+    rows: PositiveInt = Field(64, description="Most held-out rows that are measured.")
     answers: Annotated[int, Field(ge=0)] = Field(
         8, description="Held-out pictures answered before and after training, for the report."
     )

@@ -22,6 +22,7 @@ __all__ = [
     "PlanFacts",
     "Promise",
     "Proof",
+    "ReferenceProof",
     "ReloadProof",
     "TokenFacts",
     "from_json",
@@ -132,6 +133,21 @@ class PartProof:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceProof:
+    """The reference of a preference objective.
+
+    Attributes:
+        drift: largest absolute change of one of its weights over the run.
+        first_loss: the loss before the first step, where policy and reference are one; None for a continued run.
+        expected: what it must be then (ln 2 for the sigmoid loss); None for losses that have no such value.
+    """
+
+    drift: float
+    first_loss: float | None
+    expected: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class PictureProof:
     """Held-out loss, in nats per supervised token, with the right picture, with another row's, and with none."""
 
@@ -178,6 +194,7 @@ class Proof:
     after: PictureProof | None
     empty_masks: int
     reload: ReloadProof | None
+    reference: ReferenceProof | None = None
     promises: tuple[Promise, ...] = field(default=())
 
     __pydantic_config__: ClassVar[ConfigDict] = IN_JSON

@@ -69,22 +69,30 @@ class Start:
     asked: frozenset[PartName]
     frozen: dict[str, str]
     trained: dict[str, torch.Tensor]
+    bare: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: nn.Module, parts: Parts, asked: frozenset[PartName]) -> Start:
-        """Take the fingerprint of a model that is about to be trained; costs one pass over its weights."""
+    def of(cls, model: nn.Module, parts: Parts, asked: frozenset[PartName], bare: tuple[str, ...] = ()) -> Start:
+        """Take the fingerprint of a model that is about to be trained; costs one pass over its weights.
+
+        Args:
+            model: base and adapter.
+            parts: the base's parts.
+            asked: parts that are to be trained.
+            bare: parameters of the base that the adapter holds too, by their names in `model`.
+        """
         frozen = {name: digest(tensor) for name, tensor in frozen_tensors(model)}
         trained = {
             name: parameter.detach().to("cpu", torch.float32, copy=True)
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
-        return cls(parts, asked, frozen, trained)
+        return cls(parts, asked, frozen, trained, bare)
 
     @property
     def base_sha256(self) -> str:
         """One hash over the base's tensors: equal for every model built on the same base in the same form."""
-        return _summary(self.frozen)
+        return _summary({name: value for name, value in self.frozen.items() if name not in self.bare})
 
     def compare(self, model: nn.Module, grad_norms: Mapping[str, float]) -> tuple[PartProof, ...]:
         """What became of each part.

@@ -21,7 +21,7 @@ from qlmm.core.events import Evaluated, Listener, Saved, StepDone
 from qlmm.training.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from qlmm.training.trainers.sft import SftTrainer
+    from qlmm.training.parts_trainer import PartsTrainer
 
 __all__ = ["Monitor", "peak_memory_bytes"]
 
@@ -37,13 +37,13 @@ class Monitor(TrainerCallback):
 
     def __init__(self, run: RunDir, listener: Listener, *, keep: int, every: int, evaluate: Evaluate | None) -> None:
         self._run, self._listener, self._keep, self._every, self._evaluate = run, listener, keep, every, evaluate
-        self._trainer: SftTrainer | None = None
+        self._trainer: PartsTrainer | None = None
         self._since = (time.monotonic(), 0.0)
         self._first: tuple[float, int] | None = None
         self._rates: dict[str, float] = {}
         self.stopped_by: int | None = None
 
-    def watch(self, trainer: SftTrainer) -> None:
+    def watch(self, trainer: PartsTrainer) -> None:
         """Name the trainer whose gradient norms are reported."""
         self._trainer = trainer
 

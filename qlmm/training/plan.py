@@ -27,23 +27,23 @@ from qlmm.data.encode import Encoder, Fitted, Lengths
 from qlmm.data.images import BadImage, decode
 from qlmm.data.load import Bad, Loaded, load_samples
 from qlmm.data.mixture import Mixture, MixtureSampler
-from qlmm.data.sample import Sample
+from qlmm.data.sample import Example, Kind, Preference, Sample
 from qlmm.model import builtin
 from qlmm.model.adapters import Placement, check_variant, place
 from qlmm.model.base import Blueprint, blueprint, load_processor
 from qlmm.model.encoder import make_encoder
 from qlmm.model.estimate import Load, estimate, trained_parameters, trained_sizes
-from qlmm.model.losses import needs_pictures
+from qlmm.model.losses import has_backbone, needs_pictures
 from qlmm.model.parts import PART_NAMES, PartName
 from qlmm.model.precision import Precision, choose
 from qlmm.model.quantise import check_experts
 from qlmm.model.warm_start import Earlier
 from qlmm.recipe.schema import Recipe, Source
-from qlmm.training.arguments import sft_config
+from qlmm.training.arguments import trainer_config
 from qlmm.training.facts import PartFacts, PlanFacts, TokenFacts
 from qlmm.training.split import set_aside
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "measured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Plan:
     """A run that can start: what will be loaded, learned and measured.
 
     Attributes:
-        train: rows to learn from, all of them within `data.max_length`.
-        held_out: rows to measure on.
+        train: rows to learn from, all of them within `data.max_length`; pairs for a preference objective.
+        held_out: rows to measure on; of pairs, their chosen sides.
         needs_pictures: whether every row must have a picture.
         mixture: what an epoch is made of.
         bad: rows that were left out, with the reason.
@@ -66,7 +66,7 @@ class Plan:
     earlier: Earlier | None
     processor: ProcessorMixin
     encoder: Encoder
-    train: tuple[Sample, ...]
+    train: tuple[Example, ...]
     held_out: tuple[Sample, ...]
     needs_pictures: bool
     mixture: Mixture
@@ -87,12 +87,19 @@ def make_plan(recipe: Recipe) -> Plan:
     precision = choose(recipe.training.device, recipe.training.precision)
     check_variant(recipe.adapter, recipe.base.quantize)
     _check_trackers(recipe)
-    sft_config(recipe.training, recipe.output, precision, steps=1)
+    trainer_config(recipe.training, recipe.output, precision, steps=1)
     shape = blueprint(recipe.base)
+    _check_objective(recipe, shape)
     check_experts(shape.model, shape.parts, recipe.base.quantize)
     start = recipe.adapter.start_from
     earlier = Earlier.read(Path(start), shape.parts) if start is not None else None
-    placement = place(shape.model, shape.parts, recipe.adapter, earlier=earlier.whole if earlier else frozenset())
+    placement = place(
+        shape.model,
+        shape.parts,
+        recipe.adapter,
+        earlier=earlier.whole if earlier else frozenset(),
+        keep_bare=recipe.training.objective != "sft",
+    )
     if earlier is not None:
         earlier.check_fits(shape.model, shape.parts, placement)
     processor = load_processor(recipe.base)
@@ -124,8 +131,8 @@ def make_plan(recipe: Recipe) -> Plan:
 @dataclass(frozen=True, slots=True)
 class _Rows:
     encoder: Encoder
-    loaded: Loaded
-    train: Fitted
+    loaded: Loaded[Example]
+    train: Fitted[Example]
     held_out: tuple[Sample, ...]
     mixture: Mixture
 
@@ -149,9 +156,9 @@ def _rows(recipe: Recipe, encoder: Encoder) -> _Rows:
     loaded = _load(recipe, data.sources)
     learn = list(range(len(loaded.samples)))
     if evaluation.sources:
-        others: Sequence[Sample] = _load(recipe, evaluation.sources).samples
+        others: Sequence[Example] = _load(recipe, evaluation.sources).samples
     else:
-        learn, aside = set_aside(loaded.samples, evaluation.held_out, seed=recipe.training.seed)
+        learn, aside = set_aside(loaded.samples, evaluation.rows, seed=recipe.training.seed)
         others = [loaded.samples[row] for row in aside]
     fitted = encoder.fit([loaded.samples[row] for row in learn])
     if not fitted.samples:
@@ -163,17 +170,24 @@ def _rows(recipe: Recipe, encoder: Encoder) -> _Rows:
             else "no row is left to learn from",
             help="raise data.max_length, or set data.overlong=shorten",
         )
-    held_out = encoder.fit(others).samples[: evaluation.rows]
+    held_out = tuple(measured(row) for row in encoder.fit(others).samples[: evaluation.rows])
     sources = [loaded.source[learn[place]] for place in fitted.kept]
     weights = [source.weight for source in data.sources]
     mixture = Mixture.of(fitted.samples, sources, weights, text_ratio=data.text_ratio)
     return _Rows(encoder, loaded, fitted, held_out, mixture)
 
 
-def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded:
+def measured(row: Example) -> Sample:
+    """What of a row is measured and asked: of a pair, its chosen side."""
+    return row.side("chosen") if isinstance(row, Preference) else row
+
+
+def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded[Example]:
     data = recipe.data
+    kind: Kind | None = "conversation" if recipe.training.objective == "sft" else "preference"
     return load_samples(
         sources,
+        kind=kind,
         max_bad_rows=data.max_bad_rows,
         resolve=builtin.path,
         max_frames=data.max_frames,
@@ -268,6 +282,21 @@ def _warnings(rows: _Rows) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _check_objective(recipe: Recipe, shape: Blueprint) -> None:
+    """Refuse a preference objective on a class whose log-probabilities TRL cannot take.
+
+    Raises:
+        UsageError: T005.
+    """
+    if recipe.training.objective != "sft" and not has_backbone(shape.model):
+        raise UsageError.one(
+            "T005",
+            f"training.objective: {recipe.training.objective} needs a backbone with a head on top, and "
+            f"{type(shape.model).__name__} has none",
+            help="choose another base, or objective sft",
+        )
+
+
 def _check_trackers(recipe: Recipe) -> None:
     """Refuse a tracker whose package is missing, which the trainer would only find out once the run had started.
 
@@ -285,7 +314,7 @@ def _check_kinds_of_rows(recipe: Recipe, rows: _Rows, *, needs: bool) -> None:
     """Refuse rows that this base cannot be given, before anything is loaded.
 
     Raises:
-        DataError: D042 for a row without a picture.
+        DataError: D042 for a row without a picture, D043 for batches that would hold both kinds of rows.
     """
     bare = next((sample for sample in (*rows.train.samples, *rows.held_out) if not sample.images), None)
     if needs and bare is not None:
@@ -295,6 +324,14 @@ def _check_kinds_of_rows(recipe: Recipe, rows: _Rows, *, needs: bool) -> None:
             f"this row has no picture, and {_named(recipe)} cannot do without",
             where=where,
             help="leave rows without a picture out, or choose another base",
+        )
+    training, shown = recipe.training, any(sample.images for sample in rows.train.samples)
+    if bare is not None and shown and not rows.encoder.takes_both and training.batch_size > 1:
+        kind, rows_a_step = type(rows.encoder.processor).__name__, training.batch_size * training.accumulation
+        raise DataError.one(
+            "D043",
+            f"{kind} takes no batch that mixes rows with and without a picture",
+            help=f"set training.batch_size=1 training.accumulation={rows_a_step}",
         )
 
 

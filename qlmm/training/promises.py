@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qlmm.training.facts import PartProof, PictureProof, Promise, Proof, ReloadProof
+from qlmm.training.facts import PartProof, PictureProof, Promise, Proof, ReferenceProof, ReloadProof
 
 __all__ = ["judge"]
 
 # LoRA's first matrix has no gradient until its second one has moved, which a warm-up from zero delays further;
 # with fewer steps than this a tensor that stands still proves nothing.
 _STEPS_TO_MOVE_ALL = 5
+# Policy and reference run in two passes; under bf16 these may round differently.
+_FIRST_LOSS_TOLERANCE = 1e-3
 
 
 def judge(
@@ -23,11 +25,12 @@ def judge(
     after: PictureProof | None,
     empty_masks: int,
     reload: ReloadProof | None,
+    reference: ReferenceProof | None = None,
     steps: int,
 ) -> Proof:
     """The run proof with every promise decided."""
-    promises = [*_trained(parts, steps), *_frozen(parts), _masks(empty_masks), *_reload(reload)]
-    return Proof(parts, before, after, empty_masks, reload, tuple(promises))
+    promises = [*_trained(parts, steps), *_frozen(parts), _masks(empty_masks), *_reference(reference), *_reload(reload)]
+    return Proof(parts, before, after, empty_masks, reload, reference, tuple(promises))
 
 
 def _trained(parts: tuple[PartProof, ...], steps: int) -> Iterator[Promise]:
@@ -62,6 +65,16 @@ def _frozen(parts: tuple[PartProof, ...]) -> Iterator[Promise]:
 
 def _masks(empty: int) -> Promise:
     return Promise("every trained row has something to learn", empty == 0, f"{empty} rows with an empty mask")
+
+
+def _reference(reference: ReferenceProof | None) -> Iterator[Promise]:
+    if reference is None:
+        return
+    yield Promise("the reference stayed what it was", reference.drift == 0, f"largest change {reference.drift:.2g}")
+    if reference.first_loss is not None and reference.expected is not None:
+        off = abs(reference.first_loss - reference.expected)
+        detail = f"first loss {reference.first_loss:.6f}, expected {reference.expected:.6f}"
+        yield Promise("training began at the reference", off <= _FIRST_LOSS_TOLERANCE, detail)
 
 
 def _reload(reload: ReloadProof | None) -> Iterator[Promise]:

@@ -6,7 +6,9 @@ Usage: ``model, start = build(plan); stopped_by = train(plan, run, model, listen
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
@@ -14,16 +16,31 @@ from safetensors.torch import load_file
 
 from qlmm.core.errors import RunError
 from qlmm.core.events import Listener
-from qlmm.model.adapters import ADAPTER_WEIGHTS, attach, to_fp32
+from qlmm.core.naming import load
+from qlmm.model.adapters import ADAPTER_WEIGHTS, PEFT_PREFIX, attach, to_fp32
 from qlmm.model.base import load_model
 from qlmm.model.pixels import agree
 from qlmm.training.fingerprint import Start
 from qlmm.training.monitor import Monitor
 from qlmm.training.plan import Plan
 from qlmm.training.run_dir import RunDir
-from qlmm.training.trainers.sft import SftTrainer
 
-__all__ = ["build", "train"]
+__all__ = ["Ended", "build", "train", "trainer_of"]
+
+TRAINERS = "qlmm.training.trainers"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How training ended.
+
+    Attributes:
+        signal: what ended it early, or None when all steps were taken.
+        drift: how far the reference of a preference objective moved; None without one, or when no step was taken.
+    """
+
+    signal: int | None
+    drift: float | None
 
 
 def build(plan: Plan) -> tuple[PeftModel, Start]:
@@ -38,7 +55,13 @@ def build(plan: Plan) -> tuple[PeftModel, Start]:
     if plan.earlier is not None:
         plan.earlier.fill(model)
         to_fp32(model)
-    return model, Start.of(model, plan.placement.parts, plan.placement.asked)
+    bare = tuple(f"{PEFT_PREFIX}{name}" for name in plan.placement.bare)
+    return model, Start.of(model, plan.placement.parts, plan.placement.asked, bare)
+
+
+def trainer_of(objective: str) -> Any:
+    """The trainer of an objective: what its file in `qlmm/training/trainers` exposes."""
+    return load(TRAINERS, objective, "TRAINER")
 
 
 def train(
@@ -49,7 +72,7 @@ def train(
     *,
     evaluate: Callable[[], dict[str, float]] | None,
     resume: Path | None,
-) -> int | None:
+) -> Ended:
     """Train to the last step, or to a signal.
 
     Args:
@@ -61,7 +84,7 @@ def train(
         resume: the sealed checkpoint to go on from.
 
     Returns:
-        The signal that ended training early, or None when all steps were taken.
+        How it ended.
 
     Raises:
         RunError: G001, G002 when a loss or gradient is not finite; G003 when the GPU is out of memory.
@@ -70,9 +93,9 @@ def train(
     if resume is not None and run.step_of(resume) >= plan.facts.steps:
         # The trainer looks at its step count only after a step: resumed at the end, it would take one too many.
         set_peft_model_state_dict(model, load_file(str(resume / ADAPTER_WEIGHTS)))
-        return None
+        return Ended(None, None)
     monitor = Monitor(run, listener, keep=recipe.training.keep, every=recipe.evaluation.every, evaluate=evaluate)
-    trainer = SftTrainer(model, plan, callbacks=[monitor])
+    trainer = trainer_of(recipe.training.objective)(model, plan, callbacks=[monitor])
     monitor.watch(trainer)
     try:
         with monitor.signals():
@@ -84,4 +107,4 @@ def train(
             help="lower training.batch_size and raise training.accumulation by as much, lower data.max_length, "
             "or set training.optimizer=paged_adamw_8bit",
         ) from error
-    return monitor.stopped_by
+    return Ended(monitor.stopped_by, trainer.finish())

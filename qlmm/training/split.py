@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from qlmm.data.sample import ImageRef, Sample
+from qlmm.data.sample import Example, ImageRef
 
 __all__ = ["set_aside"]
 
@@ -16,7 +16,7 @@ __all__ = ["set_aside"]
 _LARGEST_SHARE = 0.2
 
 
-def set_aside(samples: Sequence[Sample], wanted: int, *, seed: int) -> tuple[list[int], list[int]]:
+def set_aside(samples: Sequence[Example], wanted: int, *, seed: int) -> tuple[list[int], list[int]]:
     """Row numbers to learn from and row numbers held out, both in order.
 
     Rows that share a picture stay together: a picture seen in training would be no test.
@@ -34,7 +34,7 @@ def set_aside(samples: Sequence[Sample], wanted: int, *, seed: int) -> tuple[lis
     return [row for row in range(len(samples)) if row not in chosen], sorted(held)
 
 
-def _groups(samples: Sequence[Sample]) -> list[list[int]]:
+def _groups(samples: Sequence[Example]) -> list[list[int]]:
     """Rows that are connected by a shared picture, directly or through other rows."""
     leader = list(range(len(samples)))
 

@@ -41,6 +41,7 @@ def rows(folder: Path, *more: Any) -> Path:
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import qlmm.model.base
+    import qlmm.model.encoder
 
     monkeypatch.setattr(qlmm.model.base, "load_processor", lambda base: tiny_processor(base.chat_template))
     monkeypatch.setattr(qlmm.model.encoder, "answers_in_decoder", lambda base: False)
@@ -176,3 +177,64 @@ def test_checking_a_file_needs_neither_torch_nor_a_terminal_that_knows_unicode(t
     assert done.returncode == 2, done.stderr
     assert "no `conversations`; the row has `? ?`" in done.stdout
     assert done.stderr == ""
+
+
+PAIR = {"question": "What?", "chosen": "A cat.", "rejected": "A dog on a mat.", "image": "cat.png"}
+
+
+def pairs(folder: Path, *more: Any) -> Path:
+    path = rows(folder)
+    path.write_text("".join(json.dumps(one) + "\n" for one in [PAIR, *more]))
+    return path
+
+
+def test_preferences_are_found_and_counted_and_their_problems_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(str(pairs(tmp_path)))
+    said = capsys.readouterr().out
+    assert "(rlaif_v): 1 rows, 1 usable, 0 bad" in said
+    assert "pairs: 1, each with a chosen and a rejected answer" in said
+    path = pairs(tmp_path, {**PAIR, "rejected": "A cat. "}, {**PAIR, "chosen": ""}, {"question": "Q"}, PAIR)
+    with pytest.raises(typer.Exit):
+        check(str(path))
+    said = capsys.readouterr().out
+    assert all(f"--> {path}:{line}" in said for line in (2, 3, 4))
+    assert "the chosen and the rejected answer are the same" in said
+    assert "the chosen answer is empty" in said
+    assert "no `chosen`; the row has `question`" in said
+    assert "pairs: 2," in said
+    assert "repeated: 1 rows" in said
+    assert said.endswith("3 problems\n")
+
+
+def test_a_recipe_for_conversations_refuses_preferences(recipe: Path, tmp_path: Path) -> None:
+    pairs(tmp_path)
+    for command in (check, show):
+        with pytest.raises(DataError, match=r"training\.objective: dpo"):
+            command(str(recipe))
+
+
+def test_a_preference_is_shown_with_its_prompt_once(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    pairs(tmp_path)
+    show(str(recipe), ["training.objective=dpo"])
+    said = capsys.readouterr().out
+    assert "picture cat.png: 40 x 30, 4 tokens" in said
+    assert re.search(
+        r"tokens, chosen: \d+ \(4 visual, \d+ learned\)\ntokens, rejected: \d+ \(4 visual, \d+ learned\)", said
+    )
+    assert said.endswith(
+        "<s>\nHuman: <image>×4\nHuman: What?\nAI: \n\nchosen:\n⟦A cat.</s>⟧\n\nrejected:\n⟦A dog on a mat.</s>⟧\n"
+    )
+
+
+def test_tokens_of_preferences_are_counted(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs(tmp_path)
+    check(str(recipe), ["training.objective=dpo"])
+    assert "tokens per row: median" in capsys.readouterr().out
+    check(str(recipe), ["training.objective=dpo", "data.max_length=10"])
+    assert "rows.jsonl:1: chosen answer: 4 visual + " in capsys.readouterr().out

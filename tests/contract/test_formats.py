@@ -13,6 +13,7 @@ from qlmm.data.contract import BadRow, Format
 from qlmm.data.load import format_names, load_format
 from qlmm.data.paths import ImageRoot
 from qlmm.data.sample import ImageRef, Turn
+from tests.contract import preference_rows
 
 NAMES = format_names()
 
@@ -228,6 +229,8 @@ BAD: dict[str, list[tuple[Mapping[str, Any], str]]] = {
         ({"image": "/etc/passwd", "text": "A"}, "is absolute"),
     ],
 }
+GOLDEN |= preference_rows.GOLDEN
+BAD |= preference_rows.BAD
 
 
 def test_every_format_file_is_covered() -> None:
@@ -240,7 +243,7 @@ def test_the_example_reads_and_is_claimed_by_its_own_format_alone(name: str, ima
     assert isinstance(form, Format)
     assert form.doc
     assert form.read(form.example, images)[-1].role == "assistant"
-    assert [other for other in NAMES if load_format(other).detect(form.example)] == [name]
+    assert [other for other in NAMES if load_format(other).claims(form.example)] == [name]
 
 
 @pytest.mark.parametrize(("name", "row", "turns"), [(n, r, t) for n, rows in GOLDEN.items() for r, t in rows])
@@ -248,7 +251,7 @@ def test_golden_rows_give_golden_turns(
     name: str, row: Mapping[str, Any], turns: list[tuple[Any, ...]], images: ImageRoot
 ) -> None:
     assert told(load_format(name).read(row, images)) == turns
-    assert [other for other in NAMES if load_format(other).detect(row)] == [name]
+    assert [other for other in NAMES if load_format(other).claims(row)] == [name]
 
 
 @pytest.mark.parametrize(("name", "row", "reason"), [(n, r, why) for n, rows in BAD.items() for r, why in rows])
@@ -264,9 +267,9 @@ def test_bad_rows_say_why_and_show_a_correct_one(
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_of_hugging_face_data_sets_are_taken_encoded(name: str, images: ImageRoot) -> None:
     form, drawn = load_format(name), Image.new("CMYK", (4, 6))
-    column = "images" if name == "messages" else "image"
+    column = "images" if "images" in form.example else "image"
     for value in (drawn, {"bytes": b"encoded", "path": None}, {"bytes": b"encoded", "path": "/elsewhere.png"}):
-        turns = form.read({**form.example, column: [value] if name in ("messages", "owl") else value}, images)
+        turns = form.read({**form.example, column: [value] if column == "images" or name == "owl" else value}, images)
         (ref,) = (part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
         assert ref.path is None
         assert ref.data

@@ -35,7 +35,7 @@ training:
 output:
   dir: run
 evaluation:
-  held_out: 2
+  rows: 2
 """
 ASSEMBLED = "base={vision: clip, language: llama, connector: {kind: mlp}, chat_template: vicuna, quantize: none}"
 ROWS = 12

@@ -11,10 +11,16 @@ import torch
 from transformers import Blip2Config, T5Config
 
 from qlmm.api import finetune, load
-from qlmm.core.errors import DataError
+from qlmm.core.errors import DataError, ModelError
+from qlmm.data.sample import Sample
 from qlmm.evaluation.answers import answer
+from qlmm.model.losses import token_losses
 from qlmm.recipe.load import LoadedRecipe, parse_recipe
+from qlmm.training.plan import make_plan, measured
+from qlmm.training.run import build
+from qlmm.training.trainers.sft import SftTrainer
 from tests.families.build import Family, family, save
+from tests.families.videos import videos_stood_in
 from tests.runs import RECIPE, picture_row, text_row
 
 TEMPLATES = {"paligemma": "paligemma", "blip-2": "blip2", "blip-2-t5": "blip2", "instructblip": "blip2"}
@@ -71,10 +77,8 @@ def test_a_native_base_is_trained_proven_and_answers(tmp_path: Path, name: str) 
     assert isinstance(answer(loaded.model, loaded.encoder, row, 4), str)
 
 
-def _rows(folder: Path, name: str):  # type: ignore[no-untyped-def]  # samples of the recipe
-    from qlmm.training.plan import make_plan
-
-    return make_plan(recipe(folder, name).recipe).train
+def _rows(folder: Path, name: str) -> list[Sample]:
+    return [measured(row) for row in make_plan(recipe(folder, name).recipe).train]
 
 
 def test_lora_in_all_three_parts_needs_no_whole_module(tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def test_a_row_without_a_picture_is_refused_where_the_base_cannot_do_without(tmp
 
 
 def test_rows_with_and_without_a_picture_share_batches_in_a_cross_attention_model(tmp_path: Path) -> None:
-    asked = recipe(tmp_path, "mllama", "evaluation.held_out=4")
+    asked = recipe(tmp_path, "mllama", "evaluation.rows=4")
     with (tmp_path / "rows.jsonl").open("a", encoding="utf-8") as file:
         file.write("\n" + "\n".join(json.dumps(text_row(number)) for number in range(6)))
     outcome = finetune(asked)
@@ -113,3 +117,68 @@ def test_logits_of_a_frozen_tower_with_batch_norm_stay(tmp_path: Path) -> None:
     assert outcome.proof is not None
     assert all(part.frozen_identical for part in outcome.proof.parts)
     assert torch.isfinite(torch.tensor(outcome.proof.after.right if outcome.proof.after else 0.0))
+
+
+@pytest.mark.parametrize("name", ["llava_next", "florence2"])
+def test_stage_two_carries_a_connector_with_bare_parameters_and_buffers(tmp_path: Path, name: str) -> None:
+    template = ("base.chat_template=blip2",) if name == "florence2" else ()
+    first = finetune(recipe(tmp_path, name, *template))
+    assert first.proof is not None
+    assert first.proof.holds, first.proof.promises
+    later = (f"adapter.start_from={first.adapter}", "adapter.connector=frozen", f"output.dir={tmp_path}/second")
+    second = finetune(recipe(tmp_path, name, *template, *later))
+    assert second.proof is not None
+    assert second.proof.holds, second.proof.promises
+    assert {part.part for part in second.proof.parts if part.trained_tensors} == {"language"}
+
+
+def test_lora_cannot_continue_a_connector_that_was_trained_whole(tmp_path: Path) -> None:
+    first = finetune(recipe(tmp_path, "llava_next"))
+    later = (f"adapter.start_from={first.adapter}", "adapter.connector=lora", f"output.dir={tmp_path}/second")
+    with pytest.raises(ModelError, match="M036"):
+        finetune(recipe(tmp_path, "llava_next", *later))
+    assert not (tmp_path / "second").exists()
+
+
+def test_lora_in_a_query_transformer_leaves_out_what_nothing_reads(tmp_path: Path) -> None:
+    outcome = finetune(recipe(tmp_path, "instructblip", "adapter.connector=lora"))
+    assert outcome.proof is not None
+    assert outcome.proof.holds, outcome.proof.promises
+
+
+def test_a_tower_that_gives_tokens_cannot_be_trained(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="M037"):
+        finetune(recipe(tmp_path, "emu3", "adapter.vision=lora"))
+
+
+def test_batches_of_both_kinds_are_refused_where_the_processor_takes_none(tmp_path: Path) -> None:
+    asked = recipe(tmp_path, "florence2", "base.chat_template=blip2")
+    with (tmp_path / "rows.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n" + "\n".join(json.dumps(text_row(number)) for number in range(4)))
+    with pytest.raises(DataError, match="D043"):
+        finetune(asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_question_that_is_a_picture_alone_is_measured_without_it(tmp_path: Path) -> None:
+    asked = recipe(tmp_path, "idefics3")
+    rows = [picture_row(tmp_path, number) for number in range(12)]
+    for row in rows:
+        row["messages"][0]["content"] = "<image>"  # type: ignore[index]  # a list of turns
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    outcome = finetune(asked)
+    assert outcome.proof is not None
+    assert outcome.proof.holds, outcome.proof.promises
+
+
+def test_the_loss_that_is_trained_is_the_loss_that_is_measured(tmp_path: Path) -> None:
+    """Aya Vision's own forward does not scale its logits, TRL's head would."""
+    with videos_stood_in():
+        plan = make_plan(recipe(tmp_path, "aya_vision", "data.max_length=4000").recipe)
+        model, _ = build(plan)
+        trainer = SftTrainer(model, plan, callbacks=[])
+    batch = plan.encoder.batch([measured(row) for row in plan.train[:2]])
+    labels = batch["labels"]
+    model.eval()
+    expected = token_losses(model, {name: value for name, value in batch.items() if name != "labels"}, labels).mean()
+    assert float(trainer.compute_loss(model, dict(batch))) == pytest.approx(float(expected), rel=1e-4)

@@ -140,7 +140,7 @@ def test_an_epoch_smaller_than_the_data_is_trained_to_its_end(tmp_path: Path) ->
     rows = (tmp_path / "rows.jsonl").read_text().splitlines()
     texts = [row for row in rows if '"images"' not in row]
     (tmp_path / "rows.jsonl").write_text("\n".join([*rows[:10], *texts * 10]))
-    changes = ("data.text_ratio=0.5", "training.epochs=2", "training.save_every=100", "evaluation.held_out=2")
+    changes = ("data.text_ratio=0.5", "training.epochs=2", "training.save_every=100", "evaluation.rows=2")
     text = run.recipe(*changes).text.replace("  steps: 8\n", "")
     assert finetune(parse_recipe(text, "tiny.yaml", list(changes))).status == "finished"
 

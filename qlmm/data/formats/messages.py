@@ -17,7 +17,7 @@ from qlmm.data.contract import BadRow, Format, present
 from qlmm.data.paths import ImageRoot
 from qlmm.data.sample import ImageRef, Part, Role, Turn
 
-__all__ = ["FORMAT"]
+__all__ = ["FORMAT", "list_of", "read_messages"]
 
 Shown = tuple[ImageRef, ...]
 ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system"}
@@ -47,12 +47,21 @@ class _Column:
 
 
 def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+    return read_messages(_entries(row), row, images)
+
+
+def read_messages(entries: Sequence[Any], row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+    """Messages as turns, with the pictures and videos that their row names.
+
+    Raises:
+        BadRow: when one is no message, or the row's pictures or videos are not those the messages show.
+    """
     pictures = [*images.refs(row.get("image")), *images.refs(row.get("images"))]
     columns = {
         "video": _Column("video", "videos", images.videos(row.get("videos"))),
         "image": _Column("image", "pictures", [(picture,) for picture in pictures]),
     }
-    turns = [_turn(entry, number, images, columns) for number, entry in enumerate(_entries(row), 1)]
+    turns = [_turn(entry, number, images, columns) for number, entry in enumerate(entries, 1)]
     for column in columns.values():
         turns = _placed(turns, column)
     return turns
@@ -61,14 +70,19 @@ def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
 def _entries(row: Mapping[str, Any]) -> Sequence[Any]:
     """The messages of a row, whichever columns hold them."""
     if present(row, "messages"):
-        return _list_of(row["messages"], "messages", "user")
+        return list_of(row["messages"], "messages", "user")
     if not present(row, "completion"):
         raise BadRow("`prompt` without `completion`: the row has no answer")
-    prompt = _list_of(row["prompt"], "prompt", "user")
-    return [*prompt, *_list_of(row["completion"], "completion", "assistant")]
+    prompt = list_of(row["prompt"], "prompt", "user")
+    return [*prompt, *list_of(row["completion"], "completion", "assistant")]
 
 
-def _list_of(value: Any, key: str, role: Role) -> Sequence[Any]:
+def list_of(value: Any, key: str, role: Role) -> Sequence[Any]:
+    """A column's messages; text is one message of the role, but for the column that holds whole conversations.
+
+    Raises:
+        BadRow: when it is neither.
+    """
     if isinstance(value, str) and key != "messages":
         return [{"role": role, "content": value}]
     if not isinstance(value, (list, tuple)):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from qlmm.core.errors import DataError, UsageError
 from qlmm.data.load import Loaded, load_samples
+from qlmm.data.sample import ImageRef, Preference
 from qlmm.recipe.schema import Source
 
 
@@ -33,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(*sources: Source, **settings: Any) -> Loaded:
+def load(*sources: Source, **settings: Any) -> Loaded[Any]:
     return load_samples(sources, **settings)
 
 
@@ -121,6 +122,62 @@ def test_a_named_format_wins_over_detection(folder: Path) -> None:
     source = write(folder / "a.jsonl", [{"text": "S.\nHuman: hi\nAI: yo"}]).model_copy(update={"format": "caption"})
     with pytest.raises(DataError, match="no `image` or `file_name` or `images`"):
         load(source)
+
+
+def pair(rejected: str = "A dog.", image: str = "a.png") -> dict[str, Any]:
+    return {"question": "What?", "chosen": "A cat.", "rejected": rejected, "image": image}
+
+
+def test_preferences_are_samples_of_their_own_kind(folder: Path) -> None:
+    source = write(folder / "a.jsonl", [pair(), pair("A cat. "), {"question": "Q", "chosen": "A"}, pair(image="x.png")])
+    loaded = load(source, kind="preference", max_bad_rows=0.9)
+    (sample,) = loaded.samples
+    assert isinstance(sample, Preference)
+    assert (sample.chosen, sample.rejected, sample.origin.line) == ("A cat.", "A dog.", 1)
+    assert sample.images == (ImageRef(path=folder / "a.png"),)
+    assert [bad.origin.line for bad in loaded.bad] == [2, 3, 4]
+    assert [one.code for one in loaded.problems] == ["D005", "D001", "D001"]
+    assert [(one.format, one.rows, one.kept) for one in loaded.sources] == [("rlaif_v", 4, 1)]
+
+
+def test_a_row_without_one_side_does_not_hide_what_the_others_are(folder: Path) -> None:
+    ranking = {"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "A"}}
+    whole = {**ranking, "rejected": {"from": "gpt", "value": "B"}}
+    loaded = load(write(folder / "a.jsonl", [ranking, whole]), kind="preference", max_bad_rows=0.5)
+    assert loaded.sources[0].format == "sharegpt_ranking"
+    assert "no `rejected`" in loaded.problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "objective"), [([pair(), pair()], "conversation", "dpo"), ([row(), row()], "preference", "sft")]
+)
+def test_rows_of_the_other_kind_are_one_error_that_names_their_objective(
+    folder: Path, rows: list[Any], kind: str, objective: str
+) -> None:
+    source = write(folder / "a.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        load(source, kind=kind, max_bad_rows=1.0)
+    (problem,) = caught.value.problems
+    assert problem.code == "D010"
+    assert str(folder / "a.jsonl") in problem.message
+    assert f"training.objective: {objective}" in (problem.help or "")
+    assert len(load(source, kind=None).samples) == 2
+
+
+def test_a_named_format_decides_what_a_row_with_both_is(folder: Path) -> None:
+    both = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}], "prompt": "Q"}
+    source = write(folder / "a.jsonl", [{**both, "chosen": "A", "rejected": "B"}])
+    assert load(source, kind="preference").sources[0].format == "preference"
+    assert load(source.model_copy(update={"format": "messages"})).samples[0].turns[-1].text == "A"
+
+
+def test_the_fingerprint_sees_both_answers(folder: Path) -> None:
+    def of(**changed: str) -> str:
+        return load(write(folder / "a.jsonl", [{**pair(), **changed}]), kind="preference").fingerprint
+
+    assert of() == of()
+    exchanged = of(chosen="A dog.", rejected="A cat.")
+    assert len({of(), exchanged, of(rejected="A cow."), of(chosen="A cow."), of(image="b.png")}) == 5
 
 
 @pytest.mark.parametrize("rows", [[], ["{", "nonsense"]])

@@ -194,12 +194,20 @@ def test_a_budget_that_cannot_be_followed_hides_nothing(shown: Callable[..., Mod
 
 
 def test_rows_that_the_processor_refuses_are_told(shown: Callable[..., ModelShown]) -> None:
-    found = shown("paligemma", "base.chat_template=blip2").pictures
-    assert found is not None
-    assert not found.without_picture.possible
-    assert "PaliGemmaProcessor" in str(found.without_picture.why_not)
-    assert not found.several.possible
-    assert "1 of this row's 2 pictures" in str(found.several.why_not)
+    prefixed = shown("paligemma", "base.chat_template=paligemma").pictures
+    assert prefixed is not None
+    assert not prefixed.without_picture.possible
+    assert "PaliGemmaProcessor" in str(prefixed.without_picture.why_not)
+    queried = shown("blip-2", "base.chat_template=blip2").pictures
+    assert queried is not None
+    assert not queried.several.possible
+    assert "1 of this row's 2 pictures" in str(queried.several.why_not)
+
+
+def test_a_template_that_ends_prompts_otherwise_than_rows_is_told(shown: Callable[..., ModelShown]) -> None:
+    found = shown("paligemma", "base.chat_template=blip2")
+    assert found.pictures is None
+    assert "a prompt is not what stands before an answer" in str(found.unseen)
 
 
 def test_without_a_chat_template_the_rest_is_shown(shown: Callable[..., ModelShown]) -> None:

@@ -1,0 +1,64 @@
+"""LLaMA-Factory's ranking rows: ``conversations`` up to a question, then ``chosen`` and ``rejected``, ``images``.
+
+Facts: LLaMA-Factory's data format documentation. Every picture of ``images`` has its ``<image>`` in a human turn, every
+video of ``videos`` its ``<video>``; ``system`` may hold the system turn.
+
+Usage: ``FORMAT.read(row, ImageRoot("images"))``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qlmm.data.contract import BadRow, Format, present
+from qlmm.data.formats.messages import read_messages
+from qlmm.data.paths import ImageRoot
+from qlmm.data.sample import Turn
+
+__all__ = ["FORMAT"]
+
+ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+    if not isinstance(row["conversations"], (list, tuple)):
+        raise BadRow("`conversations` is not a list of turns")
+    messages = [_message(entry, f"turn {number}") for number, entry in enumerate(row["conversations"], 1)]
+    for key in ("images", "videos"):
+        given, marker = row.get(key) or [], f"<{key[:-1]}>"
+        markers = sum(one["content"].count(marker) for one in messages if one["role"] == "user")
+        shown = len(given) if isinstance(given, (list, tuple)) else 1
+        # Without videos, the word is the HTML tag.
+        if markers != shown and (shown or key == "images"):
+            raise BadRow(f"{markers} {marker} markers for {shown} {'pictures' if key == 'images' else key}")
+    if present(row, "system"):
+        messages.insert(0, {"role": "system", "content": row["system"]})
+    answers = [_message(row[side], f"`{side}`") for side in ("chosen", "rejected")]
+    return read_messages([*messages, *answers], row, images)
+
+
+def _message(entry: Any, place: str) -> dict[str, str]:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("value"), str):
+        raise BadRow(f"{place} is not {{from, value}} with a text value")
+    speaker = entry.get("from")
+    if speaker not in ROLES:
+        raise BadRow(f"unknown speaker `{speaker}` in {place}: known are {', '.join(ROLES)}")
+    return {"role": ROLES[speaker], "content": entry["value"]}
+
+
+FORMAT = Format(
+    doc="LLaMA-Factory's ranking rows: {conversations: [{from: human|gpt|system, value}], chosen: {from: gpt, value}, "
+    "rejected: {from: gpt, value}, images?: list, videos?: list, system?}; <image> in a human turn is the place of a "
+    "picture.",
+    example={
+        "conversations": [{"from": "human", "value": "<image>What is this?"}],
+        "chosen": {"from": "gpt", "value": "A cat."},
+        "rejected": {"from": "gpt", "value": "A dog."},
+        "images": ["cat.jpg"],
+    },
+    required=("conversations", "chosen", "rejected"),
+    detect=lambda row: isinstance(row.get("conversations"), list),
+    parse=_parse,
+    kind="preference",
+)

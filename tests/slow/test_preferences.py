@@ -1,0 +1,148 @@
+"""Preference runs: the reference is the start, stays it, and pictures matter; from a base and from an SFT adapter."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qlmm.api import Outcome, finetune
+from qlmm.core.errors import QlmmError
+from qlmm.model.precision import Precision
+from qlmm.recipe.load import LoadedRecipe
+from qlmm.training.plan import make_plan
+from qlmm.training.run import build, trainer_of
+from tests.runs import TinyRun, pair_row
+
+DPO = ("training.objective=dpo", "training.learning_rate=1e-3", "adapter.dropout=0.0")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    folder = tmp_path_factory.mktemp("pairs")
+    made = TinyRun.make(folder)
+    rows = [pair_row(folder, number, picture=number % 5 != 4) for number in range(20)]
+    (folder / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return made
+
+
+def recipe(tiny: TinyRun, name: str, *overrides: str) -> LoadedRecipe:
+    places = (f"data.sources=[{{path: {tiny.folder}/pairs.jsonl}}]", f"output.dir={tiny.folder}/{name}")
+    return tiny.recipe(*DPO, *places, *overrides)
+
+
+def kept(outcome: Outcome) -> dict[str, bool]:
+    assert outcome.proof is not None
+    return {promise.text: promise.kept for promise in outcome.proof.promises}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("full", ()),
+        ("lora", ("adapter.connector=lora",)),
+        ("nf4", ("base.quantize=nf4",)),
+        ("mpo", ("training.losses={sigmoid: 0.8, bco_pair: 0.2, sft: 1.0}",)),
+    ],
+)
+def test_a_run_begins_at_its_reference_and_leaves_it_alone(
+    tiny: TinyRun, name: str, overrides: tuple[str, ...]
+) -> None:
+    outcome = finetune(recipe(tiny, name, *overrides))
+    assert outcome.proof is not None
+    assert outcome.proof.holds, outcome.proof.promises
+    reference = outcome.proof.reference
+    assert reference is not None
+    assert reference.drift == 0
+    if name != "mpo":
+        assert reference.first_loss == pytest.approx(math.log(2), abs=1e-4)
+    assert outcome.adapter is not None
+    assert not (outcome.adapter / "ref").exists()
+    assert not any(".ref." in key for key in load_file(str(outcome.adapter / "adapter_model.safetensors")))
+    for checkpoint in outcome.run_dir.glob("checkpoint-*"):
+        assert not (checkpoint / "ref").exists()
+
+
+def test_from_an_sft_adapter_the_reference_is_that_adapter_with_its_connector(tiny: TinyRun) -> None:
+    sft = finetune(tiny.recipe(f"output.dir={tiny.folder}/sft", "training.steps=6"))
+    assert sft.adapter is not None
+    outcome = finetune(recipe(tiny, "after", f"adapter.start_from={sft.adapter}"))
+    assert outcome.proof is not None
+    assert outcome.proof.holds, outcome.proof.promises
+    assert outcome.proof.reference is not None
+    assert outcome.proof.reference.first_loss == pytest.approx(math.log(2), abs=1e-4)
+    assert outcome.proof.before is not None
+    assert sft.proof is not None
+    assert sft.proof.after is not None
+
+
+def test_reference_log_probabilities_are_the_same_after_ten_steps(tiny: TinyRun) -> None:
+    plan = make_plan(recipe(tiny, "unused", "training.steps=10").recipe)
+    model, _ = build(plan)
+    trainer = trainer_of("dpo")(model, plan, callbacks=[])
+    batch = plan.encoder.pairs(plan.train[:4])  # type: ignore[arg-type]  # pairs, as the objective asks
+    before = [side.clone() for side in trainer.compute_ref_log_probs(model, batch)]
+    trainer.train()
+    after = trainer.compute_ref_log_probs(model, batch)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(before, after, strict=True))
+    assert trainer.finish() == 0
+
+
+def test_a_carried_part_stays_frozen_though_adapters_are_switched(tiny: TinyRun) -> None:
+    sft = finetune(tiny.recipe(f"output.dir={tiny.folder}/carry", "training.steps=4"))
+    frozen = recipe(tiny, "carried", f"adapter.start_from={sft.adapter}", "adapter.connector=frozen")
+    outcome = finetune(frozen)
+    assert outcome.proof is not None
+    assert outcome.proof.holds, outcome.proof.promises
+    assert {part.part for part in outcome.proof.parts if part.trained_tensors} == {"language"}
+
+
+def test_a_continued_run_is_bit_for_bit_the_uninterrupted_one(tiny: TinyRun) -> None:
+    whole = finetune(recipe(tiny, "whole"))
+    finetune(recipe(tiny, "parted", "training.steps=4"))
+    assert whole.adapter is not None
+    # Steps are part of the schedule: a run that stopped half-way is made by a signal in the SFT tests; here the trainer
+    # itself is continued.
+    plan = make_plan(recipe(tiny, "again").recipe)
+    model, _ = build(plan)
+    trainer = trainer_of("dpo")(model, plan, callbacks=[])
+    trainer.train()
+    trainer.finish()
+    stored = load_file(str(whole.adapter / "adapter_model.safetensors"))
+    values = {name.replace(".default", "").replace(".modules_to_save", ""): p for name, p in model.named_parameters()}
+    assert all(torch.equal(values[name].cpu(), value) for name, value in stored.items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code"),
+    [
+        (("training.losses={sigmiod: 1.0}",), "T004"),
+        (("training.extra={beta: 0}",), "T004"),
+        (("training.extra={beta: -1.0}",), "T004"),
+        (("training.objective=sft", "training.losses={ipo: 1.0}"), "T004"),
+        (("training.losses={exo_pair: 1.0}",), "T004"),
+        (("training.objective=sft",), "D010"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    tiny: TinyRun, overrides: tuple[str, ...], code: str
+) -> None:
+    with pytest.raises(QlmmError, match=code):
+        finetune(recipe(tiny, "refused", *overrides))
+    assert not (tiny.folder / "refused").exists()
+
+
+def test_a_pair_that_is_too_long_is_dropped_and_counted(tiny: TinyRun) -> None:
+    long = pair_row(tiny.folder, 3) | {"rejected": "no " * 500}
+    rows = [*(tiny.folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines(), json.dumps(long)]
+    (tiny.folder / "long.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    asked = recipe(tiny, "long", f"data.sources=[{{path: {tiny.folder}/long.jsonl}}]", "evaluation.rows=1")
+    facts = make_plan(asked.recipe).facts
+    assert sum(facts.rows_dropped.values()) + facts.rows_kept + facts.held_out_rows == 21
+
+
+def test_computing_needs_no_gpu_precision(tiny: TinyRun) -> None:
+    assert make_plan(recipe(tiny, "cpu").recipe).precision == Precision("cpu", "fp32")
