@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 __all__ = ["Example", "ImageRef", "Kind", "Origin", "Part", "Preference", "Role", "Row", "Sample", "Side", "Turn"]
 
@@ -101,24 +101,6 @@ class Sample:
         """The same conversation without its first question and answer, their pictures kept; None if it has one only."""
         turns = _without_oldest(self.turns)
         return None if turns is None else replace(self, turns=turns)
-
-    def messages(self, pictures: list[Any] | None = None) -> list[dict[str, Any]]:
-        """The conversation in the message form of transformers' chat templates.
-
-        Args:
-            pictures: decoded pictures, one per place, put into the message; left out when only text is rendered.
-        """
-        left = iter(pictures or [])
-        messages = []
-        for turn in self.turns:
-            content: list[dict[str, Any]] = []
-            for part in turn.parts:
-                if isinstance(part, str):
-                    content.append({"type": "text", "text": part})
-                else:
-                    content.append({"type": "image", "image": next(left)} if pictures else {"type": "image"})
-            messages.append({"role": turn.role, "content": content})
-        return messages
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,15 +33,6 @@ def test_pictures_are_left_out() -> None:
     assert ROW.without_images().turns[0].text == "Compare"
 
 
-def test_messages_are_those_of_chat_templates() -> None:
-    assert ROW.messages(["pixels a", "pixels b"])[0]["content"] == [
-        {"type": "image", "image": "pixels a"},
-        {"type": "text", "text": "Compare"},
-        {"type": "image", "image": "pixels b"},
-    ]
-    assert ROW.messages()[0]["content"][0] == {"type": "image"}
-
-
 PAIR = Preference(ROW.turns[:1], "Both.", "None.", ROW.origin)
 
 
