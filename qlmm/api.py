@@ -213,15 +213,15 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
     probe = job.run.path / PROBE
     reload = prove_reload(measured.stage, probe, job.plan.precision)
     probe.unlink()
-    proof = judge(
+    empty = sum(not lengths.supervised for lengths in job.plan.encoder.measure(job.plan.train))
+    promises = judge(
         measured.parts,
-        before=measured.before,
-        after=measured.after,
-        empty_masks=sum(not lengths.supervised for lengths in job.plan.encoder.measure(job.plan.train)),
+        empty_masks=empty,
         reload=reload,
         reference=measured.reference,
         steps=job.plan.facts.steps,
     )
+    proof = Proof(measured.parts, measured.before, measured.after, empty, reload, measured.reference, promises)
     final = manifest.model_copy(update={"proof": to_json(proof)})
     write_manifest(measured.stage, final)
     atomic_write(measured.stage / "README.md", card(final, proof))

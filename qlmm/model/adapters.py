@@ -105,25 +105,7 @@ def place(
     asked: frozenset[PartName] = frozenset({*full, *(part for part, names in by_part.items() if names)}) | (
         {"language"} if experts else set()
     )
-    if (whole_before := earlier & by_part.keys()) and "language" not in whole_before:
-        (part,) = sorted(whole_before)[:1]
-        raise ModelError.one(
-            "M036",
-            f"adapter.start_from: that adapter holds the {part} whole, which LoRA in the {part} cannot continue",
-            help=f"set adapter.{part}=full to go on, or adapter.{part}=frozen to carry it along",
-        )
-    if "vision" in asked and parts.discrete:
-        raise ModelError.one(
-            "M037",
-            f"adapter.vision: the tower of {type(model).__name__} turns pictures into tokens, which no gradient passes",
-            help="set adapter.vision=frozen",
-        )
-    if not asked:
-        raise ModelError.one(
-            "M031",
-            "the recipe leaves nothing to train: this base has no connector of its own, and the rest is frozen",
-            help="set adapter.language=lora",
-        )
+    _check_asked(model, parts, asked, whole_before=earlier & by_part.keys())
     carried = sorted(earlier - set(full))
     names = [name for part in by_part.values() for name in part]
     whole = tuple(name for part in full for name in whole_modules(model, parts, part))
@@ -141,6 +123,38 @@ def place(
         asked=asked,
         rank=section.r,
     )
+
+
+def _check_asked(
+    model: PreTrainedModel, parts: Parts, asked: frozenset[PartName], *, whole_before: frozenset[PartName]
+) -> None:
+    """Refuse what cannot be trained as asked.
+
+    Args:
+        model: the base.
+        parts: its parts.
+        asked: the parts that the recipe asks to train.
+        whole_before: those of them that get LoRA now and were trained whole before.
+    """
+    if whole_before:
+        part = min(whole_before)
+        raise ModelError.one(
+            "M036",
+            f"adapter.start_from: that adapter holds the {part} whole, which LoRA in the {part} cannot continue",
+            help=f"set adapter.{part}=full to go on, or adapter.{part}=frozen to carry it along",
+        )
+    if "vision" in asked and parts.discrete:
+        raise ModelError.one(
+            "M037",
+            f"adapter.vision: the tower of {type(model).__name__} turns pictures into tokens, which no gradient passes",
+            help="set adapter.vision=frozen",
+        )
+    if not asked:
+        raise ModelError.one(
+            "M031",
+            "the recipe leaves nothing to train: this base has no connector of its own, and the rest is frozen",
+            help="set adapter.language=lora",
+        )
 
 
 def check_variant(section: AdapterSection, quantize: QuantKind) -> None:

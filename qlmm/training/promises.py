@@ -1,13 +1,13 @@
 """What a run promises, judged from what was measured.
 
-Usage: ``proof = judge(parts, before=…, after=…, empty_masks=0, reload=…, steps=260)``
+Usage: ``promises = judge(parts, empty_masks=0, reload=…, reference=None, steps=260)``
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qlmm.training.facts import PartProof, PictureProof, Promise, Proof, ReferenceProof, ReloadProof
+from qlmm.training.facts import PartProof, Promise, ReferenceProof, ReloadProof
 
 __all__ = ["judge"]
 
@@ -21,16 +21,19 @@ _FIRST_LOSS_TOLERANCE = 1e-3
 def judge(
     parts: tuple[PartProof, ...],
     *,
-    before: PictureProof | None,
-    after: PictureProof | None,
     empty_masks: int,
     reload: ReloadProof | None,
-    reference: ReferenceProof | None = None,
+    reference: ReferenceProof | None,
     steps: int,
-) -> Proof:
-    """The run proof with every promise decided."""
-    promises = [*_trained(parts, steps), *_frozen(parts), _masks(empty_masks), *_reference(reference), *_reload(reload)]
-    return Proof(parts, before, after, empty_masks, reload, reference, tuple(promises))
+) -> tuple[Promise, ...]:
+    """Every promise of a run, decided."""
+    return (
+        *_trained(parts, steps),
+        *_frozen(parts),
+        _masks(empty_masks),
+        *_reference(reference),
+        *_reload(reload),
+    )
 
 
 def _trained(parts: tuple[PartProof, ...], steps: int) -> Iterator[Promise]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from qlmm.training.facts import PartProof, ReloadProof
+from qlmm.training.facts import PartProof, Proof, ReferenceProof, ReloadProof
 from qlmm.training.promises import judge
 
 GOOD = PartProof(
@@ -23,8 +23,16 @@ GOOD = PartProof(
 RELOAD = ReloadProof(rows=4, max_difference=0.0, tolerance=1e-4, same=True)
 
 
-def _holds(part: PartProof = GOOD, *, reload: ReloadProof = RELOAD, empty: int = 0, steps: int = 100) -> bool:
-    return judge((part,), before=None, after=None, empty_masks=empty, reload=reload, steps=steps).holds
+def _holds(
+    part: PartProof = GOOD,
+    *,
+    reload: ReloadProof = RELOAD,
+    reference: ReferenceProof | None = None,
+    empty: int = 0,
+    steps: int = 100,
+) -> bool:
+    promises = judge((part,), empty_masks=empty, reload=reload, reference=reference, steps=steps)
+    return Proof((part,), None, None, empty, reload, reference, promises).holds
 
 
 def test_a_good_run_holds() -> None:
@@ -68,3 +76,13 @@ def test_a_tower_may_have_a_tail_behind_the_layer_that_is_used() -> None:
 def test_a_run_of_two_steps_cannot_move_loras_first_matrix() -> None:
     assert _holds(replace(GOOD, part="language", moved_tensors=2), steps=2)
     assert not _holds(replace(GOOD, part="language", moved_tensors=2), steps=50)
+
+
+def test_a_reference_that_moved_or_was_not_the_start_breaks_the_promise() -> None:
+    good = ReferenceProof(drift=0.0, first_loss=math.log(2), expected=math.log(2))
+    assert _holds(reference=good)
+    assert not _holds(reference=replace(good, drift=1e-9))
+    assert not _holds(reference=replace(good, drift=math.nan))
+    assert not _holds(reference=replace(good, first_loss=0.71))
+    assert not _holds(reference=replace(good, first_loss=math.nan))
+    assert _holds(reference=replace(good, first_loss=None))
