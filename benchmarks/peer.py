@@ -58,7 +58,7 @@ def plain_trl(ready: Plan, base: PreTrainedModel, *, steps: int, clock: Clock | 
         learning_rate=training.connector_learning_rate,
         lr_scheduler_type=training.schedule,
         warmup_steps=round(training.warmup * steps),
-        weight_decay=training.weight_decay,
+        weight_decay=training.extra.get("weight_decay", 0.0),
         gradient_checkpointing=training.gradient_checkpointing,
         bf16=ready.precision.name != "fp16",
         fp16=ready.precision.name == "fp16",

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qlmm.core.errors import DataError, Problem, RunError, Where
 from qlmm.data.encode import Encoder
 from qlmm.data.images import BadImage
+from qlmm.data.pairs import packed
 from qlmm.data.sample import Example, Origin, Preference, Sample
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Collator", "PairCollator", "rows"]
+__all__ = ["Collator", "PackedCollator", "PairCollator", "rows"]
 
 
 def rows(count: int) -> list[dict[str, int]]:
@@ -44,7 +45,7 @@ class Collator:
         """How many rows there are; an epoch may be made of fewer or more."""
         return len(self._samples)
 
-    def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
+    def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """Encode the rows, and check that every picture has as many slots as it has tokens.
 
         Raises:
@@ -59,14 +60,20 @@ class Collator:
             raise self._unreadable(samples, bad) from bad
         except DataError as error:
             raise self._refused(samples, error) from error
-        slots = (batch["input_ids"] == self._encoder.slot_id).sum(dim=1).tolist()
-        # A batch of pairs has every row twice.
+        slots = (self._rows(batch) == self._encoder.slot_id).sum(dim=1).tolist()
+        # A batch of pairs may have every row twice.
         for sample, found in zip(samples * (len(slots) // len(samples)), slots, strict=True):
             self._check_slots(sample, found)
         return batch
 
-    def _batch(self, samples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    def _batch(self, samples: Sequence[Example]) -> dict[str, Any]:
         return self._encoder.batch([sample for sample in samples if isinstance(sample, Sample)])
+
+    @staticmethod
+    def _rows(batch: Mapping[str, Any]) -> torch.Tensor:
+        """The tokens that the model is given."""
+        ids: torch.Tensor = batch["input_ids"]
+        return ids
 
     def _check_slots(self, sample: Example, slots: int) -> None:
         tokens = self._encoder.slots(sample.images)
@@ -89,7 +96,29 @@ class Collator:
 
 
 class PairCollator(Collator):
-    """Turns row numbers of preferences into a batch of pairs, as ``Encoder.pairs`` lays it out."""
+    """Turns row numbers of preferences into a batch of pairs, as ``Encoder.pairs`` lays it out; with row numbers."""
 
-    def _batch(self, samples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        return self._encoder.pairs([sample for sample in samples if isinstance(sample, Preference)])
+    def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+        """The batch, and under ``rows`` which pairs it is made of."""
+        import torch
+
+        return {**super().__call__(features), "rows": torch.tensor([feature["row"] for feature in features])}
+
+    def _batch(self, samples: Sequence[Example]) -> dict[str, Any]:
+        return self._encoder.pairs(_preferences(samples))
+
+
+class PackedCollator(PairCollator):
+    """Turns row numbers of preferences into rows that hold both answers, as `qlmm.data.pairs` lays them out."""
+
+    def _batch(self, samples: Sequence[Example]) -> dict[str, Any]:
+        return packed(self._encoder, _preferences(samples))
+
+    @staticmethod
+    def _rows(batch: Mapping[str, Any]) -> torch.Tensor:
+        ids: torch.Tensor = batch["packed"]["input_ids"]
+        return ids
+
+
+def _preferences(samples: Sequence[Example]) -> list[Preference]:
+    return [sample for sample in samples if isinstance(sample, Preference)]

@@ -22,7 +22,7 @@ from qlmm.data.fitting import Dropped, Fitted, Lengths, fit
 from qlmm.data.images import decode, size
 from qlmm.data.pieces import MarkedRow, marked, reading_marks
 from qlmm.data.rendering import Renderer
-from qlmm.data.sample import Example, ImageRef, Preference, Row, Sample
+from qlmm.data.sample import Example, Feedback, ImageRef, Preference, Row, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -140,9 +140,9 @@ class Encoder:
         import torch
 
         if self._decoder:
-            _, tensors = self._encode([_open(sample) for sample in samples], prompt=True)
+            _, tensors = self.encode([_open(sample) for sample in samples], prompt=True)
             return {**tensors, "labels": self._decoder_labels(samples)}
-        rows, tensors = self._encode(samples)
+        rows, tensors = self.encode(samples)
         learned = _at_tokens([row.learned for row in rows], tensors["input_ids"])
         return {**tensors, "labels": torch.where(learned, tensors["input_ids"], IGNORED)}
 
@@ -160,10 +160,21 @@ class Encoder:
             ModelError: D044 for a base whose answers go to a decoder of their own.
         """
         sides = [self._sides(one) for one in preferences]
-        halves = [row for half in zip(*sides, strict=True) for row in half]
-        pictures = [[decode(ref) for ref in one.images] for one in preferences]
-        rows, tensors = self._run([marked(self._renderer.segments(row)) for row in halves], pictures * 2)
-        answers = _at_tokens([_last_answer(row.learned) for row in rows], tensors["input_ids"])
+        return self.completions([row for half in zip(*sides, strict=True) for row in half])
+
+    def completions(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        """A right-padded batch of which the last answers alone are learned, as TRL's preference trainers take it.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape (rows, longest row), the last 1 on the
+            last answer and its end token alone; pictures and further tensors as in ``batch``.
+
+        Raises:
+            BadImage: when a picture cannot be decoded.
+            DataError: D039 when the processor refuses the rows.
+        """
+        rows, tensors = self.encode(samples)
+        answers = _at_tokens([row.answer for row in rows], tensors["input_ids"])
         return {**tensors, "completion_mask": answers.long()}
 
     def _sides(self, example: Example) -> tuple[Sample, ...]:
@@ -173,6 +184,8 @@ class Encoder:
         if self._decoder:
             message = "preferences are not supported for bases whose answers go to a decoder of their own"
             raise ModelError.one("D044", message, help="choose a base whose language model is a decoder only")
+        if isinstance(example, Feedback):
+            return (example.sample,)
         return example.side("chosen"), example.side("rejected")
 
     def _decoder_labels(self, samples: Sequence[Sample]) -> torch.Tensor:
@@ -193,7 +206,7 @@ class Encoder:
 
         The tokens are those that stand before the same answer in a training batch.
         """
-        _, tensors = self._encode([sample], prompt=True)
+        _, tensors = self.encode([sample], prompt=True)
         return tensors
 
     def measure(self, samples: Iterable[Example]) -> list[Lengths]:
@@ -219,8 +232,8 @@ class Encoder:
         """One row's lengths from the tokens of its sides, each picture still a single placeholder."""
         text = max(len(row.ids) for row in rows) - len(sample.images) * self._holder
         visual = self.visual_tokens(sample.images)
-        if isinstance(sample, Preference):
-            return Lengths(text, visual, sum(sum(_last_answer(row.learned)) for row in rows))
+        if not isinstance(sample, Sample):
+            return Lengths(text, visual, sum(sum(row.answer) for row in rows))
         if self._decoder:
             answer = len(self._answer_ids(sample))
             return Lengths(text + answer, visual, answer)
@@ -312,9 +325,21 @@ class Encoder:
         real = tensors["input_ids"][0][tensors["attention_mask"][0].bool()].tolist()
         return real, list(plain.elements())
 
-    def _encode(
+    def read(self, samples: Sequence[Sample]) -> list[MarkedRow]:
+        """Rows as tokenised, each picture a single placeholder."""
+        rows: list[MarkedRow] = self._tokenizer.read([marked(self._renderer.segments(one)) for one in samples])
+        return rows
+
+    def encode(
         self, samples: Sequence[Sample], *, prompt: bool = False
     ) -> tuple[list[MarkedRow], dict[str, torch.Tensor]]:
+        """Rows as tokenised, pictures expanded, and all the tensors that the processor makes of them.
+
+        Raises:
+            BadImage: when a picture cannot be decoded.
+            DataError: D039 when the processor refuses the rows.
+            ModelError: D037 when the processor changes tokens after they were read.
+        """
         texts = [marked(self._renderer.segments(sample, prompt=prompt)) for sample in samples]
         pictures = [[decode(ref) for ref in sample.images] for sample in samples]
         return self._run(texts, pictures)
@@ -369,10 +394,3 @@ def _at_tokens(marks: Sequence[Sequence[bool]], ids: torch.Tensor) -> torch.Tens
     for number, row in enumerate(marks):
         at[number, before : before + len(row)] = torch.tensor(row, dtype=torch.bool)
     return at
-
-
-def _last_answer(learned: Sequence[bool]) -> list[bool]:
-    """Which tokens are the last answer's, given which ones are learned: the last of the stretches."""
-    after = len(learned) - learned[::-1].index(True) if True in learned else 0
-    before = next((place for place in range(after - 1, -1, -1) if not learned[place]), -1)
-    return [before < place < after for place in range(len(learned))]

@@ -53,6 +53,13 @@ class MarkedRow:
     learned: list[bool] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
 
+    @property
+    def answer(self) -> list[bool]:
+        """Per token, whether it is the last answer's: the last of the stretches that are learned."""
+        after = len(self.learned) - self.learned[::-1].index(True) if True in self.learned else 0
+        before = next((place for place in range(after - 1, -1, -1) if not self.learned[place]), -1)
+        return [before < place < after for place in range(len(self.learned))]
+
 
 def marked(segments: Iterable[Segment]) -> str:
     """Segments as one text; every segment is closed by a cut, so that marked text can be told from any other.

@@ -39,6 +39,7 @@ class Load:
         quantize: storage of the language model's linear layers.
         checkpointing: whether only layer inputs are kept for the backward pass.
         small_optimizer: whether Adam's moments are kept in 8 bits.
+        reference: whether a frozen copy of what is trained stands beside it.
     """
 
     rows: int
@@ -47,10 +48,11 @@ class Load:
     quantize: QuantKind
     checkpointing: bool
     small_optimizer: bool
+    reference: bool = False
 
 
 def estimate(model: PreTrainedModel, parts: Parts, placement: Placement, load: Load) -> dict[str, int]:
-    """Bytes by purpose: frozen weights, trained weights, gradients and optimizer, activations, logits."""
+    """Bytes by purpose: frozen weights, reference, trained weights, gradients and optimizer, activations, logits."""
     trained = trained_parameters(model, placement)
     moments = 2 if load.small_optimizer else 8
     text = model.config.get_text_config()
@@ -59,6 +61,7 @@ def estimate(model: PreTrainedModel, parts: Parts, placement: Placement, load: L
     kept = load.rows * load.tokens * width * load.compute.itemsize
     return {
         "frozen weights": frozen_bytes(model, parts, load),
+        **({"reference": trained * 4} if load.reference else {}),
         # fp32 masters, and under autocast a copy of each in the compute precision.
         "trained weights": trained * (4 if load.compute.itemsize == 4 else 4 + load.compute.itemsize),
         "gradients and optimizer": trained * (4 + moments),

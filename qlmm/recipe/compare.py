@@ -37,7 +37,7 @@ data.sources[].limit data.text_ratio data.max_length data.overlong data.max_bad_
 data.max_tiles data.max_frames
 training.epochs training.steps training.batch_size training.accumulation training.learning_rate
 training.connector_learning_rate training.vision_learning_rate training.schedule training.warmup training.optimizer
-training.weight_decay training.precision training.seed training.extra
+training.reuse training.precision training.seed training.extra
 evaluation.sources evaluation.rows evaluation.answers evaluation.max_new_tokens
 """
 

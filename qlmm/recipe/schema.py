@@ -186,14 +186,16 @@ class DataSection(Section):
 class TrainingSection(Section):
     """How the parts are trained."""
 
-    objective: Literal["sft", "dpo"] = Field(
+    objective: Literal["sft", "dpo", "orpo", "simpo", "kto"] = Field(
         "sft",
-        description="Name of a file in qlmm/training/trainers: sft learns answers, dpo learns which of two is better.",
+        description="Name of a file in qlmm/training/trainers: sft learns answers; dpo, orpo and simpo learn which of "
+        "two is better, the last two without a reference; kto learns from answers judged one by one, and from pairs.",
     )
     losses: dict[str, PositiveFloat] = Field(
         default_factory=dict,
         description="Objective dpo: TRL's losses by name, each with its weight (MPO: sigmoid 0.8, bco_pair 0.2, sft "
-        "1.0); unset: sigmoid. Their parameters (beta, label_smoothing …) go to `extra`.",
+        "1.0); unset: sigmoid. Objective kto: one of kto and apo_zero_unpaired; unset: kto. The others have one loss. "
+        "Parameters (beta, label_smoothing, desirable_weight, simpo_gamma …) go to `extra`.",
     )
     epochs: PositiveFloat = Field(1.0, description="Passes over the mixture; ignored when `steps` is set.")
     steps: PositiveInt | None = Field(None, description="Optimiser steps.")
@@ -207,8 +209,10 @@ class TrainingSection(Section):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         "adamw", description="AdamW, or bitsandbytes' 8-bit forms of it (GPU)."
     )
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
-        0.0, description="Decay of weights; norms and biases never decay."
+    reuse: tuple[Literal["prefix", "reference", "vision"], ...] = Field(
+        ("prefix", "reference", "vision"),
+        description="What a preference run computes once instead of several times: the prompt of a pair, the "
+        "reference's log-probabilities of a row, a frozen tower's view of a picture. Losses are the same without.",
     )
     gradient_checkpointing: bool = Field(
         True, description="Trade a third more compute for most of the activations' memory."
@@ -226,7 +230,8 @@ class TrainingSection(Section):
     keep: PositiveInt = Field(2, description="Sealed checkpoints kept.")
     extra: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further fields of TRL's SFTConfig, by name; those qlmm sets itself are refused.",
+        description="Further fields of TRL's settings for the objective (SFTConfig, DPOConfig, KTOConfig, ORPOConfig, "
+        "CPOConfig), by name; those qlmm sets itself are refused.",
     )
 
 

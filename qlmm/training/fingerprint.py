@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import ProcessorMixin
 
 from qlmm.model.parts import PART_NAMES, PartName, Parts
 from qlmm.training.facts import PartProof
 
-__all__ = ["Start", "base_digest", "digest", "frozen_tensors"]
+__all__ = ["Start", "base_digest", "digest", "frozen_tensors", "processor_digest", "tensors_digest"]
 
 
 def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -52,12 +53,27 @@ def base_digest(model: nn.Module, *, bare: tuple[str, ...] = ()) -> str:
     return _summary({name: value for name, value in ours.items() if name not in bare})
 
 
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """One digest of named tensors."""
+    return _of_lines({name: digest(tensor) for name, tensor in tensors.items()})
+
+
+def processor_digest(processor: ProcessorMixin) -> str:
+    """What a processor makes of rows: its settings, its chat template and its tokenizer."""
+    said = [processor.to_json_string(), str(processor.chat_template), processor.tokenizer.backend_tokenizer.to_str()]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
 def _of_adapter(name: str) -> bool:
     return ".lora_" in name or ".modules_to_save." in name
 
 
 def _summary(digests: Mapping[str, str]) -> str:
-    lines = "\n".join(f"{name} {value}" for name, value in sorted(digests.items()) if not _of_adapter(name))
+    return _of_lines({name: value for name, value in digests.items() if not _of_adapter(name)})
+
+
+def _of_lines(digests: Mapping[str, str]) -> str:
+    lines = "\n".join(f"{name} {value}" for name, value in sorted(digests.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

@@ -20,8 +20,10 @@ from qlmm.data.mixture import MixtureSampler
 from qlmm.model.adapters import add_bare
 from qlmm.model.losses import token_losses
 from qlmm.model.parts import PartName, Parts
+from qlmm.model.vision_once import VisionOnce
 from qlmm.recipe.schema import TrainingSection
 from qlmm.training.plan import Plan
+from qlmm.training.run_dir import RunDir
 
 __all__ = ["PartsTrainer", "masters_of", "peak_rates"]
 
@@ -33,6 +35,7 @@ class PartsTrainer:
 
     Attributes:
         grad_norms: largest gradient norm per part since they were last taken, before clipping.
+        notes: what the user should know about how this run is computed.
     """
 
     # Of transformers' Trainer, which stands behind this class.
@@ -43,11 +46,15 @@ class PartsTrainer:
     data_collator: Any
     optimizer: torch.optim.Optimizer | None
 
+    _once: VisionOnce | None = None
+
     def begin(self, plan: Plan) -> Dataset:
         """Take what the plan says, before the trainer itself is built; returns the row numbers to train on."""
         self._order, self._placement = plan.order(), plan.placement
         self._rates = peak_rates(plan.recipe.training)
         self.grad_norms: dict[str, float] = {}
+        self.notes: list[str] = []
+        self._reused = plan.recipe.training.reuse
         return Dataset.from_list(rows(len(plan.train)))
 
     def put_back(self, model: PeftModel, masters: dict[str, torch.Tensor]) -> None:
@@ -55,7 +62,23 @@ class PartsTrainer:
         for name, parameter in model.named_parameters():
             if name in masters:
                 parameter.data = masters[name].to(parameter.device)
+        # TRL lets every embedding's output ask for gradients, the frozen tower's too: all of the tower would be run
+        # back through. Checkpointing needs that only where it is re-entrant, which it is not unless asked.
+        if not (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            model.get_base_model().disable_input_require_grads()
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]  # Trainer's
+
+    def reuses(self, what: str) -> bool:
+        """Whether the recipe lets something be computed once: prefix, reference or vision."""
+        return what in self._reused
+
+    def see_once(self, model: PeftModel) -> None:
+        """Let a frozen tower see the same pictures once, where the recipe and the model allow it."""
+        if self.reuses("vision"):
+            self._once = VisionOnce.of(model.get_base_model(), self._placement)
+
+    def prepare(self, run: RunDir) -> None:
+        """What is left to do before the first step, in the run's directory."""
 
     @property
     def _parts(self) -> Parts:
@@ -162,6 +185,8 @@ class PartsTrainer:
 
     def finish(self) -> float | None:
         """What is left to do when training is over; returns the drift of the reference where there is one."""
+        if self._once is not None:
+            self._once.end()
         return None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

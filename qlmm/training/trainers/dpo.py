@@ -8,7 +8,6 @@ Usage: ``trainer = DpoTrainer(peft_model, plan, callbacks=[monitor])``
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,26 @@ from transformers import TrainerCallback
 from trl import DPOTrainer
 
 from qlmm.data.collate import PairCollator
-from qlmm.model.adapters import PEFT_PREFIX
 from qlmm.training.arguments import trainer_config
-from qlmm.training.parts_trainer import PartsTrainer, masters_of
+from qlmm.training.fingerprint import processor_digest, tensors_digest
+from qlmm.training.pairs_trainer import PairsTrainer
+from qlmm.training.parts_trainer import masters_of
 from qlmm.training.plan import Plan
+from qlmm.training.reference import ReferenceTrainer
+from qlmm.training.reference_cache import ReferenceCache
+from qlmm.training.run_dir import RunDir
 
-__all__ = ["REFERENCE", "TRAINER", "DpoTrainer"]
-
-# The name TRL gives to its frozen copy.
-REFERENCE = "ref"
+__all__ = ["TRAINER", "DpoTrainer"]
 
 
-class DpoTrainer(PartsTrainer, DPOTrainer):
+class DpoTrainer(ReferenceTrainer, PairsTrainer, DPOTrainer):
     """TRL's trainer, with a reference that is exactly the start, and stays it."""
 
+    _cache: ReferenceCache | None = None
+
     def __init__(self, model: PeftModel, plan: Plan, *, callbacks: list[TrainerCallback]) -> None:
-        numbers, masters = self.begin(plan), masters_of(model)
-        # A part that is only carried along, and parameters nothing reads, must stay frozen: switching between adapters
-        # makes everything of the active one trainable.
-        self._still = [name for name, p in model.named_parameters() if _of_adapter(name) and not p.requires_grad]
+        numbers, masters, self._plan = self.begin(plan), masters_of(model), plan
+        self.note_still(model)
         DPOTrainer.__init__(
             self,
             model=model,
@@ -48,24 +48,50 @@ class DpoTrainer(PartsTrainer, DPOTrainer):
             callbacks=callbacks,
         )
         self.put_back(model, masters)
-        self._fix_reference(model)
-        self._reference = {
-            name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if f".{REFERENCE}." in name
-        }
+        # TRL would compute the reference itself in every step; it is given what was computed once.
+        self.precompute_ref_logps = True
+        self.fix_reference(model)
+        self.see_once(model)
+        self.lay_out(model, plan)
 
-    def _fix_reference(self, model: PeftModel) -> None:
-        """Make the reference the start to the last bit, which TRL's cast to bf16 may have taken from it."""
-        values = dict(model.named_parameters())
-        for name, parameter in values.items():
-            if f".{REFERENCE}." in name:
-                parameter.data = values[name.replace(f".{REFERENCE}.", ".default.")].detach().clone()
-        self._freeze(model)
+    def prepare(self, run: RunDir) -> None:
+        """Remember the reference's log-probabilities in the run's directory.
 
-    def _freeze(self, model: PeftModel) -> None:
-        still = set(self._still)
-        for name, parameter in model.named_parameters():
-            if name in still or f".{REFERENCE}." in name:
-                parameter.requires_grad_(False)
+        Raises:
+            RunError: C005 when the directory holds those of another base, adapter, data or processor.
+        """
+        if self.reuses("reference"):
+            own = "" if self.args.world_size == 1 else f"-{self.args.process_index}"
+            self.remember(run.path / f"reference{own}.jsonl", base=run.record["frozen_sha256"])
+
+    def remember(self, path: Path, *, base: str) -> None:
+        """Keep the reference's log-probabilities in a file, under everything that they follow from.
+
+        Args:
+            path: the file.
+            base: hash of the base as it lies in memory.
+
+        Raises:
+            RunError: C005 when the file holds those of another base, adapter, data or processor.
+        """
+        plan, training = self._plan, self._plan.recipe.training
+        self._cache = ReferenceCache.open(
+            path,
+            of={
+                "base": base,
+                "adapter": tensors_digest(self._reference),
+                "data": plan.data["sha256"],
+                "processor": processor_digest(plan.processor),
+            },
+            how={
+                "batch_size": training.batch_size,
+                "seed": training.seed,
+                "precision": plan.precision.name,
+                "prefix": self.shares_prefixes,
+                "ld_alpha": self.ld_alpha,
+                "processes": self.args.world_size,
+            },
+        )
 
     def compute_loss(
         self,
@@ -74,28 +100,30 @@ class DpoTrainer(PartsTrainer, DPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """TRL's loss over pairs; the reference's pass leaves nothing trainable that was not."""
-        if model.training:
-            self.rest_frozen()
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self._freeze(self.model)
-        return loss
+        """TRL's loss over pairs, with the reference's log-probabilities given."""
+        call, rows = self.scored_by(model), inputs.pop("rows").tolist()
+        chosen, rejected = self._reference_logps(call, inputs, rows)
+        known = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        return super().compute_loss(call, {**inputs, **known}, return_outputs, num_items_in_batch)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """A continued run takes the reference from its start, so that checkpoints do without."""
-        super()._save(output_dir, state_dict)
-        shutil.rmtree(Path(output_dir or self.args.output_dir) / REFERENCE, ignore_errors=True)
+    def _reference_logps(self, call: Any, inputs: dict[str, Any], rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities (pairs,) of both sides under the reference, remembered or computed now."""
+        known = self._cache.get(rows) if self._cache is not None else None
+        if known is not None:
+            chosen, rejected = torch.tensor(known, device=self.accelerator.device).T
+            return chosen, rejected
+        chosen, rejected = self.compute_ref_log_probs(call, inputs)
+        # Switching between adapters made the reference trainable, and carried parts with it.
+        self.freeze(self.model)
+        if self._cache is not None:
+            self._cache.put(rows, list(zip(chosen.tolist(), rejected.tolist(), strict=True)))
+        return chosen, rejected
 
     def finish(self) -> float:
         """Let the reference go; returns how far it drifted from the start, which must be 0."""
-        values = dict(self.model.named_parameters())
-        drift = max(float((values[name].cpu() - start).abs().max()) for name, start in self._reference.items())
-        self.model.delete_adapter(REFERENCE)
-        return drift
-
-
-def _of_adapter(name: str) -> bool:
-    return name.startswith(PEFT_PREFIX) and (".lora_" in name or ".modules_to_save.default." in name)
+        if self._cache is not None:
+            self._cache.close()
+        return super().finish()
 
 
 TRAINER = DpoTrainer
