@@ -18,8 +18,8 @@ from qlmm.core.secrets import redact
 from qlmm.data.checks import Piece, Report, TokenCounts, token_counts, traced, traced_pair
 from qlmm.data.checks import check as check_rows
 from qlmm.data.images import size
-from qlmm.data.load import load_format, load_samples
-from qlmm.data.sample import Kind, Preference
+from qlmm.data.load import KIND_OF, load_format, load_samples
+from qlmm.data.sample import Feedback, Kind, Preference
 from qlmm.recipe import library
 from qlmm.recipe.load import load_recipe
 from qlmm.recipe.schema import Recipe, Source
@@ -109,6 +109,8 @@ def show(recipe: str, overrides: Sequence[str] = (), *, row: int = 1) -> None:
     if isinstance(sample, Preference):
         _print_pair(encoder, sample)
         return
+    if isinstance(sample, Feedback):
+        out.print(f"the answer is {'desirable' if sample.desirable else 'not desirable'}")
     (lengths,) = encoder.measure([sample])
     out.print(f"tokens: {lengths.total} ({lengths.visual} visual, {lengths.supervised} learned)", "")
     out.print(_coloured(traced(encoder, sample)))
@@ -127,9 +129,9 @@ def _print_pair(encoder: Encoder, pair: Preference) -> None:
         out.print("", f"{name}:", _coloured(side))
 
 
-def _kind(recipe: Recipe) -> Kind | None:
-    """What a recipe's rows must be; objectives other than ``sft`` take what they need from the rows."""
-    return "conversation" if recipe.training.objective == "sft" else None
+def _kind(recipe: Recipe) -> Kind:
+    """What a recipe's rows must be."""
+    return KIND_OF[recipe.training.objective]
 
 
 def _recipe(target: str, overrides: Sequence[str]) -> Recipe | None:
@@ -171,6 +173,9 @@ def _print_counts(report: Report) -> None:
     pairs = sum(isinstance(sample, Preference) for sample in report.loaded.samples)
     if pairs:
         out.print(f"pairs: {pairs:,}, each with a chosen and a rejected answer")
+    verdicts = [sample.desirable for sample in report.loaded.samples if isinstance(sample, Feedback)]
+    if verdicts:
+        out.print(f"answers: {sum(verdicts):,} desirable, {len(verdicts) - sum(verdicts):,} not desirable")
     out.print(f"pictures: {report.pictures:,} decoded")
     if report.twins:
         out.print(f"repeated: {report.twins:,} rows are copies of another row")

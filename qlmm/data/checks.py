@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qlmm.core.errors import Problem, Where
 from qlmm.data.images import BadImage, decode
 from qlmm.data.load import Loaded, load_samples
-from qlmm.data.sample import Example, ImageRef, Kind, Origin, Preference, Sample
+from qlmm.data.sample import Example, Feedback, ImageRef, Kind, Origin, Preference, Sample
 from qlmm.data.sources import Resolve
 from qlmm.recipe.schema import Source
 
@@ -154,12 +154,15 @@ def token_counts(encoder: Encoder, samples: Sequence[Example]) -> TokenCounts:
     )
 
 
-def traced(encoder: Encoder, sample: Sample) -> list[Piece]:
+def traced(encoder: Encoder, row: Sample | Feedback) -> list[Piece]:
     """A row as a training batch has it, from its tensors: text with what is learned, pictures as token counts."""
     from qlmm.data.encode import IGNORED
 
-    batch = encoder.batch([sample])
-    return _pieces(encoder, batch["input_ids"][0], batch["labels"][0] != IGNORED, sample.images)
+    if isinstance(row, Feedback):
+        judged = encoder.completions([row.sample])
+        return _pieces(encoder, judged["input_ids"][0], judged["completion_mask"][0].bool(), row.images)
+    batch = encoder.batch([row])
+    return _pieces(encoder, batch["input_ids"][0], batch["labels"][0] != IGNORED, row.images)
 
 
 def traced_pair(encoder: Encoder, pair: Preference) -> TracedPair:

@@ -18,7 +18,7 @@ from qlmm.data.sample import ImageRef, Kind, Origin, Turn
 if TYPE_CHECKING:
     from qlmm.data.paths import ImageRoot
 
-__all__ = ["BadRow", "Format", "ImageSizes", "Processor", "checked", "compared", "present"]
+__all__ = ["BadRow", "Format", "ImageSizes", "Processor", "checked", "compared", "kind_of", "present"]
 
 ROLES = ("system", "user", "assistant")
 
@@ -57,8 +57,9 @@ class Format:
         required: keys a row must have; ``"image|images"`` means either.
         detect: whether a row of its kind is in this format; no two formats may claim the same row.
         parse: row and picture root -> turns; raises ``BadRow``.
-        kind: what a row is: a conversation, or a preference. The turns of a preference are those of its prompt, then
-            the chosen and the rejected answer.
+        kind: what a row is: a conversation, a preference, or feedback. The turns of a preference are those of its
+            prompt, then the chosen and the rejected answer.
+        verdict: of feedback, the keys that may say whether the answer is desirable, in the form of ``required``.
     """
 
     doc: str
@@ -67,11 +68,11 @@ class Format:
     detect: Callable[[Mapping[str, Any]], bool]
     parse: Callable[[Mapping[str, Any], ImageRoot], Sequence[Turn]]
     kind: Kind = "conversation"
+    verdict: str = ""
 
     def claims(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row is in this format; one with a chosen or a rejected answer is no conversation."""
-        compares = present(row, "chosen") or present(row, "rejected")
-        return compares == (self.kind == "preference") and self.detect(row)
+        """Whether a row is in this format; one with answers to compare, or with a verdict, is no conversation."""
+        return kind_of(row) == self.kind and self.detect(row)
 
     def read(self, row: Mapping[str, Any], images: ImageRoot) -> tuple[Turn, ...]:
         """The turns in a row, as ``parse`` gives them and checked.
@@ -81,15 +82,37 @@ class Format:
                 its help shows a correct row.
         """
         try:
-            for keys in self.required:
+            for keys in (*self.required, *([self.verdict] if self.verdict else [])):
                 if not any(present(row, key) for key in keys.split("|")):
                     raise BadRow(f"no `{keys.replace('|', '` or `')}`; the row has {_listed(row)}")
+            if self.kind == "feedback":
+                self.desirable(row)
             turns = self.parse(row, images)
             return compared(turns) if self.kind == "preference" else checked(turns)
         except BadRow as bad:
             if bad.help is None:
                 bad.help = f"a correct row: {json.dumps(self.example, ensure_ascii=False)}"
             raise
+
+    def desirable(self, row: Mapping[str, Any]) -> bool:
+        """The verdict in a row of feedback.
+
+        Raises:
+            BadRow: when it is neither true nor false; nothing is taken for one of them.
+        """
+        key = next(key for key in self.verdict.split("|") if present(row, key))
+        if not isinstance(row[key], bool):
+            raise BadRow(f"`{key}` is {type(row[key]).__name__}, neither true nor false")
+        return bool(row[key])
+
+
+def kind_of(row: Mapping[str, Any]) -> Kind:
+    """What a row is by its keys. A `label` is a verdict only beside an answer, and only if it is true or false."""
+    if present(row, "chosen") or present(row, "rejected"):
+        return "preference"
+    answered = any(present(row, key) for key in ("completion", "messages", "conversations"))
+    judged = present(row, "kto_tag") or (answered and isinstance(row.get("label"), bool))
+    return "feedback" if judged else "conversation"
 
 
 def present(row: Mapping[str, Any], key: str) -> bool:

@@ -19,16 +19,33 @@ from qlmm.core.errors import DataError, Problem
 from qlmm.data.contract import BadRow, Format
 from qlmm.data.images import BadImage, check
 from qlmm.data.paths import ImageRoot
-from qlmm.data.sample import Example, ImageRef, Kind, Origin, Preference, Row, Sample
+from qlmm.data.sample import Example, Feedback, ImageRef, Kind, Origin, Preference, Row, Sample
 from qlmm.data.sources import Resolve, picture_folder, read_rows
 from qlmm.recipe.schema import Source
 
-__all__ = ["Bad", "Loaded", "SourceCount", "format_names", "load_format", "load_samples"]
+__all__ = ["KIND_OF", "Bad", "Loaded", "SourceCount", "format_names", "load_format", "load_samples"]
 
 FORMATS = "qlmm.data.formats"
 ROWS_TO_DETECT = 20
 MOST_NAMED = 10
-OBJECTIVES: dict[Kind, str] = {"conversation": "sft", "preference": "dpo"}
+# What each objective learns from; a pair is feedback on two answers.
+KIND_OF: dict[str, Kind] = {
+    "sft": "conversation",
+    "dpo": "preference",
+    "orpo": "preference",
+    "simpo": "preference",
+    "kto": "feedback",
+}
+_TAKEN: dict[Kind, tuple[Kind, ...]] = {
+    "conversation": ("conversation",),
+    "preference": ("preference",),
+    "feedback": ("feedback", "preference"),
+}
+_SAYS: dict[Kind, str] = {
+    "conversation": "conversations, with one answer each",
+    "preference": "preferences, with a chosen and a rejected answer each",
+    "feedback": "feedback, with one judged answer each",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +143,7 @@ def load_samples(
 
     Args:
         sources: what the recipe says, in order.
-        kind: what the rows must be; None takes whatever each source holds.
+        kind: what the rows must be; None takes whatever each source holds, feedback takes preferences too.
         max_bad_rows: 0 refuses when any row is bad, with all of them listed; above 0, bad rows are left out up to
             this share of all rows.
         resolve: gives the file or folder of a ``builtin:`` name.
@@ -172,10 +189,10 @@ def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, 
     if source.format is None and not objects:
         read.bad += [Bad(origin, row.problem(origin)) for origin, row in chain(first, rows) if isinstance(row, BadRow)]
         return read
-    read.format_name = source.format or _detected(source.path, objects)
+    read.format_name = source.format or _detected(source.path, objects, kind)
     form = load_format(read.format_name)
-    if kind not in (None, form.kind):
-        raise _other_kind(source, read.format_name, form.kind)
+    if kind is not None and form.kind not in _TAKEN[kind]:
+        raise _other_kind(source, read.format_name, form.kind, kind)
     for origin, row in chain(first, rows):
         try:
             read.samples.append(_sample(form, origin, row, read.images, check_pictures))
@@ -185,13 +202,11 @@ def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, 
     return read
 
 
-def _other_kind(source: Source, name: str, found: Kind) -> DataError:
-    says = {
-        "conversation": "conversations, with one answer each, and pairs of answers are wanted",
-        "preference": "preferences, with a chosen and a rejected answer each, and conversations are wanted",
-    }
-    message = f"{source.path}: the rows are {says[found]} (format {name})"
-    return DataError.one("D010", message, help=f"such rows belong to training.objective: {OBJECTIVES[found]}")
+def _other_kind(source: Source, name: str, found: Kind, wanted: Kind) -> DataError:
+    message = f"{source.path}: the rows are {_SAYS[found]} (format {name}); wanted are {_SAYS[wanted]}"
+    *others, last = [objective for objective, kind in KIND_OF.items() if found in _TAKEN[kind]]
+    named = f"{', '.join(others)} or {last}" if others else last
+    return DataError.one("D010", message, help=f"such rows belong to training.objective: {named}")
 
 
 class _MissingPicture(BadRow):
@@ -209,6 +224,8 @@ def _sample(form: Format, origin: Origin, row: Any, images: ImageRoot, check_pic
     sample: Example = Sample(turns, origin)
     if form.kind == "preference":
         sample = Preference(turns[:-2], turns[-2].text, turns[-1].text, origin)
+    elif form.kind == "feedback":
+        sample = Feedback(turns[:-1], turns[-1].text, form.desirable(row), origin)
     for ref in sample.images:
         if ref.path is not None and not os.path.isfile(ref.path):
             raise _MissingPicture(ref.path)
@@ -224,13 +241,13 @@ def _check_header(ref: ImageRef) -> None:
         raise BadRow(f"picture {ref.name}: {bad.reason}", "replace or remove the picture") from None
 
 
-def _detected(path: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The one format that claims the first rows."""
+def _detected(path: str, rows: Sequence[Mapping[str, Any]], kind: Kind | None) -> str:
+    """The one format that claims the first rows; where feedback is wanted, a row without a verdict is a bad one."""
     known = {name: load_format(name) for name in format_names()}
-    for row in rows:
-        claims = [name for name, form in known.items() if form.claims(row)]
-        if claims:
-            return claims[0]
+    claims = [name for row in rows for name, form in known.items() if form.claims(row)]
+    wanted = [name for name in claims if kind == known[name].kind == "feedback"]
+    if claims:
+        return (wanted or claims)[0]
     keys = ", ".join(f"`{key}`" for key in list(rows[0])[:8]) or "none"
     needs = "; ".join(f"{name}: {' + '.join(form.required).replace('|', '/')}" for name, form in known.items())
     message = f"{path}: the rows are in no known format; their keys are {keys}"

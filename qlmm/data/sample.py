@@ -1,6 +1,7 @@
 """The in-memory forms of a training row, whatever file format it came from.
 
-A row is a conversation whose turns hold text and pictures *in order*, or one with two last answers to compare.
+A row is a conversation whose turns hold text and pictures *in order*, or one with two last answers to compare, or one
+whose last answer was judged.
 Pictures are references: nothing is decoded until a batch needs it. A video is several pictures, one after another.
 
 Usage: ``Sample((Turn("user", (picture, "What is this?")), Turn("assistant", ("a cat",))), Origin("a.json", 3))``
@@ -13,10 +14,23 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal, TypeVar
 
-__all__ = ["Example", "ImageRef", "Kind", "Origin", "Part", "Preference", "Role", "Row", "Sample", "Side", "Turn"]
+__all__ = [
+    "Example",
+    "Feedback",
+    "ImageRef",
+    "Kind",
+    "Origin",
+    "Part",
+    "Preference",
+    "Role",
+    "Row",
+    "Sample",
+    "Side",
+    "Turn",
+]
 
 Role = Literal["system", "user", "assistant"]
-Kind = Literal["conversation", "preference"]
+Kind = Literal["conversation", "preference", "feedback"]
 Side = Literal["chosen", "rejected"]
 
 
@@ -139,6 +153,13 @@ class Preference:
         answer = self.chosen if name == "chosen" else self.rejected
         return Sample((*self.prompt, Turn("assistant", (answer,))), self.origin)
 
+    def judged(self) -> tuple[Feedback, Feedback]:
+        """The pair as two rows of one answer each: the chosen one is desirable, the rejected one is not."""
+        return (
+            Feedback(self.prompt, self.chosen, True, self.origin),
+            Feedback(self.prompt, self.rejected, False, self.origin),
+        )
+
     def with_images(self, images: tuple[ImageRef, ...]) -> Preference:
         """The same pair with other pictures in the same places.
 
@@ -157,7 +178,65 @@ class Preference:
         return None if prompt is None else replace(self, prompt=prompt)
 
 
-Example = Sample | Preference
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A conversation whose last answer was judged; nothing else is learned.
+
+    Attributes:
+        prompt: the turns before the answer; the last is the user's, and all pictures are in these.
+        completion: the answer.
+        desirable: whether answers should become more like it, or less.
+        origin: where the row came from.
+    """
+
+    prompt: tuple[Turn, ...]
+    completion: str
+    desirable: bool
+    origin: Origin
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The conversation with its answer."""
+        return self.sample.turns
+
+    @property
+    def content(self) -> tuple[Turn, ...]:
+        """All that the row says: the conversation, then the verdict; equal for copies of a row."""
+        return (*self.turns, Turn("user", ("desirable" if self.desirable else "undesirable",)))
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All pictures, in the order their places appear in the prompt."""
+        return _images(self.prompt)
+
+    @property
+    def sample(self) -> Sample:
+        """The conversation without the verdict."""
+        return self.answered(self.completion)
+
+    def answered(self, completion: str) -> Sample:
+        """The prompt with an answer, its own or another row's."""
+        return Sample((*self.prompt, Turn("assistant", (completion,))), self.origin)
+
+    def with_images(self, images: tuple[ImageRef, ...]) -> Feedback:
+        """The same row with other pictures in the same places.
+
+        Raises:
+            ValueError: when the number of pictures differs.
+        """
+        return replace(self, prompt=_with_images(self.prompt, images))
+
+    def without_images(self) -> Feedback:
+        """The same row with its pictures left out."""
+        return replace(self, prompt=_without_images(self.prompt))
+
+    def without_oldest(self) -> Feedback | None:
+        """The same row without its first question and answer, their pictures kept; None if it has one only."""
+        prompt = _without_oldest(self.prompt)
+        return None if prompt is None else replace(self, prompt=prompt)
+
+
+Example = Sample | Preference | Feedback
 Row = TypeVar("Row", bound=Example)
 
 

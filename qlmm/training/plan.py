@@ -25,9 +25,9 @@ from qlmm.core.files import free_bytes
 from qlmm.core.units import memory
 from qlmm.data.encode import Encoder, Fitted, Lengths
 from qlmm.data.images import BadImage, decode
-from qlmm.data.load import Bad, Loaded, load_samples
+from qlmm.data.load import KIND_OF, Bad, Loaded, load_samples
 from qlmm.data.mixture import Mixture, MixtureSampler
-from qlmm.data.sample import Example, Kind, Preference, Sample
+from qlmm.data.sample import Example, Feedback, Preference, Sample
 from qlmm.model import builtin
 from qlmm.model.adapters import Placement, check_variant, place
 from qlmm.model.base import Blueprint, blueprint, load_processor
@@ -39,7 +39,8 @@ from qlmm.model.precision import Precision, choose
 from qlmm.model.quantise import check_experts
 from qlmm.model.warm_start import Earlier
 from qlmm.recipe.schema import Recipe, Source
-from qlmm.training.arguments import trainer_config
+from qlmm.training import feedback
+from qlmm.training.arguments import OBJECTIVES, trainer_config
 from qlmm.training.facts import PartFacts, PlanFacts, TokenFacts
 from qlmm.training.split import set_aside
 
@@ -52,7 +53,9 @@ class Plan:
 
     Attributes:
         train: rows to learn from, all of them within `data.max_length`; pairs for a preference objective.
+        lengths: tokens of each of them.
         held_out: rows to measure on; of pairs, their chosen sides.
+        pairs: the held-out rows that are pairs.
         needs_pictures: whether every row must have a picture.
         mixture: what an epoch is made of.
         bad: rows that were left out, with the reason.
@@ -67,7 +70,9 @@ class Plan:
     processor: ProcessorMixin
     encoder: Encoder
     train: tuple[Example, ...]
+    lengths: tuple[Lengths, ...]
     held_out: tuple[Sample, ...]
+    pairs: tuple[Preference, ...]
     needs_pictures: bool
     mixture: Mixture
     bad: tuple[Bad, ...]
@@ -98,7 +103,7 @@ def make_plan(recipe: Recipe) -> Plan:
         shape.parts,
         recipe.adapter,
         earlier=earlier.whole if earlier else frozenset(),
-        keep_bare=recipe.training.objective != "sft",
+        keep_bare=OBJECTIVES[recipe.training.objective].reference,
     )
     if earlier is not None:
         earlier.check_fits(shape.model, shape.parts, placement)
@@ -120,7 +125,9 @@ def make_plan(recipe: Recipe) -> Plan:
         processor=processor,
         encoder=rows.encoder,
         train=rows.train.samples,
-        held_out=rows.held_out,
+        lengths=rows.train.lengths,
+        held_out=tuple(measured(row) for row in rows.held_out),
+        pairs=tuple(row for row in rows.held_out if isinstance(row, Preference)),
         needs_pictures=needs,
         mixture=rows.mixture,
         bad=rows.loaded.bad,
@@ -133,7 +140,7 @@ class _Rows:
     encoder: Encoder
     loaded: Loaded[Example]
     train: Fitted[Example]
-    held_out: tuple[Sample, ...]
+    held_out: tuple[Example, ...]
     mixture: Mixture
 
     @property
@@ -160,7 +167,8 @@ def _rows(recipe: Recipe, encoder: Encoder) -> _Rows:
     else:
         learn, aside = set_aside(loaded.samples, evaluation.rows, seed=recipe.training.seed)
         others = [loaded.samples[row] for row in aside]
-    fitted = encoder.fit([loaded.samples[row] for row in learn])
+    taught = [(row, one) for row in learn for one in feedback.taught_by(loaded.samples[row], recipe.training.objective)]
+    fitted = encoder.fit([one for _, one in taught])
     if not fitted.samples:
         first = fitted.dropped[0] if fitted.dropped else None
         raise DataError.one(
@@ -170,8 +178,8 @@ def _rows(recipe: Recipe, encoder: Encoder) -> _Rows:
             else "no row is left to learn from",
             help="raise data.max_length, or set data.overlong=shorten",
         )
-    held_out = tuple(measured(row) for row in encoder.fit(others).samples[: evaluation.rows])
-    sources = [loaded.source[learn[place]] for place in fitted.kept]
+    held_out = encoder.fit([row for row in others if feedback.exemplary(row)]).samples[: evaluation.rows]
+    sources = [loaded.source[taught[place][0]] for place in fitted.kept]
     weights = [source.weight for source in data.sources]
     mixture = Mixture.of(fitted.samples, sources, weights, text_ratio=data.text_ratio)
     return _Rows(encoder, loaded, fitted, held_out, mixture)
@@ -179,15 +187,16 @@ def _rows(recipe: Recipe, encoder: Encoder) -> _Rows:
 
 def measured(row: Example) -> Sample:
     """What of a row is measured and asked: of a pair, its chosen side."""
+    if isinstance(row, Feedback):
+        return row.sample
     return row.side("chosen") if isinstance(row, Preference) else row
 
 
 def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded[Example]:
     data = recipe.data
-    kind: Kind | None = "conversation" if recipe.training.objective == "sft" else "preference"
     return load_samples(
         sources,
-        kind=kind,
+        kind=KIND_OF[recipe.training.objective],
         max_bad_rows=data.max_bad_rows,
         resolve=builtin.path,
         max_frames=data.max_frames,
@@ -209,13 +218,16 @@ def _facts(
     """The plan screen's figures."""
     tokens = _tokens(rows.train.lengths)
     training = recipe.training
+    # A pair is two rows where its answers cannot share their prompt, which is only known with the model in memory.
+    sides = 2 if any(isinstance(row, Preference) for row in rows.train.samples) else 1
     load = Load(
-        rows=training.batch_size,
+        rows=training.batch_size * sides,
         tokens=tokens.p95,
         compute=precision.compute,
         quantize=recipe.base.quantize,
         checkpointing=training.gradient_checkpointing,
         small_optimizer=training.optimizer != "adamw",
+        reference=OBJECTIVES[training.objective].reference,
     )
     need = estimate(shape.model, shape.parts, placement, load)
     trained = trained_parameters(shape.model, placement)
@@ -236,7 +248,7 @@ def _facts(
         precision=precision.name,
         device=precision.device,
         output_dir=recipe.output.dir,
-        warnings=_warnings(rows),
+        warnings=_warnings(recipe, rows),
     )
 
 
@@ -273,8 +285,8 @@ def _tokens(lengths: Sequence[Lengths]) -> TokenFacts:
     )
 
 
-def _warnings(rows: _Rows) -> tuple[str, ...]:
-    found = []
+def _warnings(recipe: Recipe, rows: _Rows) -> tuple[str, ...]:
+    found = list(feedback.warnings(recipe.training, rows.mixture, rows.train.samples))
     if rows.loaded.bad:
         found.append(f"{len(rows.loaded.bad)} bad rows are left out; skipped.jsonl in the run directory names them")
     if not rows.held_out:
@@ -331,7 +343,9 @@ def _check_kinds_of_rows(recipe: Recipe, rows: _Rows, *, needs: bool) -> None:
         raise DataError.one(
             "D043",
             f"{kind} takes no batch that mixes rows with and without a picture",
-            help=f"set training.batch_size=1 training.accumulation={rows_a_step}",
+            help=f"set training.batch_size=1 training.accumulation={rows_a_step}"
+            if KIND_OF[training.objective] != "feedback"
+            else "leave rows with or without a picture out",
         )
 
 

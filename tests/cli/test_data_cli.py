@@ -238,3 +238,62 @@ def test_tokens_of_preferences_are_counted(recipe: Path, tmp_path: Path, capsys:
     assert "tokens per row: median" in capsys.readouterr().out
     check(str(recipe), ["training.objective=dpo", "data.max_length=10"])
     assert "rows.jsonl:1: chosen answer: 4 visual + " in capsys.readouterr().out
+
+
+JUDGED = {"prompt": "What?", "completion": "A cat.", "label": True, "image": "cat.png"}
+
+
+def feedback(folder: Path, *more: Any) -> Path:
+    path = rows(folder)
+    path.write_text("".join(json.dumps(one) + "\n" for one in [JUDGED, *more]))
+    return path
+
+
+def test_judged_answers_are_found_and_counted_and_their_problems_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poor = {**JUDGED, "completion": "A dog.", "label": False}
+    bad = [{**JUDGED, "label": "no"}, {"prompt": "Q", "completion": "A"}, {**JUDGED, "completion": ""}]
+    reply = {"role": "assistant", "content": "A"}
+    path = feedback(tmp_path, poor, *bad, {**JUDGED, "prompt": [{"role": "user", "content": "Q"}, reply]}, JUDGED)
+    with pytest.raises(typer.Exit):
+        check(str(path))
+    said = capsys.readouterr().out
+    assert "(feedback): 7 rows, 3 usable, 4 bad" in said
+    assert "answers: 2 desirable, 1 not desirable" in said
+    assert all(f"--> {path}:{line}" in said for line in (3, 4, 5, 6))
+    assert "`label` is str, neither true nor false" in said
+    assert "no `label`; the row has `prompt`, `completion`" in said
+    assert "empty answer (turn 2)" in said
+    assert "turn 3 is `assistant` where `user` belongs" in said
+    assert "repeated: 1 rows" in said
+
+
+def test_a_judged_answer_is_shown_with_its_verdict(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    feedback(tmp_path, {**JUDGED, "label": False})
+    show(str(recipe), ["training.objective=kto"], row=2)
+    said = capsys.readouterr().out
+    assert "the answer is not desirable\ntokens: " in said
+    assert said.endswith("Human: What?\nAI: ⟦A cat.</s>⟧\n")
+    show(str(recipe), ["training.objective=kto"])
+    assert "the answer is desirable" in capsys.readouterr().out
+
+
+def test_tokens_of_judged_answers_are_counted(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    feedback(tmp_path)
+    check(str(recipe), ["training.objective=kto"])
+    assert "tokens per row: median" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"training\.objective: kto"):
+        check(str(recipe), ["training.objective=dpo"])
+
+
+def test_pairs_are_taken_where_judged_answers_are_wanted(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs(tmp_path)
+    check(str(recipe), ["training.objective=kto"])
+    assert "pairs: 1, each with a chosen and a rejected answer" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from qlmm.data.contract import BadRow, Format
 from qlmm.data.load import format_names, load_format
 from qlmm.data.paths import ImageRoot
 from qlmm.data.sample import ImageRef, Turn
-from tests.contract import preference_rows
+from tests.contract import feedback_rows, preference_rows
 
 NAMES = format_names()
 
@@ -229,8 +229,8 @@ BAD: dict[str, list[tuple[Mapping[str, Any], str]]] = {
         ({"image": "/etc/passwd", "text": "A"}, "is absolute"),
     ],
 }
-GOLDEN |= preference_rows.GOLDEN
-BAD |= preference_rows.BAD
+GOLDEN |= preference_rows.GOLDEN | feedback_rows.GOLDEN
+BAD |= preference_rows.BAD | feedback_rows.BAD
 
 
 def test_every_format_file_is_covered() -> None:

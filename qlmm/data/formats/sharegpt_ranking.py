@@ -16,12 +16,22 @@ from qlmm.data.formats.messages import read_messages
 from qlmm.data.paths import ImageRoot
 from qlmm.data.sample import Turn
 
-__all__ = ["FORMAT"]
+__all__ = ["FORMAT", "shared"]
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+    answers = [_message(row[side], f"`{side}`") for side in ("chosen", "rejected")]
+    return read_messages([*shared(row), *answers], row, images)
+
+
+def shared(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The messages of ``conversations`` and ``system``.
+
+    Raises:
+        BadRow: when one is no turn, or the markers are not those of the row's pictures and videos.
+    """
     if not isinstance(row["conversations"], (list, tuple)):
         raise BadRow("`conversations` is not a list of turns")
     messages = [_message(entry, f"turn {number}") for number, entry in enumerate(row["conversations"], 1)]
@@ -32,10 +42,7 @@ def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
         # Without videos, the word is the HTML tag.
         if markers != shown and (shown or key == "images"):
             raise BadRow(f"{markers} {marker} markers for {shown} {'pictures' if key == 'images' else key}")
-    if present(row, "system"):
-        messages.insert(0, {"role": "system", "content": row["system"]})
-    answers = [_message(row[side], f"`{side}`") for side in ("chosen", "rejected")]
-    return read_messages([*messages, *answers], row, images)
+    return [*([{"role": "system", "content": row["system"]}] if present(row, "system") else []), *messages]
 
 
 def _message(entry: Any, place: str) -> dict[str, str]:

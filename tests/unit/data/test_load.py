@@ -11,7 +11,7 @@ from PIL import Image
 
 from qlmm.core.errors import DataError, UsageError
 from qlmm.data.load import Loaded, load_samples
-from qlmm.data.sample import ImageRef, Preference
+from qlmm.data.sample import Feedback, ImageRef, Preference
 from qlmm.recipe.schema import Source
 
 
@@ -148,8 +148,51 @@ def test_a_row_without_one_side_does_not_hide_what_the_others_are(folder: Path) 
     assert "no `rejected`" in loaded.problems[0].message
 
 
+def judged(label: Any = True, **keys: Any) -> dict[str, Any]:
+    return {"prompt": "What?", "completion": "A cat.", "label": label, "image": "a.png", **keys}
+
+
+def test_judged_answers_are_samples_of_their_own_kind(folder: Path) -> None:
+    bad = [judged("yes"), {**judged(), "label": None}, judged(completion=" "), judged(image="x.png")]
+    loaded = load(write(folder / "a.jsonl", [judged(), judged(False), *bad]), kind="feedback", max_bad_rows=0.9)
+    assert all(isinstance(sample, Feedback) for sample in loaded.samples)
+    told = [(sample.completion, sample.desirable, sample.origin.line) for sample in loaded.samples]
+    assert told == [("A cat.", True, 1), ("A cat.", False, 2)]
+    assert [bad.origin.line for bad in loaded.bad] == [3, 4, 5, 6]
+    assert loaded.sources[0].format == "feedback"
+
+
+def test_a_row_without_a_verdict_does_not_hide_what_the_others_are(folder: Path) -> None:
+    for first in ({"prompt": "Q", "completion": "A"}, judged(1)):
+        loaded = load(write(folder / "a.jsonl", [first, judged()]), kind="feedback", max_bad_rows=0.5)
+        assert loaded.sources[0].format == "feedback"
+        assert [bad.origin.line for bad in loaded.bad] == [1]
+
+
+def test_a_label_that_is_no_verdict_leaves_a_row_a_conversation(folder: Path) -> None:
+    for label in ("cat", 3, None):
+        assert load(write(folder / "a.jsonl", [judged(label)])).sources[0].format == "messages"
+    captions = [{"image": "a.png", "text": "A cat.", "label": True}]
+    assert load(write(folder / "a.jsonl", captions)).sources[0].format == "caption"
+
+
+def test_pairs_are_taken_where_feedback_is_wanted(folder: Path) -> None:
+    write(folder / "a.jsonl", [judged()])
+    sources = [write(folder / "b.jsonl", [pair()]), write(folder / "a.jsonl", [judged()])]
+    loaded = load_samples(sources, kind="feedback")
+    assert [type(sample) for sample in loaded.samples] == [Preference, Feedback]
+    assert [source.rows for source in loaded.sources] == [1, 1]
+
+
 @pytest.mark.parametrize(
-    ("rows", "kind", "objective"), [([pair(), pair()], "conversation", "dpo"), ([row(), row()], "preference", "sft")]
+    ("rows", "kind", "objective"),
+    [
+        ([pair(), pair()], "conversation", "dpo, orpo, simpo or kto"),
+        ([row(), row()], "preference", "sft"),
+        ([row(), row()], "feedback", "sft"),
+        ([judged(), judged()], "conversation", "kto"),
+        ([judged(), judged()], "preference", "kto"),
+    ],
 )
 def test_rows_of_the_other_kind_are_one_error_that_names_their_objective(
     folder: Path, rows: list[Any], kind: str, objective: str
@@ -178,6 +221,11 @@ def test_the_fingerprint_sees_both_answers(folder: Path) -> None:
     assert of() == of()
     exchanged = of(chosen="A dog.", rejected="A cat.")
     assert len({of(), exchanged, of(rejected="A cow."), of(chosen="A cow."), of(image="b.png")}) == 5
+
+
+def test_the_fingerprint_sees_the_verdict(folder: Path) -> None:
+    prints = {load(write(folder / "a.jsonl", [judged(label)]), kind="feedback").fingerprint for label in (True, False)}
+    assert len(prints) == 2
 
 
 @pytest.mark.parametrize("rows", [[], ["{", "nonsense"]])

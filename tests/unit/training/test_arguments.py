@@ -24,7 +24,9 @@ def config(**keys: Any) -> Any:
 
 
 def test_the_recipe_is_what_trl_is_told() -> None:
-    made = config(batch_size=3, accumulation=7, learning_rate=1e-3, schedule="linear", weight_decay=0.1, seed=11)
+    made = config(
+        batch_size=3, accumulation=7, learning_rate=1e-3, schedule="linear", extra={"weight_decay": 0.1}, seed=11
+    )
     assert (made.per_device_train_batch_size, made.gradient_accumulation_steps, made.max_steps) == (3, 7, 200)
     assert (made.learning_rate, str(made.lr_scheduler_type.value), made.weight_decay) == (1e-3, "linear", 0.1)
     assert made.seed == made.data_seed == 11
