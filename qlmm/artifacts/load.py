@@ -9,19 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from qlmm.artifacts.manifest import Manifest, read_manifest
 from qlmm.core.errors import ModelError
 from qlmm.core.files import file_sha256
 from qlmm.data.encode import Encoder
 from qlmm.model.adapters import fill_bare, to_fp32
-from qlmm.model.base import identity, load_model, load_saved_processor
+from qlmm.model.base import identity, load_model, load_processor, load_saved_processor
 from qlmm.model.encoder import make_encoder
 from qlmm.model.pixels import agree
 from qlmm.model.precision import Precision, choose
+from qlmm.recipe.schema import BaseSection, DataSection, Source
 
-__all__ = ["LoadedAdapter", "load"]
+__all__ = [
+    "LoadedAdapter",
+    "LoadedBase",
+    "check_base",
+    "check_files",
+    "check_revision",
+    "load",
+    "load_base",
+    "plain_base",
+]
 
 # Without these an adapter silently answers with an untrained connector, or not at all.
 REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
@@ -41,6 +51,15 @@ class LoadedAdapter:
     manifest: Manifest
     precision: Precision
     bare: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """A base without an adapter, in evaluation mode, and what is needed to talk to it."""
+
+    model: PreTrainedModel
+    encoder: Encoder
+    precision: Precision
 
 
 def load(folder: str | Path, *, precision: Precision | None = None) -> LoadedAdapter:
@@ -68,6 +87,30 @@ def load(folder: str | Path, *, precision: Precision | None = None) -> LoadedAda
     encoder, _ = make_encoder(base, manifest.recipe.data, processor)
     agree(model, processor)
     return LoadedAdapter(wrapped.eval(), processor, encoder, manifest, where, bare)
+
+
+def plain_base(name: str) -> BaseSection:
+    """A vision-language model as it comes: a Hub id or a folder, nothing quantised, its own chat template."""
+    return BaseSection(model=name, quantize="none")
+
+
+def load_base(name: str, *, precision: Precision | None = None) -> LoadedBase:
+    """Load a base alone, to be asked or to judge.
+
+    Args:
+        name: Hub id (``id@commit`` pins it) or folder of a vision-language model.
+        precision: where and how to compute; by default this machine's best.
+
+    Raises:
+        ModelError: M003 and following for whatever makes the base impossible, D030 and following for a processor that
+            qlmm cannot ask.
+    """
+    base, where = plain_base(name), precision or choose("auto", "auto")
+    processor = load_processor(base)
+    encoder, _ = make_encoder(base, DataSection(sources=(Source(path="-"),)), processor)
+    model = load_model(base, where, seed=0)
+    agree(model, processor)
+    return LoadedBase(model, encoder, where)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -103,4 +146,21 @@ def check_base(manifest: Manifest) -> None:
                 "A004",
                 f"{facts['id']} is not the {role} this adapter was trained on: its configuration differs",
                 help=f"the adapter recorded revision {facts['revision'] or 'none'}; pin it as id@revision",
+            )
+
+
+def check_revision(manifest: Manifest) -> None:
+    """Refuse a base whose commit is known not to be the recorded one; weights change with no other sign.
+
+    Raises:
+        ModelError: A005 with both.
+    """
+    present = identity(manifest.recipe.base)["parts"]
+    for role, facts in manifest.base["parts"].items():
+        recorded, now = facts["revision"], present[role]["revision"]
+        if recorded and now and recorded != now:
+            raise ModelError.one(
+                "A005",
+                f"{facts['id']} is at revision {now} here; the adapter was trained on {recorded}",
+                help=f"fetch that revision: hf download {facts['id'].partition('@')[0]} --revision {recorded}",
             )

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from io import BytesIO
+from typing import cast
 
 import torch
 from PIL import Image
 from torch import nn
 
 from qlmm.data.encode import Encoder
-from qlmm.data.sample import ImageRef, Sample
+from qlmm.data.sample import ImageRef, Row, Sample
 from qlmm.model.losses import token_losses
 from qlmm.model.precision import Precision
 from qlmm.training.facts import PictureProof
@@ -111,17 +112,17 @@ def _grey() -> ImageRef:
     return ImageRef(data=stream.getvalue())
 
 
-def swap_pictures(samples: Sequence[Sample]) -> list[Sample | None]:
+def swap_pictures(samples: Sequence[Row]) -> list[Row | None]:
     """Each row with the pictures of the next row, in cyclic order, that has as many but other ones; else None."""
     return [_swapped(samples, index) for index in range(len(samples))]
 
 
-def _swapped(samples: Sequence[Sample], index: int) -> Sample | None:
+def _swapped(samples: Sequence[Row], index: int) -> Row | None:
     own = samples[index].images
     if not own:
         return None
     for step in range(1, len(samples)):
         other = samples[(index + step) % len(samples)].images
         if len(other) == len(own) and other != own:
-            return samples[index].with_images(other)
+            return cast("Row", samples[index].with_images(other))
     return None

@@ -1,6 +1,7 @@
-"""The loss curve of a run: training loss thin and smoothed, held-out loss by the picture that was shown.
+"""The curves of a run: training thin and smoothed, held-out rows by the picture that was shown.
 
-The distance between the right and a shuffled picture is what the model takes from its eyes; the figure is about that.
+The distance between the right and a shuffled picture is what the model takes from its eyes; the figures are about that.
+A run on preferences has a figure of its own beside the loss, which says little there.
 
 Usage: ``files.atomic_write(folder / "loss.png", loss_png(read_metrics(folder / "metrics.jsonl")))``
 """
@@ -18,15 +19,16 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from qlmm.core.events import Evaluated, Event, StepDone
+from qlmm.core.events import Evaluated, Event, PairsEvaluated, StepDone
 
-__all__ = ["loss_png"]
+__all__ = ["loss_png", "preferences_png"]
 
 SIZE_INCHES = (8.4, 4.2)
+PANELS_INCHES = (10.5, 3.1)  # of one row of two
 DOTS_PER_INCH = 160
 SMOOTHING_SHARE = 0.04  # of the steps; wide enough to calm a batch of one, narrow enough to keep a bump
 TRAINING, RIGHT, SHUFFLED = "training", "right picture", "shuffled pictures"
-LABEL_GAP = 0.065  # of the axis' height: the least distance between two labels
+LABEL_GAP_INCHES = 0.22  # the least distance between two labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,12 @@ DARK = Colours("#16181d", "#d5d9e0", "#2a2e36", "#8a919e", "#56b4e9", "#f0863c",
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points to draw, steps against nats per token, all of them finite."""
+    """Points to draw, steps against a figure, all of them finite."""
 
     name: str
     colour: str
     steps: tuple[int, ...]
-    losses: tuple[float, ...]
+    values: tuple[float, ...]
 
 
 def loss_png(metrics: Sequence[Event], *, dark: bool = False) -> bytes:
@@ -64,39 +66,152 @@ def loss_png(metrics: Sequence[Event], *, dark: bool = False) -> bytes:
         dark: draw for a dark page.
     """
     colours = DARK if dark else LIGHT
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, facecolor=colours.page, layout=layout)
-    FigureCanvasAgg(figure)
+    figure = _figure(SIZE_INCHES, colours)
     axes = figure.add_subplot()
-    _dress(axes, colours)
+    _dress(axes, colours, "loss, nats per token")
     _draw(axes, colours, metrics)
+    return _png(figure)
+
+
+def preferences_png(metrics: Sequence[Event], *, dark: bool = False) -> bytes | None:
+    """What became of the preferences, as a PNG of 1,680 pixels' width: a panel for each thing that was measured.
+
+    The loss; pairs won, held-out with right and with shuffled pictures; rewards of the training rows; log-probabilities
+    of their answers, of which the chosen one's may well fall; and how far the model went from its reference.
+
+    Args:
+        metrics: a run's events.
+        dark: draw for a dark page.
+
+    Returns:
+        The figure, or None for a run that measured no preference.
+    """
+    colours = DARK if dark else LIGHT
+    panels = [panel for panel in _panels(metrics, colours) if panel.steps or panel.held_out]
+    if not panels:
+        return None
+    lines = (len(panels) + 1) // 2
+    figure = _figure((PANELS_INCHES[0], PANELS_INCHES[1] * lines), colours)
+    grid = figure.add_gridspec(lines, 2)
+    for number, panel in enumerate(panels):
+        alone = number % 2 == 0 and number == len(panels) - 1
+        _fill(figure.add_subplot(grid[number // 2, slice(0, 2) if alone else number % 2]), colours, panel)
+    return _png(figure)
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One of several pictures in a figure: curves of training steps, which are smoothed, and of held-out rows."""
+
+    title: str
+    unit: str
+    steps: tuple[Curve, ...]
+    held_out: tuple[Curve, ...]
+
+
+def _panels(metrics: Sequence[Event], colours: Colours) -> list[Panel]:
+    steps = [event for event in metrics if isinstance(event, StepDone)]
+    pairs = [event for event in metrics if isinstance(event, PairsEvaluated)]
+
+    def trained(name: str, colour: str, key: str, scale: float = 1.0) -> Curve:
+        return _finite(name, colour, [(e.step, scale * e.metrics[key]) for e in steps if key in e.metrics])
+
+    def measured(name: str, colour: str, found: Sequence[float | None], scale: float = 1.0) -> Curve:
+        points = [(e.step, scale * value) for e, value in zip(pairs, found, strict=True) if value is not None]
+        return _finite(name, colour, points)
+
+    chosen, rejected = colours.right, colours.shuffled
+    won = (
+        measured(RIGHT, colours.right, [event.won for event in pairs], 100.0),
+        measured(SHUFFLED, colours.shuffled, [event.won_swapped for event in pairs], 100.0),
+    )
+    rewards = (trained("chosen", chosen, "rewards/chosen"), trained("rejected", rejected, "rewards/rejected"))
+    answers = (trained("chosen", chosen, "logps/chosen"), trained("rejected", rejected, "logps/rejected"))
+    # The reference is the start, but stands beside it only from the first step on.
+    away = [0.0 if event.step == 0 and any(e.kl is not None for e in pairs) else event.kl for event in pairs]
+    kl = measured("held-out", colours.none, away)
+    loss = _loss([event for event in steps if _on_pairs(event)], colours)
+    drawn = (
+        ("loss over training pairs", "loss", (loss,), ()),
+        ("pairs won", "per cent", (trained("training reward", colours.train, "rewards/accuracies", 100.0),), won),
+        ("reward of training answers", "reward", rewards, ()),
+        ("log-probability of training answers", "nats per answer", answers, ()),
+        ("distance from the reference", "KL, nats per token", (), (kl,)),
+    )
+    return [Panel(title, unit, _drawn(steps), _drawn(held_out)) for title, unit, steps, held_out in drawn]
+
+
+def _on_pairs(event: StepDone) -> bool:
+    return "rewards/chosen" in event.metrics
+
+
+def _loss(steps: Sequence[StepDone], colours: Colours) -> Curve:
+    return _finite(TRAINING, colours.train, [(event.step, event.loss) for event in steps])
+
+
+def _drawn(curves: Sequence[Curve]) -> tuple[Curve, ...]:
+    return tuple(curve for curve in curves if curve.steps)
+
+
+def _fill(axes: Axes, colours: Colours, panel: Panel) -> None:
+    _dress(axes, colours, panel.unit)
+    axes.set_title(panel.title, color=colours.text, fontsize=10.5, loc="left")
+    smooth = [_plot_steps(axes, curve) for curve in panel.steps]
+    _plot_held_out(axes, panel.held_out)
+    _shade(axes, panel.held_out)
+    _name_curves(axes, colours, (*smooth, *panel.held_out))
+
+
+def _figure(inches: tuple[float, float], colours: Colours) -> Figure:
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, facecolor=colours.page, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
     target = io.BytesIO()
-    figure.savefig(target, format="png", facecolor=colours.page)
+    figure.savefig(target, format="png", facecolor=figure.get_facecolor())
     return target.getvalue()
 
 
 def _draw(axes: Axes, colours: Colours, metrics: Sequence[Event]) -> None:
     steps = [event for event in metrics if isinstance(event, StepDone)]
     held_out = _held_out(metrics, colours)
-    train = _finite(TRAINING, colours.train, [(event.step, event.loss) for event in steps])
+    # A loss over pairs is of another kind than that of held-out answers, and is drawn with the preferences.
+    train = (
+        Curve(TRAINING, colours.train, (), ())
+        if held_out and any(_on_pairs(e) for e in steps)
+        else _loss(steps, colours)
+    )
     if not train.steps and not held_out:
         axes.text(0.5, 0.5, "no step was taken", transform=axes.transAxes, ha="center", color=colours.text)
         return
-    smooth = _smoothed(train)
-    axes.plot(train.steps, train.losses, color=colours.train, linewidth=0.8, alpha=0.45)
-    axes.plot(smooth.steps, smooth.losses, color=colours.train, linewidth=2.0)
-    for curve in held_out:
-        axes.plot(curve.steps, curve.losses, color=curve.colour, linewidth=1.8, marker="o", markersize=5)
+    smooth = _plot_steps(axes, train)
+    _plot_held_out(axes, held_out)
     _shade(axes, held_out)
     _mark_lost(axes, colours, [event.step for event in steps if not math.isfinite(event.loss)])
     _name_curves(axes, colours, [curve for curve in (smooth, *held_out) if curve.steps])
+
+
+def _plot_steps(axes: Axes, curve: Curve) -> Curve:
+    """Draw every step thin and the smoothed curve thick; returns the smoothed one."""
+    smooth = _smoothed(curve)
+    axes.plot(curve.steps, curve.values, color=curve.colour, linewidth=0.8, alpha=0.45)
+    axes.plot(smooth.steps, smooth.values, color=curve.colour, linewidth=2.0)
+    return smooth
+
+
+def _plot_held_out(axes: Axes, curves: Sequence[Curve]) -> None:
+    for curve in curves:
+        axes.plot(curve.steps, curve.values, color=curve.colour, linewidth=1.8, marker="o", markersize=5)
 
 
 def _shade(axes: Axes, held_out: Sequence[Curve]) -> None:
     """Fill what lies between the right and a shuffled picture: what seeing is worth."""
     right, shuffled = (next((curve for curve in held_out if curve.name == name), None) for name in (RIGHT, SHUFFLED))
     if right is not None and shuffled is not None and right.steps == shuffled.steps:
-        axes.fill_between(right.steps, right.losses, shuffled.losses, color=right.colour, alpha=0.10, linewidth=0)
+        axes.fill_between(right.steps, right.values, shuffled.values, color=right.colour, alpha=0.10, linewidth=0)
 
 
 def _mark_lost(axes: Axes, colours: Colours, steps: Sequence[int]) -> None:
@@ -114,10 +229,10 @@ def _mark_lost(axes: Axes, colours: Colours, steps: Sequence[int]) -> None:
         )
 
 
-def _dress(axes: Axes, colours: Colours) -> None:
+def _dress(axes: Axes, colours: Colours, unit: str) -> None:
     axes.set_facecolor(colours.page)
     axes.set_xlabel("optimiser step", color=colours.text)
-    axes.set_ylabel("loss, nats per token", color=colours.text)
+    axes.set_ylabel(unit, color=colours.text)
     axes.grid(axis="y", color=colours.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=colours.text, length=0)
@@ -144,12 +259,12 @@ def _held_out(metrics: Sequence[Event], colours: Colours) -> list[Curve]:
 
 def _finite(name: str, colour: str, points: Sequence[tuple[int, float]]) -> Curve:
     kept = [point for point in points if math.isfinite(point[1])]
-    return Curve(name, colour, tuple(step for step, _ in kept), tuple(loss for _, loss in kept))
+    return Curve(name, colour, tuple(step for step, _ in kept), tuple(value for _, value in kept))
 
 
 def _smoothed(curve: Curve) -> Curve:
     """A mean over as many points after as before, so that the line does not trail a steep fall."""
-    losses, reach = curve.losses, max(1, round(SMOOTHING_SHARE * len(curve.losses)))
+    losses, reach = curve.values, max(1, round(SMOOTHING_SHARE * len(curve.values)))
     means = []
     for at in range(len(losses)):
         window = losses[at - min(reach, at) : at + min(reach, at) + 1]
@@ -160,12 +275,12 @@ def _smoothed(curve: Curve) -> Curve:
 def _name_curves(axes: Axes, colours: Colours, curves: Sequence[Curve]) -> None:
     """Each curve's name and last value at its right end, instead of a legend to look things up in."""
     low, high = axes.get_ylim()
-    gap = LABEL_GAP * (high - low)
-    ends = sorted(curves, key=lambda curve: curve.losses[-1])
-    heights = _spread([curve.losses[-1] for curve in ends], gap)
+    gap = LABEL_GAP_INCHES * DOTS_PER_INCH / axes.get_window_extent().height * (high - low)
+    ends = sorted(curves, key=lambda curve: curve.values[-1])
+    heights = _spread([curve.values[-1] for curve in ends], gap)
     for curve, height in zip(ends, heights, strict=True):
         axes.annotate(
-            f"{curve.name} {curve.losses[-1]:.2f}",
+            f"{curve.name} {curve.values[-1]:.3g}".replace(" -", " −"),
             xy=(1.0, height),
             xycoords=axes.get_yaxis_transform(),
             xytext=(8, 0),

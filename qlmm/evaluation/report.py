@@ -1,6 +1,6 @@
 """The report of a run: one HTML file that needs nothing outside itself, to keep beside the adapter or to send on.
 
-It shows the curve, held-out pictures with the answers before and after, the proof, the plan, the recipe and versions.
+It shows the curves, held-out pictures with the answers before and after, the proof, the plan, the recipe and versions.
 Questions and answers come from data and from a model: all text is escaped, and a policy in the page forbids scripts.
 
 Usage: ``write_report(folder / "report.html", RunReport(plan, proof, metrics, answers, recipe_text, versions))``
@@ -19,7 +19,7 @@ from markupsafe import Markup
 from qlmm.core import files, units
 from qlmm.core.events import Event, Finished, StepDone
 from qlmm.core.secrets import redact
-from qlmm.evaluation.plot import loss_png
+from qlmm.evaluation.plot import loss_png, preferences_png
 from qlmm.training.facts import Answer, PlanFacts, Proof
 
 __all__ = ["RunReport", "render_report", "write_report"]
@@ -66,6 +66,8 @@ def render_report(report: RunReport) -> str:
         versions=report.versions,
         curve=_png(loss_png(report.metrics)),
         dark_curve=_png(loss_png(report.metrics, dark=True)),
+        preferences=_drawn(preferences_png(report.metrics)),
+        dark_preferences=_drawn(preferences_png(report.metrics, dark=True)),
         seconds=finished[-1] if finished else None,
         peak_bytes=max(peaks, default=0),
     )
@@ -91,6 +93,10 @@ def _without_secrets(value: object) -> object:
 
 def _png(picture: bytes) -> Markup:
     return Markup("data:image/png;base64,{}").format(base64.b64encode(picture).decode("ascii"))
+
+
+def _drawn(picture: bytes | None) -> Markup | None:
+    return _png(picture) if picture is not None else None
 
 
 def _short(count: int) -> str:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from qlmm.core.events import Event, Finished
 from qlmm.evaluation.report import RunReport, render_report, write_report
-from qlmm.training.facts import Answer, Promise
-from tests.run_facts import PLAN, PROOF, metrics, step
+from qlmm.training.facts import Answer, PairProof, Promise
+from tests.run_facts import PAIRS_PROOF, PLAN, PROOF, metrics, pair_metrics, step
 
 HOSTILE = """<script>alert(1)</script><img src=x onerror="alert(2)">"'&{{ 7*7 }}</pre></style>"""
 RECIPE = "version: 1\nbase:\n  language: builtin:smollm2-135m  # small\n"
@@ -86,6 +86,35 @@ def test_it_shows_the_whole_run() -> None:
         PLAN.warnings[0],
     ):
         assert fact in text
+
+
+def test_a_preference_run_says_which_pairs_are_won_and_whether_by_the_picture() -> None:
+    html = render_report(replace(REPORT, proof=PAIRS_PROOF, metrics=pair_metrics()))
+    page = Page(html)
+    for fact in (
+        "52 → 84 % of held-out pairs won",
+        "64 held-out pairs before after won 51.6 % 84.4 %",
+        "won with another row's pictures (60 pairs) 50.0 % 55.0 %",
+        "chosen over rejected answer, nats +0.21 +12.50",
+        "with another row's pictures, nats +0.18 −1.25",
+        "(KL, nats per token) – 0.0421",
+        "decided by words alone",
+    ):
+        assert fact in page.text
+    assert page.tags.count("img") == 6
+
+
+def test_a_preference_run_without_pictures_or_reference_has_no_empty_lines() -> None:
+    proof = replace(PAIRS_PROOF, pairs_before=None, pairs_after=PairProof(8, 0.5, 0.25, 0, None, None, None))
+    events = pair_metrics(kl=False, pictures=False)
+    text = Page(render_report(replace(REPORT, proof=proof, metrics=events))).text
+    assert "8 held-out pairs before after won – 50.0 % chosen over rejected answer, nats – +0.25" in text
+    assert "another row's pictures (" not in text
+    assert "KL" not in text
+
+
+def test_a_run_without_pairs_has_no_such_section() -> None:
+    assert "Preferences" not in Page(render_report(REPORT)).text
 
 
 def test_it_needs_nothing_outside_itself() -> None:
