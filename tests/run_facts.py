@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from qlmm.core.events import Evaluated, Event, StepDone
+from qlmm.core.events import Evaluated, Event, PairsEvaluated, StepDone
 from qlmm.training.facts import (
+    PairProof,
     PartFacts,
     PartProof,
     PictureProof,
@@ -58,10 +60,40 @@ PROOF = Proof(
 )
 
 
-def step(number: int, loss: float = 5.0, total: int = 260) -> StepDone:
+PAIRS_PROOF = replace(
+    PROOF,
+    pairs_before=PairProof(64, 0.515625, 0.21, 60, 0.5, 0.18, None),
+    pairs_after=PairProof(64, 0.84375, 12.5, 60, 0.55, -1.25, 0.0421),
+)
+
+
+def step(number: int, loss: float = 5.0, total: int = 260, metrics: dict[str, float] | None = None) -> StepDone:
     """A step of the invented run."""
-    rates = {"language": 2e-4, "connector": 1e-3}
-    return StepDone(number, total, loss, rates, {"language": 1.2, "connector": 3.1}, 312.4, 1_300_000_000, 61.0)
+    rates, norms = {"language": 2e-4, "connector": 1e-3}, {"language": 1.2, "connector": 3.1}
+    return StepDone(number, total, loss, rates, norms, 312.4, 1_300_000_000, 61.0, metrics or {})
+
+
+def pair_step(number: int, total: int = 260) -> StepDone:
+    """A step of an invented run on preferences, as TRL logs it."""
+    chosen, rejected = number / 200 + 0.05 * math.sin(7 * number), -number / 60 + 0.08 * math.cos(5 * number)
+    rewards = {"rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": chosen - rejected}
+    right = 1.0 - 0.5 * math.exp(-number / 15) - 0.25 * (number % 3 == 0)
+    logps = {"logps/chosen": -40.0 + 10 * chosen, "logps/rejected": -42.0 + 10 * rejected}
+    return step(number, math.log(1 + math.exp(-number / 20)), total, {**rewards, **logps, "rewards/accuracies": right})
+
+
+def pair_metrics(steps: int = 60, *, kl: bool = True, pictures: bool = True) -> list[Event]:
+    """An invented run on preferences: held-out pairs are measured at its start and every twentieth step."""
+
+    def evaluated(number: int) -> PairsEvaluated:
+        won, margin = 0.9 - 0.4 * math.exp(-number / 20), number / 10
+        swapped = (0.52, margin / 10) if pictures else (None, None)
+        return PairsEvaluated(number, won, margin, *swapped, kl=number / 1500 if kl and number else None)
+
+    events: list[Event] = [evaluated(0)]
+    for number in range(1, steps + 1):
+        events += [pair_step(number, steps), *([evaluated(number)] if number % 20 == 0 else [])]
+    return events
 
 
 def metrics(steps: int = 60) -> list[Event]:

@@ -6,6 +6,7 @@ Usage: ``with out.progress(total=260, log_every=10) as listener: train(..., list
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID
@@ -13,8 +14,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
-from qlmm.core.events import Answered, Evaluated, Event, Finished, Resumed, Saved, StepDone, Warned
-from qlmm.core.units import clock, memory, rate
+from qlmm.core.events import Answered, Evaluated, Event, Finished, PairsEvaluated, Resumed, Saved, StepDone, Warned
+from qlmm.core.units import clock, memory, rate, share
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["Bar", "Lines", "Progress", "line"]
 
 PICTURES = {"right": "right picture", "shuffled": "shuffled", "none": "no picture"}
+# What of a preference a step shows: TRL's name, ours, and how it is written.
+PREFERENCE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("rewards/margins", "margin", "{:+.2f}".format),
+    ("rewards/accuracies", "acc", lambda value: f"{100 * value:.0f} %"),
+)
 
 
 class Say(Protocol):
@@ -125,9 +131,19 @@ class _Numbers(ProgressColumn):
 
 
 def numbers(event: StepDone) -> str:
-    """A step's measurements, short enough to leave room for a bar in 80 columns."""
-    parts = [f"loss {event.loss:.3f}", f"{rate(event.tokens_per_s)} tok/s"]
-    return "  ".join([*parts, memory(event.memory_bytes), f"{clock(event.seconds_left)} left"])
+    """A step's measurements, short enough to leave room for a bar in 80 columns.
+
+    Of a step on pairs, what became of the preference stands in the place of memory, which hardly changes.
+    """
+    loss, speed, left = (
+        f"loss {event.loss:.3f}",
+        f"{rate(event.tokens_per_s)} tok/s",
+        f"{clock(event.seconds_left)} left",
+    )
+    preference = [f"{name} {form(event.metrics[key])}" for key, name, form in PREFERENCE if key in event.metrics]
+    return "  ".join(
+        [loss, *preference, speed, left] if preference else [loss, speed, memory(event.memory_bytes), left]
+    )
 
 
 def line(event: Event) -> str:
@@ -135,11 +151,22 @@ def line(event: Event) -> str:
     if isinstance(event, StepDone):
         rates = " ".join(f"{part} {value:.1e}" for part, value in event.rates.items())
         width = len(str(event.total))
-        return f"step {event.step:>{width}}/{event.total}  {numbers(event)}  lr {rates}"
+        tail = "" if any(key in event.metrics for key, _, _ in PREFERENCE) else f"  lr {rates}"
+        return f"step {event.step:>{width}}/{event.total}  {numbers(event)}{tail}"
     if isinstance(event, Evaluated):
         losses = ", ".join(f"{PICTURES.get(key, key)} {value:.3f}" for key, value in event.losses.items())
         return f"step {event.step}: held-out loss {losses}"
+    if isinstance(event, PairsEvaluated):
+        return f"step {event.step}: held-out pairs {_pairs(event)}"
     return _happening(event)
+
+
+def _pairs(event: PairsEvaluated) -> str:
+    parts = [f"won {share(event.won)}"]
+    if event.won_swapped is not None:
+        parts.append(f"{PICTURES['shuffled']} {share(event.won_swapped)}")
+    parts.append(f"margin {event.margin:+.2f}")
+    return ", ".join([*parts, f"KL {event.kl:.4f}"] if event.kl is not None else parts)
 
 
 def _happening(event: Event) -> str:

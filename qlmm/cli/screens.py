@@ -17,7 +17,7 @@ from rich.text import Text
 from qlmm.cli.console import visible
 from qlmm.core.secrets import redact
 from qlmm.core.units import memory, share
-from qlmm.training.facts import Answer, PartFacts, PartProof, PictureProof, PlanFacts, Promise, Proof
+from qlmm.training.facts import Answer, PairProof, PartFacts, PartProof, PictureProof, PlanFacts, Promise, Proof
 
 __all__ = ["done_screen", "facts_screen", "plan_screen", "proof_screen"]
 
@@ -29,6 +29,7 @@ RUN_FILES = (
     ("adapter", "adapter"),
     ("report", "report.html"),
     ("curve", "loss.png"),
+    ("pairs", "preferences.png"),
     ("metrics", "metrics.jsonl"),
     ("facts", "run.json"),
 )
@@ -58,10 +59,12 @@ def plan_screen(facts: PlanFacts) -> Group:
 
 
 def proof_screen(proof: Proof, *, ascii_only: bool = False) -> Group:
-    """Movement per part, held-out loss by picture, and each promise with its verdict."""
+    """Movement per part, held-out loss and pairs by picture, and each promise with its verdict."""
     blocks: list[RenderableType] = [_movement(proof.parts), ""]
     if proof.before is not None or proof.after is not None:
         blocks += [_pictures(proof.before, proof.after), ""]
+    if (rows := proof.pairs_after or proof.pairs_before) is not None:
+        blocks += [_held_out_pairs(rows, proof.pairs_before, proof.pairs_after), ""]
     blocks += [_promises(proof.promises, ascii_only=ascii_only), "", _verdict(proof), ""]
     return Group(*blocks)
 
@@ -203,6 +206,32 @@ def _loss(proof: PictureProof | None, name: str) -> str:
     if proof is None:
         return NOTHING
     return f"{ {'right': proof.right, 'shuffled': proof.shuffled, 'none': proof.none}[name]:.3f}"
+
+
+def _held_out_pairs(rows: PairProof, before: PairProof | None, after: PairProof | None) -> Table:
+    """What was won before and after, with right and wrong pictures; lines without any figure are left out."""
+    table = _table(f"held-out pairs, chosen against rejected ({rows.rows} pairs)", "before", "after")
+    sides = (before, after)
+    lines = (
+        ("won", [share(one.won) if one else None for one in sides]),
+        (
+            f"won with shuffled pictures ({rows.swapped_rows} pairs)",
+            [share(one.won_swapped) if one and one.won_swapped is not None else None for one in sides],
+        ),
+        ("margin, nats", [f"{one.margin:+.3f}" if one else None for one in sides]),
+        (
+            "margin with shuffled pictures, nats",
+            [f"{one.margin_swapped:+.3f}" if one and one.margin_swapped is not None else None for one in sides],
+        ),
+        (
+            "distance from the reference, nats per token",
+            [f"{one.kl:.4f}" if one and one.kl is not None else None for one in sides],
+        ),
+    )
+    for number, (name, figures) in enumerate(lines):
+        if any(figures):
+            table.add_row(f"  {name}", *(figure or NOTHING for figure in figures), style="" if number else HEADING)
+    return table
 
 
 def _promises(promises: Sequence[Promise], *, ascii_only: bool) -> Table:

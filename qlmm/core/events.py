@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Answered", "Evaluated", "Event", "Finished", "Listener", "Resumed", "Saved", "StepDone", "Warned"]
+__all__ = [
+    "Answered",
+    "Evaluated",
+    "Event",
+    "Finished",
+    "Listener",
+    "PairsEvaluated",
+    "Resumed",
+    "Saved",
+    "StepDone",
+    "Warned",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,7 @@ class StepDone(Event):
         tokens_per_s: tokens per second, visual ones included, since the last event.
         memory_bytes: peak memory of the device, or of the process on CPU.
         seconds_left: estimate until the last step.
+        metrics: what else the objective measured on the step's rows, by TRL's names, such as ``rewards/margins``.
     """
 
     step: int
@@ -39,6 +51,7 @@ class StepDone(Event):
     tokens_per_s: float
     memory_bytes: int
     seconds_left: float
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,18 @@ class Evaluated(Event):
 
     step: int
     losses: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class PairsEvaluated(Event):
+    """Held-out pairs were measured; what the figures mean is told where they are kept, in the run's proof."""
+
+    step: int
+    won: float
+    margin: float
+    won_swapped: float | None
+    margin_swapped: float | None
+    kl: float | None
 
 
 @dataclass(frozen=True, slots=True)

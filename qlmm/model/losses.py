@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["has_backbone", "last_logits", "needs_pictures", "token_losses"]
+__all__ = ["has_backbone", "last_logits", "needs_pictures", "supervised", "token_losses"]
 
 IGNORED = -100
 
@@ -34,7 +34,15 @@ def needs_pictures(base: PreTrainedModel) -> bool:
 
 
 def token_losses(model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood in nats of every supervised token, in one row.
+    """Negative log-likelihood in nats of every supervised token, row after row; arguments as in :func:`supervised`."""
+    logits, targets = supervised(model, inputs, labels)
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def supervised(
+    model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model says at every supervised token, and what it should say.
 
     Only positions that some row supervises go through the output head, where the class allows it: full logits of a
     7B model at 2,048 tokens would take gigabytes.
@@ -43,16 +51,19 @@ def token_losses(model: nn.Module, inputs: dict[str, torch.Tensor], labels: torc
         model: with or without an adapter.
         inputs: what its processor gives, on its device.
         labels: (rows, tokens); those of an encoder-decoder model are the decoder's.
+
+    Returns:
+        Logits (supervised tokens, vocabulary) and targets (supervised tokens), row after row.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if base.config.is_encoder_decoder:
-        return _nll(model(**inputs, labels=labels).logits, labels)
+        return _at(model(**inputs, labels=labels).logits, labels)
     targets = labels[:, 1:]
     if not _takes(base, "logits_to_keep"):
-        return _nll(model(**inputs).logits[:, :-1], targets)
+        return _at(model(**inputs).logits[:, :-1], targets)
     keep = targets.ne(IGNORED).any(dim=0).nonzero().squeeze(-1)
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
-    return _nll(logits, targets[:, keep])
+    return _at(logits, targets[:, keep])
 
 
 def last_logits(model: nn.Module, inputs: dict[str, torch.Tensor], count: int) -> torch.Tensor:
@@ -70,9 +81,9 @@ def last_logits(model: nn.Module, inputs: dict[str, torch.Tensor], count: int) -
     return logits[:, -count:]
 
 
-def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    supervised = targets.ne(IGNORED)
-    return nn.functional.cross_entropy(logits[supervised].float(), targets[supervised], reduction="none")
+def _at(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    learned = targets.ne(IGNORED)
+    return logits[learned], targets[learned]
 
 
 def _takes(base: PreTrainedModel, name: str) -> bool:

@@ -15,6 +15,8 @@ from pydantic import ConfigDict, TypeAdapter
 
 __all__ = [
     "Answer",
+    "HeldOutProof",
+    "PairProof",
     "PartFacts",
     "PartName",
     "PartProof",
@@ -165,6 +167,41 @@ class PictureProof:
 
 
 @dataclass(frozen=True, slots=True)
+class PairProof:
+    """Held-out pairs, measured on the log-probability, in nats, that the model gives to either answer.
+
+    Attributes:
+        rows: pairs that were measured.
+        won: share of them, 0 to 1, whose chosen answer has the higher log-probability per token.
+        margin: mean of log p(chosen) - log p(rejected), each summed over its answer.
+        swapped_rows: pairs that were measured with another row's pictures too.
+        won_swapped: as `won`, with those pictures; None when no row has pictures to swap.
+        margin_swapped: as `margin`, with those pictures.
+        kl: exact KL(policy || reference) per answer token; None where there is no reference beside the policy.
+    """
+
+    rows: int
+    won: float
+    margin: float
+    swapped_rows: int
+    won_swapped: float | None
+    margin_swapped: float | None
+    kl: float | None
+
+    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutProof:
+    """All that was measured on held-out rows at one time; None where there are no rows for it."""
+
+    pictures: PictureProof | None
+    pairs: PairProof | None
+
+    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
+
+
+@dataclass(frozen=True, slots=True)
 class ReloadProof:
     """The adapter read back in a fresh process: the largest difference of its logits from the trained model's."""
 
@@ -195,6 +232,8 @@ class Proof:
     empty_masks: int
     reload: ReloadProof | None
     reference: ReferenceProof | None = None
+    pairs_before: PairProof | None = None
+    pairs_after: PairProof | None = None
     promises: tuple[Promise, ...] = field(default=())
 
     __pydantic_config__: ClassVar[ConfigDict] = IN_JSON

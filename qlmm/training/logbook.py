@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qlmm.core import files
 from qlmm.core.errors import RunError, Where
-from qlmm.core.events import Answered, Evaluated, Event, Finished, Resumed, Saved, StepDone, Warned
+from qlmm.core.events import Answered, Evaluated, Event, Finished, PairsEvaluated, Resumed, Saved, StepDone, Warned
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,6 +31,7 @@ __all__ = ["Logbook", "read_metrics"]
 KINDS: dict[str, type[Event]] = {
     "step": StepDone,
     "evaluated": Evaluated,
+    "pairs_evaluated": PairsEvaluated,
     "saved": Saved,
     "resumed": Resumed,
     "warned": Warned,
@@ -134,7 +135,7 @@ def _until(events: Sequence[Event], step: int) -> list[Event]:
     """What was written before the first event of a step that is to be taken again."""
     kept: list[Event] = []
     for event in events:
-        if isinstance(event, StepDone | Evaluated | Saved | Resumed | Finished) and event.step > step:
+        if isinstance(event, StepDone | Evaluated | PairsEvaluated | Saved | Resumed | Finished) and event.step > step:
             break
         kept.append(event)
     return kept

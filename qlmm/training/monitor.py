@@ -1,6 +1,6 @@
 """What happens at each step besides training: events, evaluations, seals, and an orderly end on a signal.
 
-Usage: ``Monitor(run, listener, keep=2, every=100, evaluate=measure)`` as a callback of the trainer.
+Usage: ``Monitor(run, listener, keep=2, every=100, evaluate=measure_at)`` as a callback of the trainer.
 """
 
 from __future__ import annotations
@@ -17,15 +17,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qlmm.core.events import Evaluated, Listener, Saved, StepDone
+from qlmm.core.events import Listener, Saved, StepDone
 from qlmm.training.run_dir import RunDir
 
 if TYPE_CHECKING:
     from qlmm.training.parts_trainer import PartsTrainer
 
-__all__ = ["Monitor", "peak_memory_bytes"]
+__all__ = ["Evaluate", "Monitor", "peak_memory_bytes"]
 
-Evaluate = Callable[[], dict[str, float]]
+# Called with the step; measures held-out rows and tells the listener.
+Evaluate = Callable[[int], object]
+
+# What an objective measures beside its loss, of all that TRL logs.
+METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "kl",
+    "entropy",
+    "mean_token_accuracy",
+    "nll_loss",
+    "log_odds_ratio",
+    "log_odds_chosen",
+)
 
 
 class Monitor(TrainerCallback):
@@ -35,7 +52,7 @@ class Monitor(TrainerCallback):
         stopped_by: the signal that ended the run early, or None.
     """
 
-    def __init__(self, run: RunDir, listener: Listener, *, keep: int, every: int, evaluate: Evaluate | None) -> None:
+    def __init__(self, run: RunDir, listener: Listener, *, keep: int, every: int, evaluate: Evaluate) -> None:
         self._run, self._listener, self._keep, self._every, self._evaluate = run, listener, keep, every, evaluate
         self._trainer: PartsTrainer | None = None
         self._since = (time.monotonic(), 0.0)
@@ -79,6 +96,7 @@ class Monitor(TrainerCallback):
                 tokens_per_s=max(tokens - tokens_then, 0.0) / max(now - then, 1e-9),
                 memory_bytes=peak_memory_bytes(),
                 seconds_left=left,
+                metrics={name: logs[name] for name in METRICS if name in logs},
             )
         )
 
@@ -86,8 +104,8 @@ class Monitor(TrainerCallback):
         """Evaluate where it is due, before a save of the same step; log the last step; obey a signal."""
         if state.global_step >= state.max_steps or self.stopped_by is not None:
             control.should_log = True
-        if self._evaluate is not None and state.global_step % self._every == 0 and state.global_step < state.max_steps:
-            self._listener(Evaluated(state.global_step, self._evaluate()))
+        if state.global_step % self._every == 0 and state.global_step < state.max_steps:
+            self._evaluate(state.global_step)
         if self.stopped_by is not None:
             control.should_save = control.should_training_stop = True
 

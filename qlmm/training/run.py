@@ -1,6 +1,6 @@
 """From a plan to a trained model: attach the adapter, train, seal, stop in order.
 
-Usage: ``model, start = build(plan); stopped_by = train(plan, run, model, listener, evaluate=…, resume=…)``
+Usage: ``model, start = build(plan); ended = train(plan, run, model, listener, evaluate=…, resume=…)``
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from qlmm.core.errors import RunError
-from qlmm.core.events import Listener
+from qlmm.core.events import Listener, Warned
 from qlmm.core.naming import load
 from qlmm.model.adapters import ADAPTER_WEIGHTS, PEFT_PREFIX, attach, to_fp32
 from qlmm.model.base import load_model
 from qlmm.model.pixels import agree
 from qlmm.training.fingerprint import Start
-from qlmm.training.monitor import Monitor
+from qlmm.training.monitor import Evaluate, Monitor
 from qlmm.training.plan import Plan
 from qlmm.training.run_dir import RunDir
 
@@ -36,11 +36,12 @@ class Ended:
 
     Attributes:
         signal: what ended it early, or None when all steps were taken.
-        drift: how far the reference of a preference objective moved; None without one, or when no step was taken.
+        finish: lets go of what training put beside the model, once the model is measured. Returns how far the reference
+            of a preference objective moved; None without one, or when no step was taken.
     """
 
     signal: int | None
-    drift: float | None
+    finish: Callable[[], float | None]
 
 
 def build(plan: Plan) -> tuple[PeftModel, Start]:
@@ -70,7 +71,7 @@ def train(
     model: PeftModel,
     listener: Listener,
     *,
-    evaluate: Callable[[], dict[str, float]] | None,
+    evaluate: Evaluate,
     resume: Path | None,
 ) -> Ended:
     """Train to the last step, or to a signal.
@@ -80,7 +81,7 @@ def train(
         run: its directory, locked.
         model: the model from `build`; trained in place.
         listener: receives events.
-        evaluate: measures the held-out losses that are logged on the way.
+        evaluate: measures held-out rows on the way; called with the step.
         resume: the sealed checkpoint to go on from.
 
     Returns:
@@ -93,10 +94,13 @@ def train(
     if resume is not None and run.step_of(resume) >= plan.facts.steps:
         # The trainer looks at its step count only after a step: resumed at the end, it would take one too many.
         set_peft_model_state_dict(model, load_file(str(resume / ADAPTER_WEIGHTS)))
-        return Ended(None, None)
+        return Ended(None, lambda: None)
     monitor = Monitor(run, listener, keep=recipe.training.keep, every=recipe.evaluation.every, evaluate=evaluate)
     trainer = trainer_of(recipe.training.objective)(model, plan, callbacks=[monitor])
     monitor.watch(trainer)
+    for note in trainer.notes:
+        listener(Warned(note))
+    trainer.prepare(run)
     try:
         with monitor.signals():
             trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
@@ -107,4 +111,4 @@ def train(
             help="lower training.batch_size and raise training.accumulation by as much, lower data.max_length, "
             "or set training.optimizer=paged_adamw_8bit",
         ) from error
-    return Ended(monitor.stopped_by, trainer.finish())
+    return Ended(monitor.stopped_by, trainer.finish)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from safetensors.torch import load_file
 
 from qlmm.api import Outcome, finetune
 from qlmm.core.errors import QlmmError
+from qlmm.core.events import PairsEvaluated, StepDone
 from qlmm.model.precision import Precision
 from qlmm.recipe.load import LoadedRecipe
+from qlmm.training.logbook import read_metrics
 from qlmm.training.plan import make_plan
 from qlmm.training.run import build, trainer_of
 from tests.runs import TinyRun, pair_row
@@ -146,3 +150,43 @@ def test_a_pair_that_is_too_long_is_dropped_and_counted(tiny: TinyRun) -> None:
 
 def test_computing_needs_no_gpu_precision(tiny: TinyRun) -> None:
     assert make_plan(recipe(tiny, "cpu").recipe).precision == Precision("cpu", "fp32")
+
+
+def test_a_run_tells_which_held_out_pairs_it_wins_and_how_far_it_went(tiny: TinyRun) -> None:
+    outcome = finetune(recipe(tiny, "told"))
+    assert outcome.proof is not None
+    before, after = outcome.proof.pairs_before, outcome.proof.pairs_after
+    assert before is not None
+    assert after is not None
+    assert before.rows == after.rows == 4
+    assert after.swapped_rows > 0
+    assert (before.kl, after.kl is not None and after.kl > 0) == (None, True)
+    assert after.margin > before.margin
+    events = read_metrics(outcome.run_dir / "metrics.jsonl")
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert len(steps) == 8
+    assert all({"rewards/margins", "rewards/accuracies", "logps/chosen"} <= event.metrics.keys() for event in steps)
+    assert steps[0].metrics["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    on_the_way = [event for event in events if isinstance(event, PairsEvaluated)]
+    assert [event.step for event in on_the_way] == [0, 3, 6, 8]
+    assert [event.kl is not None and event.kl > 0 for event in on_the_way] == [False, True, True, True]
+    assert f"{after.rows} held-out pairs" in (outcome.run_dir / "report.html").read_text(encoding="utf-8")
+    assert (outcome.run_dir / "preferences.png").exists()
+    assert outcome.adapter is not None
+    assert "Held-out pairs" in (outcome.adapter / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_run_continued_at_its_last_step_remembers_the_pairs_before_and_has_no_reference(tiny: TinyRun) -> None:
+    outcome = finetune(recipe(tiny, "remembered"))
+    assert outcome.proof is not None
+    assert outcome.adapter is not None
+    # As after a kill between the last checkpoint and the adapter.
+    shutil.rmtree(outcome.adapter)
+    record = json.loads((outcome.run_dir / "run.json").read_text(encoding="utf-8"))
+    (outcome.run_dir / "run.json").write_text(json.dumps(record | {"status": "unfinished"}), encoding="utf-8")
+    again = finetune(recipe(tiny, "remembered"))
+    assert again.status == "finished"
+    assert again.proof is not None
+    assert again.proof.pairs_before == outcome.proof.pairs_before
+    assert outcome.proof.pairs_after is not None
+    assert again.proof.pairs_after == replace(outcome.proof.pairs_after, kl=None)

@@ -17,9 +17,9 @@ import pytest
 from qlmm.cli.console import Out, out, visible
 from qlmm.cli.progress import line
 from qlmm.core.errors import Problem, RecipeError, Where
-from qlmm.core.events import Answered, Evaluated, Event, Finished, Resumed, Saved, Warned
-from qlmm.training.facts import Promise
-from tests.run_facts import PLAN, PROOF, step
+from qlmm.core.events import Answered, Evaluated, Event, Finished, PairsEvaluated, Resumed, Saved, Warned
+from qlmm.training.facts import PairProof, Promise
+from tests.run_facts import PAIRS_PROOF, PLAN, PROOF, step
 
 ESCAPE = "\x1b"
 UNKNOWN_KEY = Problem(
@@ -34,6 +34,7 @@ EVERYTHING: list[Event] = [
     Answered("before", 8),
     step(2),
     Evaluated(2, {"right": 4.0, "shuffled": 4.5, "none": 5.0}),
+    PairsEvaluated(2, 0.5, 1.0, None, None, None),
     Saved(2, "checkpoint-2"),
     Warned("something odd"),
     Finished(2, 75.0),
@@ -173,6 +174,27 @@ def test_the_proof_shows_movement_pictures_and_promises(capsys: pytest.CaptureFi
     assert "run proof: all 2 promises kept" in text
 
 
+def test_the_proof_of_a_preference_run_shows_which_pairs_were_won(capsys: pytest.CaptureFixture[str]) -> None:
+    out.proof(PAIRS_PROOF)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert "held-out pairs, chosen against rejected (64 pairs) before after won 51.6 % 84.4 %" in text
+    assert "won with shuffled pictures (60 pairs) 50.0 % 55.0 %" in text
+    assert "margin with shuffled pictures, nats +0.180 -1.250" in text
+    assert "distance from the reference, nats per token - 0.0421" in text
+
+
+def test_what_was_not_measured_on_pairs_has_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    bare = PairProof(8, 0.5, 0.25, 0, None, None, None)
+    out.proof(replace(PAIRS_PROOF, pairs_before=None, pairs_after=bare))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "won - 50.0 % margin, nats - +0.250" in text
+    assert "reference" not in text
+    out.proof(PROOF)
+    assert "pairs" not in capsys.readouterr().out
+
+
 def test_a_broken_promise_is_unmistakable(capsys: pytest.CaptureFixture[str]) -> None:
     stuck = replace(PROOF.parts[1], moved_tensors=0, moved_share=0.0)
     changed = replace(PROOF.parts[3], frozen_identical=False)
@@ -210,6 +232,22 @@ def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixtur
         "step 260: saved checkpoint-260",
     ]
     assert "loss 5.000  312 tok/s  1.2 GiB  1:01 left  lr language 2.0e-04 connector 1.0e-03" in said.err
+
+
+def test_a_step_on_pairs_shows_margin_and_accuracy_within_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"rewards/margins": -12.3456, "rewards/accuracies": 1.0}
+    long = replace(step(2600, 0.6931, 2600, metrics), tokens_per_s=1234.0, seconds_left=36_721.0)
+    with out.progress(2600) as listener:
+        listener(long)
+    (shown,) = capsys.readouterr().err.splitlines()
+    assert shown == "step 2600/2600  loss 0.693  margin -12.35  acc 100 %  1,234 tok/s  10:12:01 left"
+    assert len(shown) <= 80
+
+
+def test_held_out_pairs_have_a_line_with_all_that_was_measured() -> None:
+    measured = line(PairsEvaluated(40, 0.75, 3.5, 0.5, -0.25, 0.0125))
+    assert measured == ("step 40: held-out pairs won 75.0 %, shuffled 50.0 %, margin +3.50, KL 0.0125")
+    assert line(PairsEvaluated(40, 0.75, 3.5, None, None, None)).endswith("won 75.0 %, margin +3.50")
 
 
 def test_a_terminal_gets_one_bar_with_lines_above_it() -> None:

@@ -8,11 +8,25 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from qlmm.training.facts import Answer, PictureProof, PlanFacts, Promise, Proof, from_json, to_json
-from tests.run_facts import PLAN, PROOF
+from qlmm.training.facts import (
+    Answer,
+    HeldOutProof,
+    PairProof,
+    PictureProof,
+    PlanFacts,
+    Promise,
+    Proof,
+    from_json,
+    to_json,
+)
+from tests.run_facts import PAIRS_PROOF, PLAN, PROOF
+
+HELD_OUT = HeldOutProof(None, PairProof(3, float("-inf"), 0.0, 0, None, None, None))
 
 
-@pytest.mark.parametrize("fact", [PLAN, PROOF, Answer(b"\xff\x00\xfb\xef", "q", "é", "", "\u202eb")])
+@pytest.mark.parametrize(
+    "fact", [PLAN, PROOF, PAIRS_PROOF, HELD_OUT, Answer(b"\xff\x00\xfb\xef", "q", "é", "", "\u202eb")]
+)
 def test_facts_come_back_from_json_equal(fact: object) -> None:
     assert from_json(type(fact), json.loads(json.dumps(to_json(fact)))) == fact
 

@@ -9,16 +9,18 @@ import pytest
 
 from qlmm.core import events
 from qlmm.core.errors import RunError
-from qlmm.core.events import Answered, Evaluated, Event, Finished, Resumed, Saved, StepDone, Warned
+from qlmm.core.events import Answered, Evaluated, Event, Finished, PairsEvaluated, Resumed, Saved, StepDone, Warned
 from qlmm.training import logbook as module
 from qlmm.training.logbook import Logbook, read_metrics
-from tests.run_facts import step
+from tests.run_facts import pair_metrics, pair_step, step
 
 EVENTS: list[Event] = [
     Answered("before", 8),
     Evaluated(0, {"right": 8.0, "shuffled": 8.1}),
-    step(1),
+    PairsEvaluated(0, 0.5, -1.5, None, None, None),
+    pair_step(1),
     step(2),
+    PairsEvaluated(2, 0.75, 2.5, 0.5, 0.25, 1e-3),
     Saved(2, "checkpoint-2"),
     Warned("ünüsual 🙈"),
     step(3),
@@ -69,7 +71,22 @@ def test_resuming_drops_what_is_about_to_be_done_again(tmp_path: Path) -> None:
     written(path, [Resumed(2, "checkpoint-2"), step(3, 4.5)], start=2)
     found = read_metrics(path)
     assert [event.step for event in found if isinstance(event, StepDone)] == [1, 2, 3]
-    assert found == [*EVENTS[:6], Resumed(2, "checkpoint-2"), step(3, 4.5)]
+    assert found == [*EVENTS[:8], Resumed(2, "checkpoint-2"), step(3, 4.5)]
+
+
+def test_held_out_pairs_that_are_measured_again_are_dropped_too(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written(path, pair_metrics(60))
+    written(path, [], start=30)
+    assert [event.step for event in read_metrics(path) if isinstance(event, PairsEvaluated)] == [0, 20]
+
+
+def test_rewards_that_are_not_finite_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written(path, [step(1, metrics={"rewards/margins": float("inf"), "logps/chosen": float("-inf")})])
+    (event,) = read_metrics(path)
+    assert isinstance(event, StepDone)
+    assert event.metrics == {"rewards/margins": float("inf"), "logps/chosen": float("-inf")}
 
 
 def test_starting_over_starts_a_new_file(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from qlmm.core.events import Evaluated, Saved, StepDone
+from qlmm.core.events import Saved, StepDone
 from qlmm.training import monitor as module
 from qlmm.training.monitor import Monitor, peak_memory_bytes
 
@@ -34,12 +33,13 @@ class Sealing:
 class Watched:
     """A monitor with a clock that the test turns, and what it told."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, evaluate: Callable[[], dict[str, float]] | None = None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[Any] = []
+        self.measured: list[int] = []
         self.seconds = 100.0
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.seconds))
         sealing: Any = Sealing(self.told)
-        self.monitor = Monitor(sealing, self.told.append, keep=2, every=5, evaluate=evaluate)
+        self.monitor = Monitor(sealing, self.told.append, keep=2, every=5, evaluate=self.measured.append)
         trainer: Any = SimpleNamespace(take_grad_norms=lambda: {"language": 1.5, "connector": 2.5})
         self.monitor.watch(trainer)
         weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
@@ -125,16 +125,17 @@ def test_a_save_is_sealed_before_it_is_told(watched: Watched) -> None:
     assert watched.told == [("sealed", 4, 2), Saved(4, "checkpoint-4")]
 
 
-def test_held_out_rows_are_measured_where_it_is_due_and_not_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = Watched(monkeypatch, evaluate=lambda: {"right": 1.0})
+def test_held_out_rows_are_measured_where_it_is_due_and_not_at_the_end(watched: Watched) -> None:
     for step in range(1, 11):
         watched.end(step)
-    assert watched.told == [Evaluated(5, {"right": 1.0})]
+    assert watched.measured == [5]
 
 
-def test_without_held_out_rows_nothing_is_measured(watched: Watched) -> None:
-    watched.end(5)
-    assert watched.told == []
+def test_what_the_objective_measured_is_told_and_nothing_of_the_schedule(watched: Watched) -> None:
+    watched.begin()
+    rewards = {"rewards/chosen": 0.5, "rewards/margins": float("inf"), "logps/rejected": -3.0, "kl": 0.25}
+    watched.log(1, loss=0.5, learning_rate=1e-4, epoch=0.5, num_tokens=8.0, **{"logits/chosen": 1.0}, **rewards)
+    assert watched.told[-1].metrics == rewards
 
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])

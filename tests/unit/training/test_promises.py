@@ -32,7 +32,7 @@ def _holds(
     steps: int = 100,
 ) -> bool:
     promises = judge((part,), empty_masks=empty, reload=reload, reference=reference, steps=steps)
-    return Proof((part,), None, None, empty, reload, reference, promises).holds
+    return Proof((part,), None, None, empty, reload, reference, promises=promises).holds
 
 
 def test_a_good_run_holds() -> None:
