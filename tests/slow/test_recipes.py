@@ -87,6 +87,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         folder.mkdir()
         recipe = load_recipe(RECIPES[name]).recipe
         overrides = [*SHORT, *_tiny_base(recipe, shelf), *_tiny_data(recipe, folder), f"output.dir={folder / 'run'}"]
+        if recipe.adapter.start_from is not None:
+            overrides += [f"adapter.start_from={train(Path(recipe.adapter.start_from).parts[1]).outcome.adapter}"]
         return Trained(load_recipe(RECIPES[name], [*overrides, *further]))
 
     return train
@@ -189,15 +191,16 @@ def _tiny_data(recipe: Recipe, folder: Path) -> list[str]:
         override
         for group, sources in groups.items()
         for number, source in enumerate(sources)
-        for override in _tiny_source(f"{group}.{number}", source, folder)
+        for override in _tiny_source(f"{group}.{number}", source, folder, pairs=recipe.training.objective == "dpo")
     ]
 
 
-def _tiny_source(key: str, source: Source, folder: Path) -> list[str]:
+def _tiny_source(key: str, source: Source, folder: Path, *, pairs: bool) -> list[str]:
     packaged = source.path.startswith(BUILTIN)
-    pictures = packaged or source.image_root is not None
-    rows = _rows(source.format or "messages", folder) if pictures else _text_rows()
-    file = folder / f"{key}{'.jsonl' if packaged else Path(source.path).suffix}"
+    pictures = packaged or pairs or source.image_root is not None
+    rows = _rows(source.format or ("preference" if pairs else "messages"), folder) if pictures else _text_rows()
+    file = folder / f"{key}{'' if packaged else Path(source.path).suffix or '.jsonl'}"
+    file = file if file.suffix in (".json", ".jsonl") else file.with_name(f"{key}.jsonl")
     file.write_text(json.dumps(rows) if file.suffix == ".json" else "\n".join(map(json.dumps, rows)))
     root = [f"{key}.image_root={folder}"] if source.image_root is not None else []
     return [f"{key}.path={file}", *root]
@@ -218,8 +221,8 @@ def _text_rows() -> list[dict[str, object]]:
 
 
 def test_there_are_as_many_recipes_as_promised() -> None:
-    assert len(RECIPES) == 16
-    assert len(WHOLE) == 5
+    assert len(RECIPES) == 20
+    assert len(WHOLE) == 9
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -252,6 +255,19 @@ def test_recipe_reads_back_to_the_same_logits(name: str, run: Run) -> None:
     assert proof.reload is not None
     assert proof.reload.max_difference <= 1e-6
     assert proof.after is not None
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in WHOLE if load_recipe(RECIPES[name]).recipe.training.objective == "dpo"]
+)
+def test_a_preference_recipe_begins_at_its_reference(name: str, run: Run) -> None:
+    proof = run(name).outcome.proof
+    assert proof is not None
+    assert proof.reference is not None
+    assert proof.reference.drift == 0
+    assert proof.pairs_after is not None
+    if proof.reference.expected is not None:
+        assert proof.reference.first_loss == pytest.approx(proof.reference.expected, abs=1e-4)
 
 
 def test_stage_two_carries_on_from_stage_one(run: Run) -> None:

@@ -11,14 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from qlmm.model.builtin import Packaged
 from qlmm.model.downloads import Tarball, read_tarball
 
-__all__ = ["PACKAGED", "concept", "held_out", "kind", "rows"]
+__all__ = ["PACKAGED", "concept", "held_out", "kind", "look_alikes", "rows"]
 
 PICTURES = Tarball(
     "@lobehub/fluent-emoji-3d", "1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
@@ -92,7 +97,7 @@ def rows(
 
 
 def build(fetched: Mapping[str, Path], into: Path) -> None:
-    """Write the pictures as they were packaged, and rows in the ``messages`` format: names, and kinds."""
+    """Write the pictures as they were packaged; rows with names and with kinds; pairs of a right and a wrong kind."""
     listed = dict(read_tarball(fetched[NAMES.name], lambda name: name in (LISTED, GROUPED)))
     names: list[dict[str, Any]] = json.loads(listed[LISTED])
     subgroups: dict[str, str] = json.loads(listed[GROUPED])["subgroups"]
@@ -103,25 +108,71 @@ def build(fetched: Mapping[str, Path], into: Path) -> None:
         )
     }
     (into / "images").mkdir()
-    files: dict[str, list[str]] = {}
+    sides: dict[str, list[tuple[str, str, str]]] = {"train": [], "heldout": []}
     # In the order of a hash, so that the first so many rows are a fair sample of all groups.
-    for label, sort, picture in sorted(rows(names, subgroups, set(pictures)), key=lambda row: _hash(row[0])):
-        (into / "images" / f"{picture}.webp").write_bytes(pictures[picture])
-        side = "heldout" if held_out(label) else "train"
-        files.setdefault(f"{side}.jsonl", []).append(_row(QUESTION, label, picture))
-        files.setdefault(f"kinds-{side}.jsonl", []).append(_row(KIND_QUESTION, sort, picture))
-    for name, lines in files.items():
-        (into / name).write_text("".join(lines), encoding="utf-8")
+    for row in sorted(rows(names, subgroups, set(pictures)), key=lambda row: _hash(row[0])):
+        (into / "images" / f"{row[2]}.webp").write_bytes(pictures[row[2]])
+        sides["heldout" if held_out(row[0]) else "train"].append(row)
+    for side, members in sides.items():
+        rivals = look_alikes([(sort, pictures[picture]) for _, sort, picture in members])
+        files = {
+            f"{side}.jsonl": [_row(QUESTION, label, picture) for label, _, picture in members],
+            f"kinds-{side}.jsonl": [_row(KIND_QUESTION, sort, picture) for _, sort, picture in members],
+            f"pairs-{side}.jsonl": [
+                _pair(sort, rival, picture)
+                for (_, sort, picture), rival in zip(members, rivals, strict=True)
+                if rival != sort
+            ],
+        }
+        for name, lines in files.items():
+            (into / name).write_text("".join(lines), encoding="utf-8")
+
+
+def look_alikes(members: Sequence[tuple[str, bytes]]) -> list[str]:
+    """For each picture the kind of the most similar one that shows another kind, by their colours at 8 x 8 pixels.
+
+    Args:
+        members: kind and encoded picture.
+    """
+    small = np.stack([_thumbnail(content) for _, content in members])
+    kinds = np.array([sort for sort, _ in members])
+    found = []
+    for number, own in enumerate(small):
+        far = np.where(kinds == kinds[number], np.inf, np.square(small - own).sum(axis=1))
+        found.append(str(kinds[int(far.argmin())]))
+    return found
+
+
+def _thumbnail(content: bytes) -> NDArray[np.float64]:
+    with Image.open(BytesIO(content)) as picture:
+        white = Image.new("RGBA", picture.size, "white")
+        white.alpha_composite(picture.convert("RGBA"))
+    return np.asarray(white.convert("RGB").resize((8, 8), Image.Resampling.BOX), dtype=np.float64).reshape(-1)
+
+
+def _asked(question: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+
+
+def _said(answer: str) -> dict[str, str]:
+    return {"role": "assistant", "content": answer}
 
 
 def _row(question: str, answer: str, picture: str) -> str:
-    asked = [{"type": "image"}, {"type": "text", "text": question}]
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    return json.dumps({"messages": messages, "images": [f"images/{picture}.webp"]}, ensure_ascii=False) + "\n"
+    return _line({"messages": [_asked(question), _said(answer)]}, picture)
+
+
+def _pair(chosen: str, rejected: str, picture: str) -> str:
+    asked = [_asked(KIND_QUESTION)]
+    return _line({"prompt": asked, "chosen": [_said(chosen)], "rejected": [_said(rejected)]}, picture)
+
+
+def _line(row: Mapping[str, Any], picture: str) -> str:
+    return json.dumps({**row, "images": [f"images/{picture}.webp"]}, ensure_ascii=False) + "\n"
 
 
 PACKAGED = Packaged(
-    folder="emoji-1.1.0-17.0.0-r2",
+    folder="emoji-1.1.0-17.0.0-r3",
     entry="train.jsonl",
     packages=(PICTURES, NAMES),
     build=build,

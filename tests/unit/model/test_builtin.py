@@ -12,10 +12,12 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from qlmm.core.errors import UsageError
 from qlmm.core.naming import load
@@ -35,6 +37,8 @@ NAMES = [
     "emoji-heldout",
     "emoji-kinds",
     "emoji-kinds-heldout",
+    "emoji-pairs",
+    "emoji-pairs-heldout",
     "focus-vit",
     "smollm2-135m",
 ]
@@ -304,6 +308,14 @@ NAMED: list[dict[str, Any]] = [
 ]
 
 
+def drawn(name: str) -> bytes:
+    """A picture of one colour, which its name decides."""
+    stream = BytesIO()
+    colour = hashlib.sha256(name.encode()).digest()[:3]
+    Image.new("RGBA", (16, 16), (*colour, 255)).save(stream, "WEBP", lossless=True)
+    return stream.getvalue()
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     into, source = tmp_path_factory.mktemp("emoji"), tmp_path_factory.mktemp("packages")
@@ -313,7 +325,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tarball_bytes({"package/en/data.json": json.dumps(NAMED).encode(), "package/meta/groups.json": GROUPED})
     )
     (source / "pictures.tgz").write_bytes(
-        tarball_bytes({f"package/assets/{name}.webp": name.encode() for name in have} | {"package/../x.webp": b"no"})
+        tarball_bytes({f"package/assets/{name}.webp": drawn(name) for name in have} | {"package/../x.webp": b"no"})
     )
     emoji.build({emoji.NAMES.name: source / "names.tgz", emoji.PICTURES.name: source / "pictures.tgz"}, into)
     return into
@@ -357,7 +369,7 @@ def test_rows_are_pictures_of_the_wanted_groups_in_the_messages_format(pictures:
         assert [turn.role for turn in turns] == ["user", "assistant"]
         picture, question = turns[0].parts
         assert question == emoji.QUESTION
-        assert picture.path.read_bytes().decode() == picture.path.stem
+        assert picture.path.read_bytes() == drawn(picture.path.stem)
     assert (pictures / "images" / "1f6e0.webp").is_file()
 
 
@@ -368,6 +380,29 @@ def test_kinds_are_asked_for_the_same_pictures_on_the_same_sides(pictures: Path)
         assert [row["images"] for row in named] == [row["images"] for row in sorted_out]
     kinds = set(labels(pictures / "kinds-train.jsonl") + labels(pictures / "kinds-heldout.jsonl"))
     assert kinds == {"animal", "food", "object"}
+
+
+def test_a_pair_is_a_kind_against_that_of_the_look_alike(pictures: Path) -> None:
+    rows = [json.loads(line) for line in (pictures / "pairs-train.jsonl").read_text("utf-8").splitlines()]
+    kinds = [json.loads(line) for line in (pictures / "kinds-train.jsonl").read_text("utf-8").splitlines()]
+    right = {row["images"][0]: row["messages"][1]["content"] for row in kinds}
+    assert rows
+    assert all(row["chosen"][0]["content"] == right[row["images"][0]] != row["rejected"][0]["content"] for row in rows)
+
+
+def test_the_look_alike_is_the_nearest_picture_of_another_kind() -> None:
+    def of(colour: tuple[int, int, int]) -> bytes:
+        stream = BytesIO()
+        Image.new("RGB", (9, 9), colour).save(stream, "PNG")
+        return stream.getvalue()
+
+    members = [
+        ("food", of((250, 0, 0))),
+        ("food", of((245, 0, 0))),
+        ("tool", of((200, 0, 0))),
+        ("cat", of((0, 0, 250))),
+    ]
+    assert emoji.look_alikes(members) == ["tool", "tool", "food", "tool"]
 
 
 @pytest.mark.parametrize(

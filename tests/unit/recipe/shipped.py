@@ -38,10 +38,13 @@ MODELS: Final = {
 
 
 def commands() -> dict[str, tuple[str, ...]]:
-    """For each native model: the recipe that names it, and the overrides with which a header says to name it."""
+    """For each native model: the recipe that fine-tunes it, and the overrides with which a header says to name it."""
     found: dict[str, tuple[str, ...]] = {}
     for name, path in library.shipped().items():
-        own = load_recipe(path).recipe.base.model
+        recipe = load_recipe(path).recipe
+        if recipe.training.objective != "sft":
+            continue
+        own = recipe.base.model
         if own is not None:
             found[own] = (name,)
         for words in re.findall(rf"(?m)^#.*qlmm finetune {name} (.*base\.model=.*)$", path.read_text("utf-8")):

@@ -20,7 +20,8 @@ FAMILIES = {"llava_qlora", "qwen2_5_vl", "qwen3_vl", "smolvlm2", "internvl3", "g
     "blip2",
     "instructblip",
 }
-SHIPPED = ASSEMBLED | FAMILIES
+ALIGNED = {"quickstart_dpo", "owl_dpo", "llava_rlaifv_dpo", "mpo"}
+SHIPPED = ASSEMBLED | FAMILIES | ALIGNED
 
 
 def test_the_shipped_recipes_are_these() -> None:
