@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,23 +18,25 @@ import torch
 from peft import PeftModel
 
 from qlmm.artifacts.adapter import ADAPTER, UNPROVEN, file_hashes, publish, stage_adapter
-from qlmm.artifacts.card import card
+from qlmm.artifacts.card import MOST_PICTURES, card, picture_name
 from qlmm.artifacts.load import LoadedAdapter, load
 from qlmm.artifacts.manifest import MANIFEST, Manifest, versions, write_manifest
-from qlmm.artifacts.reload import prove_reload, write_probe
+from qlmm.artifacts.probe import write_probe
+from qlmm.artifacts.reload import prove_reload
 from qlmm.core.errors import RunError
-from qlmm.core.events import Answered, Evaluated, Event, Finished, Listener, Resumed, StepDone
+from qlmm.core.events import Answered, Event, Finished, Listener, Resumed, StepDone
 from qlmm.core.files import atomic_write
 from qlmm.data.sample import Sample
 from qlmm.evaluation.answers import answer, open_question, thumbnail
-from qlmm.evaluation.heldout import HeldOut
-from qlmm.evaluation.plot import loss_png
+from qlmm.evaluation.measures import Measures
+from qlmm.evaluation.plot import loss_png, preferences_png
 from qlmm.evaluation.report import RunReport, write_report
 from qlmm.model.base import identity
 from qlmm.recipe.compare import compare, refuse
 from qlmm.recipe.load import LoadedRecipe, as_yaml
 from qlmm.recipe.schema import Recipe
-from qlmm.training.facts import Answer, PictureProof, PlanFacts, Proof, ReferenceProof, from_json, to_json
+from qlmm.training.arguments import expected_first_loss
+from qlmm.training.facts import Answer, HeldOutProof, PlanFacts, Proof, ReferenceProof, from_json, to_json
 from qlmm.training.fingerprint import Start
 from qlmm.training.logbook import Logbook, read_metrics
 from qlmm.training.plan import Plan, make_plan, measured
@@ -45,8 +46,8 @@ from qlmm.training.run_dir import RunDir, read_record
 
 __all__ = ["LoadedAdapter", "Outcome", "finetune", "load", "plan"]
 
-METRICS, PROBE, PICTURES = "metrics.jsonl", ".probe.safetensors", "held-out"
-PROBE_ROWS = 4
+METRICS, PICTURES = "metrics.jsonl", "held-out"
+PROBE_FROM = 100  # training rows the probe is chosen from where none are held out
 
 plan = make_plan
 
@@ -78,7 +79,7 @@ class _Job:
     loaded: LoadedRecipe
     plan: Plan
     run: RunDir
-    held_out: HeldOut
+    held_out: Measures
     listener: Listener
 
     @property
@@ -118,7 +119,7 @@ def finetune(
         run.remove_unsealed()
         step = run.step_of(resume) if resume is not None else 0
         with Logbook(path / METRICS, start=step) as logbook:
-            job = _Job(loaded, ready, run, _held_out(ready), _both(listener, logbook))
+            job = _Job(loaded, ready, run, Measures(ready), _both(listener, logbook))
             if resume is not None:
                 job.listener(Resumed(step, resume.name))
             measured = _train_and_measure(job, resume)
@@ -136,8 +137,8 @@ class _Measured:
     """What is known of a trained model once the model itself can be let go."""
 
     start: Start
-    before: PictureProof | None
-    after: PictureProof | None
+    before: HeldOutProof
+    after: HeldOutProof
     parts: tuple[Any, ...]
     answers: tuple[Answer, ...]
     stage: Path
@@ -150,24 +151,21 @@ def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
     _check_same_base(job.run, start)
     before, said_before = _before(job, model)
 
-    def evaluate() -> dict[str, float]:
-        return _losses(job.held_out.measure(model))
+    def evaluate(step: int) -> HeldOutProof:
+        return job.held_out(model, step=step, listener=job.listener)
 
-    ended = train(
-        job.plan, job.run, model, job.listener, evaluate=evaluate if job.held_out.rows else None, resume=resume
-    )
+    ended = train(job.plan, job.run, model, job.listener, evaluate=evaluate, resume=resume)
     if ended.signal is not None:
+        ended.finish()
         return ended.signal
-    after = job.held_out.measure(model)
-    if after is not None:
-        job.listener(Evaluated(job.plan.facts.steps, _losses(after)))
+    # How far the model went from its reference can be measured only until training lets go of that.
+    after, drift = evaluate(job.plan.facts.steps), ended.finish()
     said_after = _answers(job, model, "after")
     stage = stage_adapter(model, job.plan.processor, job.run.path, job.plan.recipe.base, bare=job.plan.placement.bare)
-    probe = job.plan.encoder.batch(_probe_rows(job.plan))
-    write_probe(model, probe, job.plan.precision, job.run.path / PROBE)
+    write_probe(stage, model, job.plan.encoder, job.plan.precision, _probe_rows(job.plan))
     parts = start.compare(model, _largest_gradients(read_metrics(job.run.path / METRICS)))
     answers = tuple(_shown(row, *said) for row, *said in zip(job.questions, said_before, said_after, strict=True))
-    reference = _reference(job, ended.drift, resumed=resume is not None)
+    reference = _reference(job, drift, resumed=resume is not None)
     return _Measured(start, before, after, parts, answers, stage, reference)
 
 
@@ -176,26 +174,22 @@ def _reference(job: _Job, drift: float | None, *, resumed: bool) -> ReferencePro
     if drift is None:
         return None
     first = next((event for event in read_metrics(job.run.path / METRICS) if isinstance(event, StepDone)), None)
-    only_sigmoid = set(job.plan.recipe.training.losses or {"sigmoid": 1.0}) == {"sigmoid"}
-    weight = job.plan.recipe.training.losses.get("sigmoid", 1.0)
     return ReferenceProof(
         drift=drift,
         first_loss=first.loss if first is not None and first.step == 1 and not resumed else None,
-        expected=weight * math.log(2) if only_sigmoid else None,
+        expected=expected_first_loss(job.plan.recipe.training),
     )
 
 
-def _before(job: _Job, model: PeftModel) -> tuple[PictureProof | None, list[str]]:
-    """Held-out losses and answers before the first step; a continued run remembers them."""
+def _before(job: _Job, model: PeftModel) -> tuple[HeldOutProof, list[str]]:
+    """What is measured and answered before the first step; a continued run remembers it."""
     known = job.run.record.get("before")
     if known is not None:
-        return (from_json(PictureProof, known["loss"]) if known["loss"] else None), list(known["answers"])
-    loss = job.held_out.measure(model)
-    if loss is not None:
-        job.listener(Evaluated(0, _losses(loss)))
+        return from_json(HeldOutProof, known["held_out"]), list(known["answers"])
+    proof = job.held_out(model, step=0, listener=job.listener)
     said = _answers(job, model, "before")
-    job.run.write(before={"loss": to_json(loss) if loss else None, "answers": said}, status="unfinished")
-    return loss, said
+    job.run.write(before={"held_out": to_json(proof), "answers": said}, status="unfinished")
+    return proof, said
 
 
 def _answers(job: _Job, model: PeftModel, phase: str) -> list[str]:
@@ -208,11 +202,10 @@ def _answers(job: _Job, model: PeftModel, phase: str) -> list[str]:
 
 def _conclude(job: _Job, measured: _Measured) -> Outcome:
     """Read the adapter back in a fresh process, judge every promise, and give the adapter the name it deserves."""
+    _write_card_pictures(measured)
     manifest = _manifest(job, measured)
     write_manifest(measured.stage, manifest)
-    probe = job.run.path / PROBE
-    reload = prove_reload(measured.stage, probe, job.plan.precision)
-    probe.unlink()
+    reload = prove_reload(measured.stage, job.plan.precision)
     empty = sum(not lengths.supervised for lengths in job.plan.encoder.measure(job.plan.train))
     promises = judge(
         measured.parts,
@@ -221,15 +214,33 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
         reference=measured.reference,
         steps=job.plan.facts.steps,
     )
-    proof = Proof(measured.parts, measured.before, measured.after, empty, reload, measured.reference, promises)
+    proof = Proof(
+        parts=measured.parts,
+        before=measured.before.pictures,
+        after=measured.after.pictures,
+        empty_masks=empty,
+        reload=reload,
+        reference=measured.reference,
+        pairs_before=measured.before.pairs,
+        pairs_after=measured.after.pairs,
+        promises=promises,
+    )
     final = manifest.model_copy(update={"proof": to_json(proof)})
     write_manifest(measured.stage, final)
-    atomic_write(measured.stage / "README.md", card(final, proof))
+    atomic_write(measured.stage / "README.md", card(final, proof, measured.answers))
     adapter = publish(measured.stage, job.run.path / (ADAPTER if proof.holds else UNPROVEN))
     status: Literal["finished", "unproven"] = "finished" if proof.holds else "unproven"
     answers = [to_json(said) for said in measured.answers]
     job.run.write(status=status, proof=to_json(proof), adapter=adapter.name, answers=answers)
     return Outcome(status, job.run.path, adapter, proof, measured.answers)
+
+
+def _write_card_pictures(measured: _Measured) -> None:
+    """The pictures of the card's questions go with the adapter, and into its manifest."""
+    for number, said in enumerate(measured.answers[:MOST_PICTURES], 1):
+        place = measured.stage / picture_name(number)
+        place.parent.mkdir(exist_ok=True)
+        atomic_write(place, said.picture)
 
 
 def _manifest(job: _Job, measured: _Measured) -> Manifest:
@@ -253,6 +264,8 @@ def _report(job: _Job, measured: _Measured, outcome: Outcome) -> None:
         raise RunError.one("C004", "there is no proof to report")
     metrics = read_metrics(job.run.path / METRICS)
     atomic_write(job.run.path / "loss.png", loss_png(metrics))
+    if (preferences := preferences_png(metrics)) is not None:
+        atomic_write(job.run.path / "preferences.png", preferences)
     pictures = job.run.path / PICTURES
     pictures.mkdir(exist_ok=True)
     for number, said in enumerate(measured.answers, 1):
@@ -338,18 +351,8 @@ def _check_same_base(run: RunDir, start: Start) -> None:
 
 
 def _probe_rows(ready: Plan) -> Sequence[Sample]:
-    """A few rows of one kind: not every processor takes rows with and without a picture in one batch."""
-    rows = ready.held_out or [measured(row) for row in ready.train[:PROBE_ROWS]]
-    return ([row for row in rows if row.images] or rows)[:PROBE_ROWS]
-
-
-def _held_out(ready: Plan) -> HeldOut:
-    batch_size = ready.recipe.training.batch_size
-    return HeldOut(ready.held_out, ready.encoder, ready.precision, batch_size, needs_pictures=ready.needs_pictures)
-
-
-def _losses(proof: PictureProof | None) -> dict[str, float]:
-    return {"right": proof.right, "shuffled": proof.shuffled, "none": proof.none} if proof is not None else {}
+    """Rows that the adapter's probe is chosen from: held-out ones where there are any."""
+    return ready.held_out or [measured(row) for row in ready.train[:PROBE_FROM]]
 
 
 def _shown(row: Sample, before: str, after: str) -> Answer:

@@ -1,48 +1,171 @@
 """The adapter's README: a model card made of facts, so that it cannot promise what was not measured.
 
-Usage: ``atomic_write(folder / "README.md", card(manifest, plan, proof))``
+A run writes it. What only the Hub knows (its address there, licences) is filled in when it is pushed; what its owner
+wrote into it by hand stays.
+
+Usage: ``atomic_write(folder / "README.md", card(manifest, proof, answers))``
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from qlmm.artifacts.manifest import Manifest
-from qlmm.training.facts import PartProof, Proof
+from qlmm.artifacts.scrub import shorten
+from qlmm.artifacts.usage import usage
+from qlmm.core.errors import ModelError
+from qlmm.core.units import share
+from qlmm.data.sources import BUILTIN, HUB_ID, SUFFIXES
+from qlmm.training.facts import Answer, PartProof, Proof
 
-__all__ = ["card"]
+__all__ = ["MOST_PICTURES", "card", "picture_name", "placed", "public_ids"]
+
+MOST_PICTURES = 4
+LONGEST_TEXT = 300
+NOT_STATED = "not stated"
+SEE_BASE = "see the base"
+UNPROVEN = (
+    "> **Unproven.** This run did not keep its promises, or nobody checked them: the adapter may not be what its "
+    "recipe says. The list under Proof says what is known."
+)
+# What Markdown or HTML would act on instead of showing it.
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>~$&])")
 
 
-def card(manifest: Manifest, proof: Proof) -> str:
-    """The card's text, with the Hub's metadata on top."""
-    front = yaml.safe_dump(_metadata(manifest), sort_keys=False, allow_unicode=True)
-    sections = [_title(manifest), _trained(proof), _pictures(proof), _promises(proof), _data(manifest), _use(manifest)]
-    return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+def card(manifest: Manifest, proof: Proof, answers: Sequence[Answer] = ()) -> str:
+    """The card's text, with the Hub's metadata on top.
+
+    Args:
+        manifest: what the adapter is.
+        proof: what its run proved.
+        answers: held-out questions; the pictures of the first four lie beside the card, see :func:`picture_name`.
+    """
+    front = _metadata(manifest, proof).to_yaml()
+    measured = [_trained(proof), _losses(proof), _pairs(proof), _answers(answers), _promises(proof)]
+    sections = [_title(manifest), "" if proof.holds else UNPROVEN, _base(manifest, {}), *measured]
+    sections += [_data(manifest, {}), f"## Use\n\n{usage(manifest, None)}"]
+    return f"---\n{front}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _metadata(manifest: Manifest) -> dict[str, Any]:
-    ids = [part["id"] for part in manifest.base["parts"].values()]
-    public = [name.partition("@")[0] for name in ids if not name.startswith("builtin:")]
-    facts: dict[str, Any] = {"base_model": public, "base_model_relation": "adapter"} if public else {}
-    return facts | {
-        "library_name": "peft",
-        "pipeline_tag": "image-text-to-text",
-        "tags": ["lora", "vision", "qlmm", manifest.base["kind"]],
-    }
+def picture_name(number: int) -> str:
+    """Where the picture of the card's question ``number``, from 1, lies in the adapter's folder."""
+    return f"held-out/answer-{number}.png"
+
+
+def placed(text: str, manifest: Manifest, repo: str, licences: Mapping[str, str], *, unproven: bool) -> str:
+    """A card as it stands on the Hub: with its address, the licences the Hub states, and a warning where one is due.
+
+    Args:
+        text: the card in the adapter's folder, edited by hand or not; edited sections are left as they are.
+        manifest: the manifest it was made from.
+        repo: the repository's id.
+        licences: what the Hub states, by id of a model or data set.
+        unproven: say on top that nothing is proven.
+
+    Raises:
+        ModelError: H015 when the metadata on top cannot be read.
+    """
+    try:
+        written = ModelCard(text)
+    except (ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        help = "mend the lines between the two `---`, or delete README.md: it is then made anew"
+        raise ModelError.one("H015", f"the metadata on top of README.md cannot be read: {reason}", help=help) from error
+    if written.data.eval_results:
+        written.data.model_name = repo.partition("/")[2]
+    body = written.text
+    for old, new in (
+        (usage(manifest, None), usage(manifest, repo)),
+        (_base(manifest, {}), _base(manifest, licences)),
+        (_data(manifest, {}), _data(manifest, licences)),
+    ):
+        body = body.replace(old, new)
+    if unproven and UNPROVEN not in body:
+        body = f"\n{UNPROVEN}\n{body}"
+    written.text = body
+    return str(written)
+
+
+def public_ids(manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Hub ids of the base's parts, and of the data sets, without revisions; folders and packaged things have none."""
+    parts = manifest.base["parts"].values()
+    # Only what came from the Hub has a revision.
+    bases = [str(part["id"]).partition("@")[0] for part in parts if part["revision"] and HUB_ID.fullmatch(part["id"])]
+    data = [source["path"].partition("@")[0] for source in manifest.data["sources"] if _on_the_hub(source["path"])]
+    return list(dict.fromkeys(bases)), list(dict.fromkeys(data))
+
+
+def _on_the_hub(path: str) -> bool:
+    """Whether a source is a data set of the Hub, told the way reading tells it."""
+    name = HUB_ID.fullmatch(path) and not path.startswith(BUILTIN) and not path.endswith(SUFFIXES)
+    return bool(name) and not Path(path).exists()
+
+
+def _metadata(manifest: Manifest, proof: Proof) -> ModelCardData:
+    bases, data = public_ids(manifest)
+    recipe, results = manifest.recipe, _results(manifest, proof)
+    tags = ["lora", "vision", "qlmm", manifest.base["kind"]]
+    tags += ["qlora"] if recipe.base.quantize != "none" else []
+    tags += [recipe.training.objective] if recipe.training.objective != "sft" else []
+    return ModelCardData(
+        base_model=bases or None,
+        base_model_relation="adapter" if bases else None,
+        library_name="peft",
+        pipeline_tag="image-text-to-text",
+        datasets=data or None,
+        tags=tags,
+        model_name=Path(shorten(recipe.output.dir)).name if results else None,
+        eval_results=results or None,
+    )
+
+
+def _results(manifest: Manifest, proof: Proof) -> list[EvalResult]:
+    """What was measured on held-out rows, as the Hub lists it; numbers that are not finite are no results."""
+    values: list[tuple[str, str, float]] = []
+    if proof.after is not None:
+        losses = (("right picture", proof.after.right), ("another row's picture", proof.after.shuffled))
+        values += [("loss", f"held-out loss, {shown}, nats per token", value) for shown, value in losses]
+    if proof.pairs_after is not None:
+        values.append(("accuracy", "held-out pairs won", proof.pairs_after.won))
+    recipe = manifest.recipe
+    sources = [source.path for source in recipe.evaluation.sources or recipe.data.sources]
+    public = [path.partition("@")[0] for path in sources if _on_the_hub(path)]
+    return [
+        EvalResult(
+            task_type="image-text-to-text",
+            dataset_type=public[0] if len(sources) == len(public) == 1 else "held-out",
+            dataset_name=f"held-out rows of {', '.join(shorten(path) for path in sources)}",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for kind, name, value in values
+        if math.isfinite(value)
+    ]
 
 
 def _title(manifest: Manifest) -> str:
-    parts = "\n".join(
-        f"| {role} | `{facts['id']}` | {facts['revision'] or '—'} |" for role, facts in manifest.base["parts"].items()
-    )
     return (
         f"# Adapter trained with qlmm {manifest.versions['qlmm']}\n\n"
         f"{manifest.steps} steps on {'an assembled' if manifest.base['kind'] == 'assembled' else 'a native'} base, "
-        f"language model stored as {manifest.recipe.base.quantize}, computed in {manifest.precision}.\n\n"
-        f"| part | from | revision |\n|---|---|---|\n{parts}"
+        f"language model stored as {manifest.recipe.base.quantize}, computed in {manifest.precision}."
     )
+
+
+def _base(manifest: Manifest, licences: Mapping[str, str]) -> str:
+    public = public_ids(manifest)[0]
+    rows = []
+    for role, facts in manifest.base["parts"].items():
+        name = facts["id"].partition("@")[0] if facts["revision"] else shorten(facts["id"])
+        shown = f"[{name}](https://huggingface.co/{name})" if name in public else f"`{name}`"
+        rows.append(f"| {role} | {shown} | {facts['revision'] or '—'} | {licences.get(name, SEE_BASE)} |")
+    return "| part | from | revision | licence |\n|---|---|---|---|\n" + "\n".join(rows)
 
 
 def _trained(proof: Proof) -> str:
@@ -58,7 +181,7 @@ def _part(part: PartProof) -> str:
     return f"| {part.part} | {part.trained_tensors} | {part.trained_parameters:,} | {moved} | {gradient} | {frozen} |"
 
 
-def _pictures(proof: Proof) -> str:
+def _losses(proof: Proof) -> str:
     lines = [
         f"| {when} | {loss.right:.3f} | {loss.shuffled:.3f} | {loss.none:.3f} |"
         for when, loss in (("before", proof.before), ("after", proof.after))
@@ -70,25 +193,49 @@ def _pictures(proof: Proof) -> str:
     return "## Held-out loss, nats per token\n\n" + head + "\n" + "\n".join(lines)
 
 
+def _pairs(proof: Proof) -> str:
+    lines = [
+        f"| {when} | {share(pairs.won)} | {share(pairs.won_swapped) if pairs.won_swapped is not None else '—'} |"
+        for when, pairs in (("before", proof.pairs_before), ("after", proof.pairs_after))
+        if pairs is not None
+    ]
+    if not lines:
+        return ""
+    head = "| | right picture | another row's picture |\n|---|---|---|"
+    return "## Held-out pairs whose chosen answer is the likelier one\n\n" + head + "\n" + "\n".join(lines)
+
+
+def _answers(answers: Sequence[Answer]) -> str:
+    """The first held-out rows, whatever came out: a choice of good ones would prove nothing."""
+    if not answers:
+        return ""
+    rows = "\n".join(
+        f"| ![held-out picture {number}]({picture_name(number)}) "
+        f"| {' | '.join(_words(text) for text in (said.question, said.expected, said.before, said.after))} |"
+        for number, said in enumerate(answers[:MOST_PICTURES], 1)
+    )
+    head = "| picture | question | expected | before | after |\n|---|---|---|---|---|"
+    return f"## Answers to held-out pictures, the first rows\n\n{head}\n{rows}"
+
+
+def _words(text: str) -> str:
+    """Words of a row or a model in one line of a table, shown and not acted upon."""
+    line = " ".join(text.split())
+    cut = line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "…"
+    return _MARKUP.sub(r"\\\1", cut) or "—"
+
+
 def _promises(proof: Proof) -> str:
     lines = "\n".join(f"- {'kept' if p.kept else '**BROKEN**'}: {p.name} ({p.detail})" for p in proof.promises)
-    return f"## Proof\n\n{lines}"
+    return f"## Proof\n\n{lines or 'Nothing was checked.'}"
 
 
-def _data(manifest: Manifest) -> str:
-    rows = "\n".join(f"| `{source['path']}` | {source['kept']:,} |" for source in manifest.data["sources"])
-    return f"## Data\n\n| source | rows |\n|---|---|\n{rows}\n\nFingerprint: `{manifest.data['sha256']}`"
-
-
-def _use(manifest: Manifest) -> str:
-    ours = 'import qlmm\n\nloaded = qlmm.load("PATH")  # model, processor, manifest'
-    if manifest.base["kind"] == "assembled":
-        return f"## Use\n\n```python\n{ours}\n```"
-    model, _, revision = (manifest.recipe.base.model or "").partition("@")
-    pinned = f', revision="{revision}"' if revision else ""
-    peft = (
-        "from peft import PeftModel\nfrom transformers import AutoModelForImageTextToText\n\n"
-        f'base = AutoModelForImageTextToText.from_pretrained("{model}"{pinned})\n'
-        'model = PeftModel.from_pretrained(base, "PATH")'
-    )
-    return f"## Use\n\nWith plain PEFT, without qlmm:\n\n```python\n{peft}\n```\n\nWith qlmm:\n\n```python\n{ours}\n```"
+def _data(manifest: Manifest, licences: Mapping[str, str]) -> str:
+    public = public_ids(manifest)[1]
+    rows = []
+    for source in manifest.data["sources"]:
+        path, name = source["path"], source["path"].partition("@")[0]
+        shown = f"[{path}](https://huggingface.co/datasets/{name})" if name in public else f"`{shorten(path)}`"
+        rows.append(f"| {shown} | {source['kept']:,} | {licences.get(name, NOT_STATED)} |")
+    table = "| source | rows | licence |\n|---|---|---|\n" + "\n".join(rows)
+    return f"## Data\n\n{table}\n\nFingerprint: `{manifest.data['sha256']}`"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -129,6 +129,108 @@ def chat(
     from qlmm.cli.ask import chat as run
 
     run(adapter, image or [], settings=Settings(max_new_tokens, sample, seed))
+
+
+@app.command(epilog="Example: qlmm prefer runs/owl_lora/adapter --prompts questions.jsonl --out pairs.jsonl")
+def prefer(  # noqa: PLR0913, PLR0917  every parameter is an option of the command
+    adapter: Adapter,
+    prompts: Annotated[
+        str, typer.Option("--prompts", metavar="FILE", help="Questions, in any format that can be trained on.")
+    ],
+    pairs: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file of pairs to write.")],
+    judge: Annotated[
+        str | None,
+        typer.Option("--judge", metavar="ADAPTER|ID", help="What judges: an adapter or a model; unset: ADAPTER."),
+    ] = None,
+    image_root: Annotated[
+        str | None,
+        typer.Option("--image-root", metavar="FOLDER", help="Folder that the questions' picture paths start from."),
+    ] = None,
+    answers: Annotated[int, typer.Option("--answers", help="Answers drawn per question.")] = 10,
+    temperature: Annotated[float, typer.Option("--temperature", help="Temperature of the draws.")] = 0.7,
+    per_prompt: Annotated[int, typer.Option("--per-prompt", help="Most pairs taken from one question.")] = 2,
+    max_new_tokens: MaxNewTokens = 256,
+    limit: Annotated[int | None, typer.Option("--limit", help="Take only the first so many questions.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make preference pairs from own answers."""
+    from qlmm.cli.prefer import prefer as run
+    from qlmm.evaluation.pairing import Settings
+
+    settings = Settings(answers, temperature, per_prompt, max_new_tokens, seed, limit)
+    run(adapter, prompts, pairs, judge=judge, image_root=image_root, settings=settings, as_json=as_json)
+
+
+@app.command(epilog="Example: qlmm push runs/owl_lora/adapter user/owl --dry-run")
+def push(  # noqa: PLR0917  every parameter is an option of the command
+    adapter: Adapter,
+    repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository on the Hub; made if need be.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody read it; otherwise it is private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be sent; nothing is asked or sent.")
+    ] = False,
+    revision: Annotated[str, typer.Option("--revision", metavar="BRANCH", help="Branch to commit to.")] = "main",
+    message: Annotated[str | None, typer.Option("--message", metavar="TEXT", help="Message of the commit.")] = None,
+    unproven: Annotated[bool, typer.Option("--unproven", help="Share an adapter that proves nothing.")] = False,
+) -> None:
+    """Share an adapter on the Hub."""
+    from qlmm.cli.push import Settings
+    from qlmm.cli.push import push as run
+
+    run(adapter, repo, settings=Settings(public, dry_run, revision, message, unproven))
+
+
+@app.command(epilog="Example: qlmm pull user/owl@3f2a9c1 owl")
+def pull(
+    name: Annotated[str, typer.Argument(metavar="USER/NAME[@REVISION]", help="An adapter of qlmm on the Hub.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Folder to make; unset: ./NAME.")] = None,
+) -> None:
+    """Fetch an adapter from the Hub."""
+    from qlmm.cli.pull import pull as run
+
+    run(name, folder)
+
+
+@app.command(epilog="Example: qlmm verify runs/owl_lora")
+def verify(
+    target: Annotated[
+        str, typer.Argument(metavar="ADAPTER|RUN_DIR|HUB_ID", help="An adapter folder, a run, or one on the Hub.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check that an adapter is what it says."""
+    from qlmm.cli.verify import verify as run
+
+    run(target, as_json=as_json)
+
+
+@app.command(epilog="Example: qlmm merge runs/owl_lora/adapter merged --dtype bf16")
+def merge(
+    target: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="An adapter folder, a run, or an adapter on the Hub.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    onto: Annotated[
+        Literal["original", "trained"],
+        typer.Option("--onto", help="Merge into the base as published, or as the run held it (quantised)."),
+    ] = "trained",
+    dtype: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option("--dtype", help="Of the merged weights; unset: as in the base's files."),
+    ] = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option("--shard-size", metavar="SIZE", help="Largest file, such as 5GB; unset: as the base's files."),
+    ] = None,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Do not load the models to measure what merging costs.")
+    ] = False,
+) -> None:
+    """Merge an adapter into its base."""
+    from qlmm.cli.merge import merge as run
+
+    run(target, folder, onto=onto, dtype=dtype, shard_size=shard_size, measured=not no_measure)
 
 
 @app.command()

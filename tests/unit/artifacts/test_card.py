@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
-from qlmm.artifacts.card import card
+from qlmm.artifacts.card import card, picture_name, placed
 from qlmm.artifacts.manifest import versions
-from qlmm.training.facts import Promise
-from tests.run_facts import PROOF
-from tests.unit.artifacts.adapters import manifest
+from qlmm.artifacts.usage import usage
+from qlmm.recipe.load import parse_recipe
+from qlmm.training.facts import Answer, PairProof, Promise
+from tests.run_facts import PAIRS_PROOF, PROOF
+from tests.unit.artifacts.adapters import NATIVE, RECIPE, manifest
 
 
 def front(text: str) -> dict[str, Any]:
@@ -25,13 +29,82 @@ def front(text: str) -> dict[str, Any]:
 
 def test_the_hub_is_told_what_the_adapter_belongs_to() -> None:
     facts = front(card(manifest(), PROOF))
+    results = facts.pop("model-index")
     assert facts == {
         "base_model": ["llava-hf/llava-1.5-7b-hf"],
         "base_model_relation": "adapter",
         "library_name": "peft",
         "pipeline_tag": "image-text-to-text",
-        "tags": ["lora", "vision", "qlmm", "native"],
+        "tags": ["lora", "vision", "qlmm", "native", "qlora"],
     }
+    ((result,), name) = results[0]["results"], results[0]["name"]
+    assert name == "run"
+    assert result["dataset"] == {"name": "held-out rows of rows.jsonl", "type": "held-out"}
+    assert [(one["type"], one["value"]) for one in result["metrics"]] == [("loss", 3.894), ("loss", 4.643)]
+
+
+def test_the_metadata_can_be_read_by_the_hub_s_own_client() -> None:
+    text = card(manifest(), PAIRS_PROOF)
+    read = ModelCard(text)
+    assert str(read) == text
+    assert [one.metric_type for one in read.data.eval_results] == ["loss", "loss", "accuracy"]
+
+
+def test_a_loss_that_is_no_number_is_no_result() -> None:
+    assert PROOF.after is not None
+    lost = replace(PROOF, after=replace(PROOF.after, right=math.nan, shuffled=math.inf))
+    assert "model-index" not in front(card(manifest(), lost))
+
+
+def test_only_data_sets_of_the_hub_are_named_as_such() -> None:
+    paths = ["some/rows@v1", "rows.jsonl", "builtin:emoji", "/data/x", "../x", "some/rows.parquet"]
+    sources = [{"path": path, "kept": 5} for path in paths]
+    made = manifest(data={"sha256": "f", "sources": sources})
+    text = card(made, PROOF)
+    assert front(text)["datasets"] == ["some/rows"]
+    assert "| [some/rows@v1](https://huggingface.co/datasets/some/rows) | 5 | not stated |" in text
+    assert "| `x` | 5 | not stated |" in text
+    shown = placed(
+        text, made, "me/owl", {"some/rows": "cc-by-4.0", "llava-hf/llava-1.5-7b-hf": "llama2"}, unproven=False
+    )
+    assert "datasets/some/rows) | 5 | cc-by-4.0 |" in shown
+    assert "| 0123abc | llama2 |" in shown
+
+
+def test_a_base_in_a_folder_is_no_model_of_the_hub() -> None:
+    part = {"id": "models/llava", "revision": None, "config_sha256": "aa"}
+    text = card(manifest(base={"kind": "native", "parts": {"model": part}}), PROOF)
+    assert "base_model" not in front(text)
+    assert "| model | `models/llava` | — | see the base |" in text
+
+
+def test_held_out_pictures_are_shown_with_what_was_said() -> None:
+    said = Answer(b"", "Which | one?\nThis", "an owl", "", "![x](http://evil) <b>" + "y" * 400)
+    text = card(manifest(), PROOF, [said] * 6)
+    assert text.count("![held-out picture") == 4
+    assert f"| ![held-out picture 4]({picture_name(4)}) | Which \\| one? This | an owl | — | \\!\\[x\\]" in text
+    assert "y…" in text
+    assert "Answers to held-out pictures" not in card(manifest(), PROOF)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "vLLM refuses this adapter, because the whole connector was trained"),
+        (["adapter.connector=frozen", "adapter.vision=full"], "because the whole vision was trained"),
+        (["adapter.connector=frozen", "adapter.start_from=x"], "because it carries parts of an earlier run"),
+        (["adapter.connector=frozen", "adapter.variant=dora"], "this adapter is dora"),
+        (["adapter.connector=lora"], "whether it applies that of the connector depends"),
+        (["adapter.connector=frozen", "adapter.r=1000"], "vLLM takes ranks up to 512"),
+        (["adapter.connector=frozen", "adapter.r=9"], "--enable-lora --max-lora-rank 16 --lora-modules adapter=me/owl"),
+    ],
+)
+def test_vllm_is_shown_only_where_it_can(overrides: list[str], said: str) -> None:
+    recipe = parse_recipe(RECIPE.format(base=NATIVE), "r.yaml", overrides).recipe
+    text = usage(manifest(recipe=recipe), "me/owl")
+    assert said in text
+    assert text.count("vLLM") <= 2
+    assert ("vllm serve llava-hf/llava-1.5-7b-hf --revision 0123abc" in text) is ("max-lora-rank" in said)
 
 
 def test_packaged_weights_are_no_model_of_the_hub() -> None:
@@ -62,6 +135,8 @@ def test_the_card_says_what_moved_and_what_did_not() -> None:
 def test_a_broken_promise_cannot_be_overlooked() -> None:
     broken = replace(PROOF, promises=(Promise("connector was trained", False, "0 of 4 tensors moved"),))
     text = card(manifest(), broken)
+    assert "**Unproven.**" in text
+    assert "**Unproven.**" not in card(manifest(), PROOF)
     assert "- **BROKEN**: connector was trained (0 of 4 tensors moved)" in text
     assert "- kept:" not in text
 
@@ -73,6 +148,15 @@ def test_a_frozen_part_that_changed_cannot_be_overlooked() -> None:
 
 def test_what_was_not_measured_has_no_place_in_the_card() -> None:
     assert "Held-out loss" not in card(manifest(), replace(PROOF, before=None, after=None))
+
+
+def test_the_card_of_a_preference_run_says_which_pairs_were_won() -> None:
+    text = card(manifest(), PAIRS_PROOF)
+    assert "| | right picture | another row's picture |\n|---|---|---|\n| before | 51.6 % | 50.0 % |" in text
+    assert "| after | 84.4 % | 55.0 % |" in text
+    words = replace(PAIRS_PROOF, pairs_before=None, pairs_after=PairProof(8, 0.5, 0.25, 0, None, None, None))
+    assert "| after | 50.0 % | — |" in card(manifest(), words)
+    assert "Held-out pairs" not in card(manifest(), PROOF)
 
 
 @pytest.mark.parametrize(("kind", "plain"), [("native", True), ("assembled", False)])

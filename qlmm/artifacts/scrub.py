@@ -1,0 +1,99 @@
+"""Taking out of an adapter's papers what belongs to one machine or one person, before they leave it.
+
+Two things go: absolute paths, of which the last part stays, and whatever looks like an access key.
+
+Usage: ``clean, replaced = scrub(json.loads(manifest), "qlmm.json")``
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlmm.core.secrets import find, redact
+
+__all__ = ["Replaced", "last_part", "local_paths", "scrub", "secrets_in", "shorten"]
+
+# A commit has 40 hex digits, as has a key of Weights & Biases; under these names it is a commit.
+COMMITS = frozenset({"revision", "_commit_hash"})
+_WHOLE = re.compile(r"(?:~[\w.-]*)?/[^\n]+|[A-Za-z]:[\\/][^\n]*|\\\\[^\n]+")
+# Inside a sentence a path ends at a blank; an address (https://…) and a fraction (1/2) are none.
+_INSIDE = re.compile(
+    r"(?:file://|(?<![\w./:<~-])~?)(?:/[\w.@+~-]+){2,}(?<!\.)/?|(?<!\w)[A-Za-z]:\\(?:[\w.@+ ~-]+\\)*[\w.@+~-]+(?<!\.)"
+)
+# A path of one part (/data) is too short to be looked for in other texts: it may be a piece of anything.
+FEWEST_PARTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """One replacement: the file and key it was made in, what stood there (a key only by its kind), what stands now."""
+
+    where: str
+    before: str
+    after: str
+
+
+def last_part(path: str) -> str:
+    """The last part of a path of any system; a path that is nothing but a root is called ``path``."""
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1].strip("~:") or "path"
+
+
+def shorten(text: str) -> str:
+    """A text with every absolute path in it cut to its last part."""
+    if _WHOLE.fullmatch(text):
+        return last_part(text)
+    return _INSIDE.sub(lambda match: last_part(match[0]), text)
+
+
+def scrub(value: Any, where: str) -> tuple[Any, list[Replaced]]:
+    """A copy of a JSON value without absolute paths and access keys, and what was replaced.
+
+    Args:
+        value: what ``json.loads`` gives.
+        where: what the value is called in the list of replacements.
+    """
+    replaced: list[Replaced] = []
+
+    def walk(one: Any, place: str, key: str = "") -> Any:
+        if isinstance(one, dict):
+            return {
+                name: walk(inner, f"{place} {name}" if place == where else f"{place}.{name}", name)
+                for name, inner in one.items()
+            }
+        if isinstance(one, list):
+            return [walk(inner, f"{place}.{number}") for number, inner in enumerate(one)]
+        if not isinstance(one, str):
+            return one
+        clean = one if key in COMMITS else redact(one)
+        if clean != one:
+            replaced.extend(Replaced(place, secret.kind, "<redacted>") for secret in find(one))
+        short = shorten(clean)
+        if short != clean:
+            replaced.append(Replaced(place, clean, short))
+        return short
+
+    return walk(value, where), replaced
+
+
+def local_paths(replaced: Iterable[Replaced]) -> dict[str, str]:
+    """What to look for in the other files: the paths that were found, and the home folder, longest first."""
+    paths = {one.before: one.after for one in replaced if _WHOLE.fullmatch(one.before)}
+    home = Path.home()
+    known = {str(home): "~"} | {path: short for path, short in paths.items() if _parts(path) >= FEWEST_PARTS}
+    if len(home.parts) < FEWEST_PARTS:
+        known.pop(str(home))
+    return dict(sorted(known.items(), key=lambda item: -len(item[0])))
+
+
+def _parts(path: str) -> int:
+    return len(re.split(r"[\\/]+", path.rstrip("\\/")))
+
+
+def secrets_in(text: str, commits: Iterable[str] = ()) -> list[str]:
+    """Kinds of everything in a text that looks like an access key; the commits that are known are none."""
+    known = set(commits)
+    return sorted({secret.kind for secret in find(text) if text[secret.start : secret.end] not in known})

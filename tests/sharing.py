@@ -1,0 +1,69 @@
+"""An adapter worth sharing, without a run: real formats, invented facts, and paths of a machine in its papers.
+
+Usage: ``folder = shared_adapter(tmp_path)``
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from qlmm.artifacts.adapter import file_hashes
+from qlmm.artifacts.card import card, picture_name
+from qlmm.artifacts.manifest import Manifest, write_manifest
+from qlmm.recipe.load import parse_recipe
+from qlmm.training.facts import Answer, Proof, to_json
+from tests.run_facts import PROOF
+from tests.unit.artifacts.adapters import RECIPE, manifest
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+# A place nobody has, so that it can be looked for in everything that is sent.
+PRIVATE = "/somewhere/secret-project"
+
+
+def picture(shade: int) -> bytes:
+    """A small PNG."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def local_manifest(**changes: Any) -> Manifest:
+    """A manifest with local paths where a run has them, on a base of the Hub that is pinned to a commit."""
+    base = f"model: some/llava@{COMMIT}"
+    recipe = parse_recipe(RECIPE.format(base=base), "r.yaml", [f"output.dir={PRIVATE}/run"]).recipe
+    source = recipe.data.sources[0].model_copy(update={"path": f"{PRIVATE}/rows.jsonl"})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": (source,)})})
+    part = {"id": f"some/llava@{COMMIT}", "revision": COMMIT, "config_sha256": "aa"}
+    data = {"sha256": "f" * 64, "sources": [{"path": f"{PRIVATE}/rows.jsonl", "kept": 1234}]}
+    return manifest(base={"kind": "native", "parts": {"model": part}}, recipe=recipe, data=data, **changes)
+
+
+def shared_adapter(parent: Path, proof: Proof = PROOF, name: str = "adapter", **changes: Any) -> Path:
+    """A folder as a run leaves it: weights, papers, pictures, card, manifest."""
+    folder = parent / name
+    (folder / "held-out").mkdir(parents=True)
+    save_file({"lora_A": torch.arange(4096.0)}, folder / "adapter_model.safetensors")
+    config = {"base_model_name_or_path": "some/llava", "revision": COMMIT, "from": f"{PRIVATE}/rows.jsonl"}
+    (folder / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps({"vocab": {"0" * 40: 1}}), "utf-8")
+    (folder / "chat_template.jinja").write_text("{{ messages }}", "utf-8")
+    (folder / "probe.json").write_text("{}", "utf-8")
+    said = [Answer(picture(shade), "what | is *this* ?", "red", "a <b>cat</b>", "red") for shade in (10, 200)]
+    for number, one in enumerate(said, 1):
+        (folder / picture_name(number)).write_bytes(one.picture)
+    made = local_manifest(files=file_hashes(folder), proof=to_json(proof), **changes)
+    write_manifest(folder, made)
+    (folder / "README.md").write_text(card(made, proof, said), "utf-8")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by name."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
