@@ -8,8 +8,11 @@ Usage: ``earlier = Earlier.read(Path("runs/owl_pretrain/adapter"), parts); earli
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
@@ -19,8 +22,13 @@ from transformers import PreTrainedModel
 from qlmm.core.errors import ModelError
 from qlmm.model.adapters import ADAPTER_WEIGHTS, PEFT_PREFIX, Placement
 from qlmm.model.parts import PartName, Parts
+from qlmm.recipe.zoo import start_folder
+from qlmm.recipe.schema import AdapterSection
 
 __all__ = ["Earlier"]
+
+# What an adapter folder says of itself: PEFT's file, and qlmm's, which an adapter made elsewhere lacks.
+_PEFT, _OWN = "adapter_config.json", "qlmm.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +44,10 @@ class Earlier:
         """Look at an adapter's tensor names; no weight is read.
 
         Raises:
+            UsageError: Z001 when the zoo has no adapter of that name.
             ModelError: M050 when there is no adapter there, M051 when it holds parts this base lacks.
         """
-        path = folder / ADAPTER_WEIGHTS
+        path = start_folder(folder) / ADAPTER_WEIGHTS
         if not path.is_file():
             raise ModelError.one(
                 "M050",
@@ -56,6 +65,49 @@ class Earlier:
                 help="name an adapter that was trained on this recipe's base, or leave adapter.start_from out",
             ) from error
         return cls(path, frozenset(whole), bool(lora))
+
+    def check_base(self, base: Mapping[str, Any]) -> None:
+        """Compare the base that the adapter names with this run's; weights of one shape can be of two models.
+
+        Args:
+            base: as ``identity`` describes it.
+
+        Raises:
+            ModelError: M053 with both names. A folder may be a copy of a model on the Hub: its configuration decides.
+        """
+        recorded = _read(self.path.with_name(_OWN)).get("base", {}).get("parts", {})
+        for role, now in base["parts"].items():
+            then = recorded.get(role, now)
+            copied = any(Path(str(facts["id"])).exists() for facts in (then, now))
+            if then["config_sha256"] != now["config_sha256"] or (then["id"] != now["id"] and not copied):
+                raise ModelError.one(
+                    "M053",
+                    f"adapter.start_from: {self.path.parent} was trained on {then['id']}, and this run's {role} is "
+                    f"{now['id']}",
+                    help=f"use {then['id']}, or leave adapter.start_from out",
+                )
+
+    def check_scale(self, section: AdapterSection) -> None:
+        """Compare how LoRA is scaled: with another scale the adapter would be another one from the first step on.
+
+        Raises:
+            ModelError: M054 with both values.
+        """
+        if not self.has_lora:
+            return
+        config = _read(self.path.with_name(_PEFT))
+        asked = {
+            "lora_alpha": section.alpha,
+            "use_rslora": section.variant == "rslora",
+            "use_dora": section.variant == "dora",
+        }
+        for name, value in asked.items():
+            if config.get(name, value) != value:
+                raise ModelError.one(
+                    "M054",
+                    f"adapter.start_from: {self.path.parent} has {name} {config[name]}, this recipe {value}",
+                    help="take over adapter.alpha and adapter.variant from that adapter's recipe",
+                )
 
     def check_fits(self, model: PreTrainedModel, parts: Parts, placement: Placement) -> None:
         """Compare names and shapes with a model without weights, before anything is written or loaded.
@@ -96,6 +148,23 @@ class Earlier:
             raise _does_not_fit(self.path, f"there is no place for {result.unexpected_keys[0]}")
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """A file of the adapter's folder, empty where there is none.
+
+    Raises:
+        ModelError: M050 when it is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(found, dict):
+        raise _damaged(path, "it holds no object")
+    return found
+
+
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a file's tensors; no weight is read.
 
@@ -106,11 +175,15 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(str(path), framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
     except SafetensorError as error:
-        raise ModelError.one(
-            "M050",
-            f"adapter.start_from: {path} is damaged: {error}",
-            help="fetch the adapter again, or take it from the run directory it was made in",
-        ) from error
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> ModelError:
+    return ModelError.one(
+        "M050",
+        f"adapter.start_from: {path} is damaged: {why}",
+        help="fetch the adapter again, or take it from the run directory it was made in",
+    )
 
 
 def _said(shape: tuple[int, ...] | None) -> str:

@@ -30,7 +30,7 @@ from qlmm.data.mixture import Mixture, MixtureSampler
 from qlmm.data.sample import Example, Feedback, Preference, Sample
 from qlmm.model import builtin
 from qlmm.model.adapters import Placement, check_variant, place
-from qlmm.model.base import Blueprint, blueprint, load_processor
+from qlmm.model.base import Blueprint, blueprint, identity, load_processor
 from qlmm.model.encoder import make_encoder
 from qlmm.model.estimate import Load, estimate, trained_parameters, trained_sizes
 from qlmm.model.losses import has_backbone, needs_pictures
@@ -106,6 +106,8 @@ def make_plan(recipe: Recipe) -> Plan:
         keep_bare=OBJECTIVES[recipe.training.objective].reference,
     )
     if earlier is not None:
+        earlier.check_base(identity(recipe.base))
+        earlier.check_scale(recipe.adapter)
         earlier.check_fits(shape.model, shape.parts, placement)
     processor = load_processor(recipe.base)
     encoder, pictures = make_encoder(recipe.base, recipe.data, processor)

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,3 +191,21 @@ def test_a_run_continued_at_its_last_step_remembers_the_pairs_before_and_has_no_
     assert again.proof.pairs_before == outcome.proof.pairs_before
     assert outcome.proof.pairs_after is not None
     assert again.proof.pairs_after == replace(outcome.proof.pairs_after, kl=None)
+
+
+def test_an_adapter_of_another_base_or_another_scale_is_no_start(tiny: TinyRun, tmp_path: Path) -> None:
+    sft = finetune(tiny.recipe(f"output.dir={tiny.folder}/start", "training.steps=2"))
+    assert sft.adapter is not None
+    with pytest.raises(QlmmError, match=r"M054.*lora_alpha 32, this recipe 8"):
+        make_plan(recipe(tiny, "scaled", f"adapter.start_from={sft.adapter}", "adapter.alpha=8").recipe)
+    elsewhere = shutil.copytree(sft.adapter, tmp_path / "adapter")
+    facts = json.loads((elsewhere / "qlmm.json").read_text(encoding="utf-8"))
+    for change in ({"id": "hub/one"}, {"config_sha256": "0" * 64}):
+        facts["base"]["parts"]["model"] |= change
+        (elsewhere / "qlmm.json").write_text(json.dumps(facts), encoding="utf-8")
+        asked = recipe(tiny, "other", f"adapter.start_from={elsewhere}")
+        if "config_sha256" in change:
+            with pytest.raises(QlmmError, match=r"M053.*was trained on hub/one"):
+                make_plan(asked.recipe)
+        else:
+            assert make_plan(asked.recipe).earlier is not None
