@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from benchmarks import gpu, shapes
+from benchmarks import dpo, gpu, shapes
 from benchmarks.machine import RESULTS, machine, write_result
 from qlmm.model.connectors.abstractor import swiglu_width
 
@@ -80,3 +80,15 @@ def test_results_name_the_kind_of_machine_and_nothing_that_is_the_owners(tmp_pat
     }
     for committed in RESULTS.glob("*.json"):
         assert not any(place in committed.read_text() for place in ("/home", "/root", "/work", "/tmp"))
+
+
+def test_preference_training_has_the_losses_of_trl_alone(tmp_path: Path) -> None:
+    """TRL's own trainer and collator on raw rows are the oracle; every switch on, every switch off."""
+    found = dpo.measure(tmp_path, dpo.TINY, pairs=4, device="cpu")
+    assert found["largest_difference_of_losses"] < 1e-4
+    curves = [found["runs"][name]["losses"] for name in ("trl", "all", "none", *dpo.SWITCHES)]
+    assert len(set(map(len, curves))) == 1
+    assert curves[0][0] == pytest.approx(0.693147, abs=1e-4)
+    assert curves[0][-1] < 0.68
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], abs=1e-4)
