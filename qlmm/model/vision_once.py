@@ -1,14 +1,18 @@
-"""A frozen tower sees a picture once, however many rows and passes show it.
+"""A frozen tower sees a picture once, however many rows, passes and epochs show it.
 
-The two sides of a pair show the same pictures, and so do policy and reference. What a frozen tower made of them is
-kept until other pictures come, and of two equal halves of a batch it is given one.
+The two sides of a pair show the same pictures, policy and reference see the same pairs, and a further epoch shows
+everything again. What a frozen tower made of a picture is kept in host memory, up to a limit. Each picture goes
+through the tower alone, so that its features have the same bits whatever else is in a batch, and a continued run those
+of an uninterrupted one.
 
 Usage: ``once = VisionOnce.of(base, placement); …; once.end()``
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,22 +24,25 @@ from qlmm.model.adapters import Placement
 
 __all__ = ["VisionOnce"]
 
+# Host memory for features. Towers that return all hidden states take 10 to 60 MB a picture.
+KEPT_BYTES = 2 * 2**30
+
 
 class VisionOnce:
     """Stands before a tower's forward pass.
 
     Attributes:
-        passes: how often the tower was run.
+        seen: how many pictures the tower was shown.
     """
 
-    def __init__(self, tower: nn.Module) -> None:
-        self.passes = 0
-        self._tower = tower
+    def __init__(self, tower: nn.Module, *, kept_bytes: int = KEPT_BYTES) -> None:
+        self.seen = 0
+        self._tower, self._limit = tower, kept_bytes
         self._forward: Callable[..., Any] = tower.forward
-        self._seen: dict[str, Any] | None = None
-        self._made: Any = None
-        # Whether a doubled batch gives doubled features is tried on the first one that comes.
-        self._halves: bool | None = None
+        self._made: OrderedDict[str, Any] = OrderedDict()
+        self._bytes = 0
+        # Whether pictures may be shown one by one is tried on the first batch that comes.
+        self._apart: bool | None = None
         tower.forward = self
 
     @classmethod
@@ -48,63 +55,82 @@ class VisionOnce:
             return None
         return cls(base.get_submodule(parts.vision[0]))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the tower makes of its inputs, or what it made of the same ones just before."""
-        given = {**{str(place): value for place, value in enumerate(args)}, **kwargs}
-        if self._seen is None or not _same(given, self._seen):
-            self._made = self._run(args, kwargs)
-            self._seen = given
-        return _copied(self._made)
-
     @torch.no_grad()
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.passes += 1
-        half = None if self._halves is False else _half((args, kwargs))
-        if half is None:
-            return self._forward(*args, **kwargs)
-        made = _doubled(self._forward(*half[0], **half[1]))
-        if self._halves is None:
-            whole = self._forward(*args, **kwargs)
-            self._halves = _close(made, whole)
-            return whole
-        return made
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the tower makes of its inputs, each picture shown to it at most once."""
+        given = (args, kwargs)
+        if self._apart is None:
+            self._apart = self._same_apart(given)
+        if not self._apart:
+            return self._kept("whole", given)
+        return _joined([self._kept("one", _rows(given, row)) for row in range(_count(given))])
+
+    def _same_apart(self, given: Any) -> bool:
+        """Whether pictures make the same features one by one: not where rows depend on each other or are laid out so."""
+        if not _count(given):
+            return False
+        together, apart = self._run(given), _joined([self._run(_rows(given, row)) for row in range(_count(given))])
+        return _close(together, apart)
+
+    def _kept(self, kind: str, given: Any) -> Any:
+        """What was made of these inputs before, or is made now."""
+        key = f"{kind} {_digest(given)}"
+        if key not in self._made:
+            made = self._run(given)
+            # Host memory is no saving on the CPU, where features lie there anyway.
+            self._made[key] = _mapped(made, lambda one: one.cpu())
+            self._bytes += _size(made)
+            while self._bytes > self._limit and len(self._made) > 1:
+                self._bytes -= _size(self._made.popitem(last=False)[1])
+            return made
+        self._made.move_to_end(key)
+        device = _tensors(given)[0].device
+        return _mapped(self._made[key], lambda one: one.to(device))
+
+    def _run(self, given: Any) -> Any:
+        self.seen += 1
+        args, kwargs = given
+        return self._forward(*args, **kwargs)
 
     def end(self) -> None:
         """Give the tower its own forward pass back, and let the features go."""
         self._tower.forward = self._forward
-        self._seen = self._made = None
+        self._made.clear()
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        alike = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
-        return one is other or (alike and torch.equal(one, other))
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(_same(*pair) for pair in zip(one, other, strict=True))
-    return bool(one == other) if not isinstance(one, torch.Tensor) else False
+def _count(given: Any) -> int:
+    """How many rows all tensors have; 0 where they have not the same number, or none."""
+    counts = {len(one) if one.dim() else 0 for one in _tensors(given)}
+    return counts.pop() if len(counts) == 1 else 0
 
 
-def _half(value: Any) -> Any:
-    """The first halves of all tensors, if they are the second ones too; else None."""
-    tensors = _tensors(value)
-    equal = all(one.dim() and len(one) % 2 == 0 and torch.equal(*one.chunk(2)) for one in tensors)
-    return _mapped(value, lambda one: one[: len(one) // 2]) if tensors and equal else None
+def _rows(given: Any, row: int) -> Any:
+    return _mapped(given, lambda one: one[row : row + 1])
 
 
-def _doubled(value: Any) -> Any:
-    return _mapped(value, lambda one: torch.cat([one, one]))
+def _digest(given: Any) -> str:
+    """Hash of all tensors, and of everything else that decides the result."""
+    found = hashlib.sha256(repr(_mapped(given, lambda one: (one.dtype, tuple(one.shape)))).encode())
+    for tensor in _tensors(given):
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found.update(flat.numpy().data)
+    return found.hexdigest()
 
 
-def _copied(value: Any) -> Any:
-    """The same tensors in new containers: models write into those."""
-    return _mapped(value, lambda one: one)
+def _joined(made: Sequence[Any]) -> Any:
+    """Results of several calls as one, row after row."""
+    columns = list(zip(*(_tensors(one) for one in made), strict=True))
+    joined = iter([torch.cat(column) if column[0].dim() else column[0] for column in columns])
+    return _mapped(made[0], lambda one: next(joined))
 
 
 def _close(one: Any, other: Any) -> bool:
     pairs = list(zip(_tensors(one), _tensors(other), strict=True))
     return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3) for a, b in pairs)
+
+
+def _size(value: Any) -> int:
+    return sum(one.numel() * one.element_size() for one in _tensors(value))
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
@@ -118,7 +144,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return found
 
 
-def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def _mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     """A structure of tensors with each of them changed; an object that models return keeps its class."""
     if isinstance(value, torch.Tensor):
         return change(value)

@@ -33,51 +33,74 @@ def pictures(count: int = 4) -> torch.Tensor:
     return torch.randn(count, 3)
 
 
-def test_the_same_pictures_are_seen_once() -> None:
+def features(tower: Tower, shown: torch.Tensor, **settings: bool) -> torch.Tensor:
+    made: torch.Tensor = tower(shown, **settings).last_hidden_state
+    return made
+
+
+def test_a_picture_is_seen_once_whatever_stands_beside_it() -> None:
     tower = Tower()
-    once, shown = VisionOnce(tower), pictures(3)
-    first, again = tower(shown), tower(shown.clone())
-    assert tower.passes == once.passes == 1
-    assert torch.equal(first.last_hidden_state, again.last_hidden_state)
-    assert type(again) is BaseModelOutput
-    assert isinstance(again.hidden_states, tuple)
+    once, shown = VisionOnce(tower), pictures(4)
+    features(tower, shown[:1])  # on the first batch it is tried whether pictures may be shown one by one
+    before = once.seen
+    for order in ([0, 1], [1, 0, 2, 2], [3, 2, 1, 0], [0, 0, 3]):
+        assert torch.allclose(features(tower, shown[order]), shown[order] @ tower.weight)
+    assert once.seen - before == 3
+
+
+def test_features_have_the_same_bits_in_every_batch() -> None:
+    shown = torch.randn(6, 3)
+    made = []
+    for order in ([0, 1, 2, 3, 4, 5], [5, 0]):
+        tower = Tower()
+        tower.weight.data = torch.ones(3, 5) / 3
+        VisionOnce(tower)
+        features(tower, shown[[3]])
+        made.append(features(tower, shown[order])[order.index(5)])
+    assert torch.equal(*made)
+
+
+def test_it_returns_what_the_tower_returns() -> None:
+    tower = Tower()
+    VisionOnce(tower)
+    shown = pictures(3)
+    for _ in range(2):
+        made = tower(shown, output_hidden_states=True)
+        assert type(made) is BaseModelOutput
+        assert isinstance(made.hidden_states, tuple)
+        assert torch.equal(made.hidden_states[0], shown)
+        made.last_hidden_state = None  # writing into it does no harm
 
 
 def test_other_pictures_or_settings_are_seen_anew() -> None:
     tower = Tower()
-    VisionOnce(tower)
-    shown = pictures(3)
+    once = VisionOnce(tower)
+    shown = pictures(1)
+    features(tower, shown)
+    before = once.seen
     for given, settings in ((shown, {}), (shown + 1, {}), (shown + 1, {"output_hidden_states": True}), (shown, {})):
-        assert torch.equal(tower(given, **settings).last_hidden_state, given @ tower.weight)
-    assert tower.passes == 4
+        assert torch.equal(features(tower, given, **settings), given @ tower.weight)
+    assert once.seen - before == 2
 
 
-def test_of_two_equal_halves_one_is_seen() -> None:
-    tower = Tower()
-    VisionOnce(tower)
-    tower(pictures(2).repeat(2, 1))  # the first batch of the kind is run both ways
-    tower.seen = 0
-    shown = pictures(2).repeat(2, 1)
-    assert torch.allclose(tower(shown).last_hidden_state, shown @ tower.weight)
-    assert tower.seen == 2
-
-
-def test_a_tower_whose_rows_depend_on_each_other_sees_both_halves() -> None:
+def test_a_tower_whose_rows_depend_on_each_other_is_shown_whole_batches() -> None:
     tower = Tower(mixes=True)
     expected = Tower(mixes=True)
     expected.load_state_dict(tower.state_dict())
-    VisionOnce(tower)
+    once, shown = VisionOnce(tower), pictures(4)
     for _ in range(3):
-        shown = pictures(2).repeat(2, 1)
-        assert torch.allclose(tower(shown).last_hidden_state, expected(shown).last_hidden_state)
+        assert torch.allclose(features(tower, shown), expected(shown).last_hidden_state)
+    assert once.seen == 1 + 4 + 1
 
 
-def test_writing_into_what_it_returns_does_no_harm() -> None:
+def test_no_more_is_kept_than_it_may() -> None:
     tower = Tower()
-    VisionOnce(tower)
-    shown = pictures(3)
-    tower(shown).last_hidden_state = None
-    assert tower(shown).last_hidden_state is not None
+    once, shown = VisionOnce(tower, kept_bytes=2 * (3 + 5 + 5) * 4), pictures(3)
+    features(tower, shown[:1])
+    before = once.seen
+    for row in (0, 1, 2, 2, 1, 0):
+        features(tower, shown[row : row + 1])
+    assert once.seen - before == 3  # 1 and 2, and 0 again, which had made room
 
 
 def test_it_leaves_no_trace() -> None:
