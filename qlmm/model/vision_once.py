@@ -66,7 +66,7 @@ class VisionOnce:
         return _joined([self._kept("one", _rows(given, row)) for row in range(_count(given))])
 
     def _same_apart(self, given: Any) -> bool:
-        """Whether pictures make the same features one by one: not where rows depend on each other or are laid out so."""
+        """Whether pictures make the same features one by one: not where rows depend on each other."""
         if not _count(given):
             return False
         together, apart = self._run(given), _joined([self._run(_rows(given, row)) for row in range(_count(given))])

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from qlmm.core.errors import ModelError
 from qlmm.model.adapters import ADAPTER_WEIGHTS, PEFT_PREFIX, Placement
 from qlmm.model.parts import PartName, Parts
-from qlmm.recipe.zoo import start_folder
 from qlmm.recipe.schema import AdapterSection
+from qlmm.recipe.zoo import start_folder
 
 __all__ = ["Earlier"]
 
