@@ -29,6 +29,7 @@ from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import build, trainer_of
 from qlmm.training.trainers.sft import SftTrainer
 from tests.families.build import Family, NotOffline, family, names, save
+from tests.families.merging import TOLERANCE, merged_equals
 from tests.families.rows import ROWS
 from tests.families.videos import videos_stood_in
 from tests.runs import pair_row, picture_row
@@ -36,7 +37,7 @@ from tests.runs import pair_row, picture_row
 __all__ = ["PAGE", "Verdict", "page", "row", "try_family"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
-COLUMNS = ("parts", "4-bit", "trained", "frozen", "reload")
+COLUMNS = ("parts", "4-bit", "trained", "frozen", "reload", "merge")
 OPTIONAL = ("dpo", "shared")
 HEAD = """# Vision-language models of transformers, tried one by one
 
@@ -50,13 +51,14 @@ without torchvision and timm.
 - **trained**: two steps of LoRA and connector; every trained tensor moved.
 - **frozen**: every other tensor kept its bits.
 - **reload**: the saved adapter, read by plain PEFT without qlmm, gave the same logits (1e-5).
+- **merge**: the adapter merged shard by shard into the base's files, which the plain class loads; same logits (1e-4).
 - **dpo**: two steps of preference optimisation; the first loss was ln 2 and the reference stayed bit for bit. Classes
   without a backbone for TRL's head, or with a decoder of their own, have supervised training only.
 - **shared**: a pair's answers share one row with their prompt; elsewhere a pair is two rows, at half the speed, because
   log-probabilities would differ (recurrent layers, masks of a form of their own).
 
-| family | class | | parts | 4-bit | trained | frozen | reload | dpo | shared | remark |
-|---|---|---|---|---|---|---|---|---|---|---|"""
+| family | class | | parts | 4-bit | trained | frozen | reload | merge | dpo | shared | remark |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 RECIPE = """
 version: 1
@@ -118,6 +120,7 @@ def _try(verdict: Verdict, folder: Path) -> None:
     proofs = start.compare(model, trainer.take_grad_norms())
     verdict.done["frozen"] = all(proof.frozen_identical for proof in proofs)
     verdict.done["reload"] = _same_in_plain_peft(folder, template)
+    verdict.done["merge"] = _merges(folder, template)
     verdict.done |= _preferences(folder, template)
     if still:
         verdict.reason = f"{len(still)} trained tensors had no gradient, such as {still[0].removeprefix(PEFT_PREFIX)}"
@@ -125,6 +128,12 @@ def _try(verdict: Verdict, folder: Path) -> None:
         verdict.reason = "plain PEFT does not read all of its LoRA weights back; a run ends unproven"
     elif verdict.done["dpo"] is False:
         verdict.reason = "policy and reference do not begin equal; a preference run ends unproven"
+
+
+def _merges(folder: Path, template: str) -> bool:
+    plan, into = make_plan(_recipe(folder, "none", template)), folder / "merging"
+    into.mkdir()
+    return merged_equals(plan, into) <= TOLERANCE
 
 
 def _preferences(folder: Path, template: str) -> dict[str, bool | str]:

@@ -11,10 +11,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from qlmm.artifacts import deltas as module
 from qlmm.artifacts.deltas import AsTrained, Deltas, requantised
 from qlmm.core.errors import ModelError
 
 WEIGHTS = "adapter_model.safetensors"
+FP32 = torch.float32
 
 
 class Small(nn.Module):
@@ -60,12 +62,16 @@ def saved(folder: Path, **settings: Any) -> tuple[Small, Small]:
     ],
     ids=str,
 )
-def test_each_weight_is_what_peft_merges(settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("cached", [1, 7 * 24, 1 << 18], ids=lambda cached: f"{cached} weights at a time")
+def test_each_weight_is_what_peft_merges(
+    settings: dict[str, Any], cached: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CACHED", cached)
     base, merged = saved(tmp_path, **settings)
     deltas = Deltas(tmp_path, Small().to("meta"), None)
     assert deltas.touched == deltas.merged == {name for name, _ in base.named_parameters() if name.endswith("weight")}
     for name, weight in base.named_parameters():
-        found = deltas.apply(name, weight.data)
+        found = deltas.apply(name, weight.data, FP32)
         assert torch.allclose(found, merged.get_parameter(name), atol=1e-6)
         assert torch.equal(found, weight) is (name not in deltas.merged)
 
@@ -79,7 +85,7 @@ def test_only_one_rounding_lies_between_the_sum_and_the_file(tmp_path: Path) -> 
     update = (
         state["base_model.model.layers.0.q.lora_B.weight"] @ state["base_model.model.layers.0.q.lora_A.weight"] * 1.5
     )
-    assert torch.allclose(deltas.apply(name, half), half.float() + update, atol=1e-6)
+    assert torch.allclose(deltas.apply(name, half, FP32), half.float() + update, atol=1e-6)
 
 
 def test_a_result_that_is_no_number_is_refused(tmp_path: Path) -> None:
@@ -88,7 +94,9 @@ def test_a_result_that_is_no_number_is_refused(tmp_path: Path) -> None:
     state["base_model.model.layers.0.q.lora_B.weight"][0, 0] = float("inf")
     save_file(state, tmp_path / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="A023"):
-        Deltas(tmp_path, Small().to("meta"), None).apply("layers.0.q.weight", base.get_parameter("layers.0.q.weight"))
+        Deltas(tmp_path, Small().to("meta"), None).apply(
+            "layers.0.q.weight", base.get_parameter("layers.0.q.weight"), FP32
+        )
 
 
 def test_into_the_base_as_trained_a_weight_is_quantised_first(tmp_path: Path) -> None:
@@ -97,7 +105,7 @@ def test_into_the_base_as_trained_a_weight_is_quantised_first(tmp_path: Path) ->
     weight = base.get_parameter(name).data
     trained = Deltas(tmp_path, Small().to("meta"), AsTrained(torch.float32, "nf4", frozenset({name})))
     original = Deltas(tmp_path, Small().to("meta"), None)
-    moved = trained.apply(name, weight) - original.apply(name, weight)
+    moved = trained.apply(name, weight, FP32) - original.apply(name, weight, FP32)
     assert torch.allclose(moved, requantised(weight, "nf4", torch.float32) - weight, atol=1e-6)
     assert moved.abs().max() > 1e-3
 
@@ -113,6 +121,8 @@ def test_what_is_not_touched_is_held_as_the_run_held_it(tmp_path: Path) -> None:
     saved(tmp_path)
     held = AsTrained(torch.bfloat16, "none", frozenset())
     bias = torch.randn(16)
-    assert torch.equal(Deltas(tmp_path, Small().to("meta"), held).apply("layers.0.q.bias", bias), bias.bfloat16())
+    assert torch.equal(
+        Deltas(tmp_path, Small().to("meta"), held).apply("layers.0.q.bias", bias, torch.bfloat16), bias.bfloat16()
+    )
     count = torch.arange(3)
-    assert torch.equal(Deltas(tmp_path, Small().to("meta"), held).apply("positions", count), count)
+    assert torch.equal(Deltas(tmp_path, Small().to("meta"), held).apply("positions", count, torch.int64), count)
