@@ -34,6 +34,7 @@ class Manifest(BaseModel):
         data: fingerprint of the rows, per source.
         proof: the run proof, as in ``run.json``.
         files: sha256 of the folder's other files.
+        combined: for an adapter made of others: their manifests' facts, weights and method; None for a run's own.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -49,6 +50,7 @@ class Manifest(BaseModel):
     proof: dict[str, Any] | None = None
     versions: dict[str, str]
     files: dict[str, str]
+    combined: dict[str, Any] | None = None
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,156 @@
+"""What adapters must have in common before they can be combined; every check is made before the base is loaded.
+
+Usage: ``sources = read_sources(["runs/a", "runs/b"]); check_same_base(sources, "linear")``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlmm.artifacts.load import check_base, check_files, check_revision
+from qlmm.artifacts.manifest import Manifest, read_manifest
+from qlmm.artifacts.tensors import found_tensors
+from qlmm.artifacts.verify import check_finite, check_no_pickle, find_adapter
+from qlmm.core.errors import ModelError, UsageError
+
+__all__ = ["EQUAL_RANKS", "METHODS", "Source", "check_same_base", "check_settings", "read_sources"]
+
+METHODS = ("linear", "cat", "ties", "dare_ties", "dare_linear", "svd")
+EQUAL_RANKS = ("linear", "ties", "dare_ties", "dare_linear")
+# Scalings that PEFT's arithmetic knows; the others change the base or have weights that it leaves out.
+VARIANTS = ("plain", "rslora")
+PROCESSOR = ("tokenizer.json", "processor_config.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An adapter to combine."""
+
+    name: str
+    folder: Path
+    manifest: Manifest
+
+
+def check_settings(targets: Sequence[str], out: Path, method: str, weights: Sequence[float], density: float) -> None:
+    """Refuse a request that no adapters could satisfy.
+
+    Raises:
+        UsageError: K001 for fewer than two adapters, K002 for weights that do not fit them, K003 for an unknown method
+            or an impossible density, K009 for a place that is taken.
+    """
+    if len(targets) < 2:
+        raise UsageError.one("K001", "one adapter alone cannot be combined", help="name two adapters or more")
+    if len(weights) != len(targets):
+        raise UsageError.one(
+            "K002",
+            f"--weights has {len(weights)} numbers for {len(targets)} adapters",
+            help="give one per adapter, in their order, such as --weights 0.7,0.3",
+        )
+    if method not in METHODS:
+        raise UsageError.one("K003", f"--method: there is no {method}", help=f"known: {', '.join(METHODS)}")
+    if not 0 < density <= 1:
+        raise UsageError.one(
+            "K003", f"--density is {density:g}", help="it is the share of values kept, above 0 up to 1"
+        )
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise UsageError.one("K009", f"{out} is a link or not empty", help="name a folder that does not exist yet")
+
+
+def read_sources(targets: Sequence[str]) -> list[Source]:
+    """The adapters, each checked for itself.
+
+    Raises:
+        UsageError: A001 and following for what is no whole adapter, or whose base is not at hand.
+    """
+    sources = []
+    for target in targets:
+        folder = find_adapter(target)
+        manifest = read_manifest(folder)
+        check_no_pickle(folder)
+        check_files(folder, manifest)
+        check_finite(folder)
+        sources.append(Source(_name(folder), folder, manifest))
+    check_base(sources[0].manifest)
+    check_revision(sources[0].manifest)
+    return sources
+
+
+def _name(folder: Path) -> str:
+    whole = folder.resolve()
+    return whole.parent.name if whole.name.startswith("adapter") else whole.name
+
+
+def check_same_base(sources: Sequence[Source], method: str) -> None:
+    """Refuse adapters whose weights mean different things.
+
+    Raises:
+        ModelError: K004 for different bases, K005 for LoRA that cannot be combined, K006 for different layers, K007 for
+            different ranks where the method needs equal ones, K008 for different processors.
+    """
+    first = sources[0]
+    for source in sources:
+        if source.manifest.recipe.adapter.variant not in VARIANTS:
+            raise ModelError.one(
+                "K005",
+                f"{source.name} is {source.manifest.recipe.adapter.variant}, which cannot be combined by arithmetic",
+                help=f"combine adapters that are {' or '.join(VARIANTS)}",
+            )
+        if "experts" in source.manifest.recipe.adapter.targets:
+            raise ModelError.one("K005", f"{source.name} has LoRA in fused experts, which PEFT cannot combine")
+        _check_base(first, source)
+        _check_layers(first, source, method)
+        _check_processor(first, source)
+
+
+def _check_base(first: Source, other: Source) -> None:
+    """Configuration and commit say which part differs; the hash of the frozen weights has the last word."""
+    for role, facts in first.manifest.base["parts"].items():
+        theirs = other.manifest.base["parts"].get(role)
+        for key, what in (("config_sha256", "configuration"), ("revision", "revision")):
+            if theirs is None or theirs[key] != facts[key]:
+                named = "nothing" if theirs is None else f"{theirs['id']} ({what} {theirs[key]})"
+                raise _other_base(first, other, f"{role}: {facts['id']} ({what} {facts[key]}) against {named}")
+    if _names(first) == _names(other) and first.manifest.frozen_sha256 != other.manifest.frozen_sha256:
+        raise _other_base(
+            first, other, "their frozen weights differ: another quantisation, precision, seed, or weights of that name"
+        )
+
+
+def _other_base(first: Source, other: Source, why: str) -> ModelError:
+    return ModelError.one(
+        "K004",
+        f"{first.name} and {other.name} were not trained on the same base; {why}",
+        help="only adapters of one base, held in one way, can be combined",
+    )
+
+
+def _names(source: Source) -> set[str]:
+    return set(found_tensors(source.folder))
+
+
+def _check_layers(first: Source, other: Source, method: str) -> None:
+    if (apart := sorted(_names(first) ^ _names(other))) != []:
+        raise ModelError.one(
+            "K006",
+            f"{first.name} and {other.name} hold different weights, such as {apart[0]}",
+            help="combine adapters of the same adapter.targets, adapter.connector and adapter.vision",
+        )
+    ours, theirs = (one.manifest.recipe.adapter.r for one in (first, other))
+    if ours != theirs and method in EQUAL_RANKS:
+        raise ModelError.one(
+            "K007",
+            f"{first.name} has rank {ours}, {other.name} {theirs}; {method} needs equal ranks",
+            help="use --method cat (exact, ranks add up) or svd (the largest rank is kept)",
+        )
+
+
+def _check_processor(first: Source, other: Source) -> None:
+    for name in PROCESSOR:
+        if first.manifest.files.get(name) != other.manifest.files.get(name):
+            raise ModelError.one(
+                "K008",
+                f"{first.name} and {other.name} were trained with different processors: {name} differs",
+                help="train both with the same base.chat_template and the same pixel budget",
+            )

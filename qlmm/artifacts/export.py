@@ -1,0 +1,248 @@
+"""An adapter, made ready for a program that is not qlmm: what gets lost is said first, that nothing else did is proven.
+
+Every target is one file of `qlmm/artifacts/exports`, which keeps the contract below. This file does what all of them
+need: it checks the adapter and the place, says what the target drops, writes beside the place, and renames.
+
+Usage: ``export("runs/x", "vllm", Path("served"), Wishes())``
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from qlmm.artifacts.adapter import publish
+from qlmm.artifacts.deltas import Way
+from qlmm.artifacts.load import check_base, check_files
+from qlmm.artifacts.manifest import Manifest, read_manifest
+from qlmm.artifacts.scrub import shorten
+from qlmm.artifacts.verify import check_finite, check_no_pickle, find_adapter
+from qlmm.core.errors import UsageError
+from qlmm.core.files import atomic_write, free_bytes
+from qlmm.core.naming import load, names
+from qlmm.core.units import memory
+from qlmm.core.version import __version__
+from qlmm.model.base import Blueprint, blueprint
+from qlmm.model.sources import locate
+
+__all__ = ["EXPORTS", "Export", "Exported", "Job", "Plan", "Wishes", "Written", "export", "target", "targets"]
+
+EXPORTS = "qlmm.artifacts.exports"
+# Configuration, processor and card, beside the weights.
+BESIDE_BYTES = 64 << 20
+README = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asks for.
+
+    Attributes:
+        onto: the base that weights are merged into, see `qlmm merge`.
+        outtype: how GGUF files store weights.
+        converter: llama.cpp's own converter, for models that qlmm does not know.
+    """
+
+    onto: Way = "original"
+    outtype: str = "f16"
+    converter: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export: what is read, and what is wished for.
+
+    Attributes:
+        folder: the adapter folder.
+        name: what the export is called where it needs a name.
+        tell: receives a line about what is going on.
+    """
+
+    folder: Path
+    manifest: Manifest
+    wishes: Wishes
+    name: str
+    tell: Callable[[str], None]
+
+    @cached_property
+    def shape(self) -> Blueprint:
+        """The base on the meta device."""
+        return blueprint(self.manifest.recipe.base)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the base's weights, at most; those of unknown dtype are counted as 32 bits."""
+        dtype = self.shape.model.config.dtype
+        width = dtype.itemsize if dtype is not None else 4
+        return sum(weight.numel() * width for weight in self.shape.model.state_dict().values())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known before anything is written.
+
+    Attributes:
+        drops: what the target loses or does otherwise, a sentence each.
+        size: bytes of disk that are needed while the export is made.
+    """
+
+    drops: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was made.
+
+    Attributes:
+        proof: what was compared and found equal, a sentence each.
+        commands: how the folder is used; OUT stands for its place.
+    """
+
+    proof: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """The contract of a file in `qlmm/artifacts/exports`.
+
+    Attributes:
+        doc: what it makes, as it follows "Makes".
+        plan: every check that stands against it, and what gets lost; nothing is written and no weight is read.
+        write: makes the export in the first folder, which is empty, and proves it; the second is for what is only
+            needed on the way.
+    """
+
+    doc: str
+    plan: Callable[[Job], Plan]
+    write: Callable[[Job, Path, Path], Written]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A finished export."""
+
+    folder: Path
+    drops: tuple[str, ...]
+    proof: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
+def targets() -> list[str]:
+    """The words that can follow ``--to``."""
+    return names(EXPORTS)
+
+
+def target(name: str) -> Export:
+    """A target by its name.
+
+    Raises:
+        UsageError: N001 when there is none.
+    """
+    found = load(EXPORTS, name, "EXPORT")
+    if not isinstance(found, Export):
+        raise TypeError(f"EXPORT of {EXPORTS}.{name} is no Export")
+    return found
+
+
+def export(
+    source: str, to: str, out: Path, wishes: Wishes, tell: Callable[[str], None] = lambda line: None
+) -> Exported:
+    """Export an adapter.
+
+    Args:
+        source: adapter folder, run directory or Hub id.
+        to: the target's name.
+        out: the folder to make; it appears when everything is in it and proven.
+        wishes: what else is asked for.
+        tell: receives what the target drops, and a line about what is going on.
+
+    Raises:
+        UsageError: whatever stands against it; nothing was written by then.
+        RunError: E005, E023 when the export is not what it should be; nothing is left then.
+        OSError: when the disk refuses; nothing is left then.
+    """
+    wanted, folder = target(to), find_adapter(source)
+    manifest = read_manifest(folder)
+    check_no_pickle(folder)
+    check_files(folder, manifest)
+    check_finite(folder)
+    _check_place(out, folder, manifest)
+    check_base(manifest)
+    job = Job(folder, manifest, wishes, _name(folder), tell)
+    plan = wanted.plan(job)
+    _check_room(out, plan.size)
+    for drop in plan.drops:
+        tell(f"note: {drop}")
+    stage = out.absolute().parent / f".{out.name}.exporting"
+    shutil.rmtree(stage, ignore_errors=True)
+    try:
+        (stage / "made").mkdir(parents=True)
+        (stage / "way").mkdir()
+        written = wanted.write(job, stage / "made", stage / "way")
+        _write_readme(stage / "made" / README, to, job, plan, written)
+        publish(stage / "made", out.absolute())
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    commands = tuple(line.replace("OUT", str(out)) for line in written.commands)
+    return Exported(out, plan.drops, written.proof, commands)
+
+
+def _name(folder: Path) -> str:
+    """The run's name where the folder is that of a run."""
+    whole = folder.resolve()
+    return whole.parent.name if whole.name.startswith("adapter") else whole.name
+
+
+def _check_place(out: Path, folder: Path, manifest: Manifest) -> None:
+    """Refuse a place that is taken, a link, or inside what is read.
+
+    Raises:
+        UsageError: E001.
+    """
+    help = "name a folder that does not exist yet"
+    if out.is_symlink():
+        raise UsageError.one("E001", f"{out} is a link", help=help)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError.one("E001", f"{out} is there already and not empty", help=help)
+    base = manifest.recipe.base
+    read = [folder, *(Path(locate(name).path) for name in (base.model, base.vision, base.language) if name)]
+    for one in read:
+        if one.is_dir() and out.resolve().is_relative_to(one.resolve()):
+            raise UsageError.one("E001", f"{out} lies inside {one}, which is read", help=help)
+
+
+def _check_room(out: Path, size: int) -> None:
+    """Refuse an export that would fill the disk.
+
+    Raises:
+        UsageError: E002 with the space needed and the space there is.
+    """
+    free, needed = free_bytes(out.absolute().parent), size + BESIDE_BYTES
+    if free < needed:
+        raise UsageError.one(
+            "E002",
+            f"not enough room for {out}: {memory(needed)} needed while it is made, {memory(free)} free",
+            help="name a folder on another disk",
+        )
+
+
+def _write_readme(path: Path, to: str, job: Job, plan: Plan, written: Written) -> None:
+    """What lies in the folder, as a page; a card that is there already goes on with it."""
+    sections = ["## What gets lost\n\n" + ("\n".join(f"- {one}." for one in plan.drops) or "Nothing.")]
+    sections += ["## Compared after the export\n\n" + "\n".join(f"- {one}." for one in written.proof)]
+    if written.commands:
+        lines = "\n".join(line.replace("OUT", ".") for line in written.commands)
+        sections += [f"## Commands\n\n```bash\n{lines}\n```"]
+    begin = path.read_text("utf-8").rstrip() if path.is_file() else _title(to, job)
+    atomic_write(path, "\n\n".join([begin, *sections]) + "\n")
+
+
+def _title(to: str, job: Job) -> str:
+    parts = ", ".join(f"{role} `{shorten(str(facts['id']))}`" for role, facts in job.manifest.base["parts"].items())
+    made = f"Made by qlmm {__version__} from an adapter of {job.manifest.steps} steps on {parts}."
+    return f"# {job.name} for {to}\n\n{made}"

@@ -1,0 +1,62 @@
+"""The adapter as plain PEFT loads it, without qlmm and without qlmm's own files.
+
+Usage: ``qlmm export ADAPTER --to peft --out DIR``
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from qlmm.artifacts.export import Export, Job, Plan, Written
+from qlmm.artifacts.probe import PICTURES, PROBE
+from qlmm.artifacts.same import by_transformers, reference, same
+from qlmm.core.errors import ModelError
+from qlmm.model.sources import locate
+
+__all__ = ["EXPORT"]
+
+
+def plan(job: Job) -> Plan:
+    """An assembled base is not there for anybody else.
+
+    Raises:
+        ModelError: E010.
+    """
+    base = job.manifest.recipe.base
+    if base.model is None:
+        raise ModelError.one(
+            "E010",
+            "this adapter's base is put together from parts when it is loaded, which PEFT cannot do",
+            help="export --to hf gives one ordinary model; --to vllm a base and an adapter beside it",
+        )
+    drops = ["qlmm.json and the probe stay behind: qlmm verify, merge and export need the adapter folder itself"]
+    if base.quantize != "none":
+        drops.append(f"PEFT does not know that the base was {base.quantize}: load it so, or answers differ a little")
+    if job.shape.parts.bare and job.manifest.recipe.adapter.connector == "full":
+        drops.append("PEFT rounds the connector's bare parameters to the dtype of the base")
+    return Plan(tuple(drops), sum(path.stat().st_size for path in _files(job)))
+
+
+def _files(job: Job) -> list[Path]:
+    ours = [name for name in job.manifest.files if name != PROBE and not name.startswith(f"{PICTURES}/")]
+    return [job.folder / name for name in ours]
+
+
+def write(job: Job, made: Path, way: Path) -> Written:
+    """Copy, load by PEFT, compare."""
+    for path in _files(job):
+        place = made / path.relative_to(job.folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+    located = locate(job.manifest.recipe.base.model or "")
+    job.tell("comparing answers")
+    ours = reference(job.folder, job.manifest, onto="original")
+    theirs = by_transformers(
+        located.path, made, job.folder, job.manifest, processor=made, onto="original", **located.options
+    )
+    line = same(ours, theirs, "the folder, loaded by transformers and PEFT on the unquantised base,", stored="fp32")
+    return Written((line,), ())
+
+
+EXPORT = Export("the adapter as plain PEFT loads it", plan, write)

@@ -1,0 +1,202 @@
+"""A base and a LoRA adapter beside it, which vLLM serves together.
+
+vLLM takes LoRA of linear layers only: it refuses `modules_to_save` and DoRA
+(https://docs.vllm.ai/en/latest/api/vllm/lora/peft_helper/), and applies LoRA in towers and connectors by model and
+version (https://docs.vllm.ai/en/latest/features/lora.html). So everything outside the language model is merged into a
+copy of the base, and only the language model's LoRA stays an adapter.
+
+Usage: ``qlmm export ADAPTER --to vllm --out DIR``
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from qlmm.artifacts.adapter import file_hashes
+from qlmm.artifacts.export import Export, Job, Plan, Written
+from qlmm.artifacts.exports.hf import stored
+from qlmm.artifacts.manifest import MANIFEST, write_manifest
+from qlmm.artifacts.merge import Settings, merge
+from qlmm.artifacts.same import by_transformers, reference, same
+from qlmm.core.errors import ModelError
+from qlmm.core.files import atomic_write
+from qlmm.model.adapters import ADAPTER_WEIGHTS, PEFT_PREFIX
+from qlmm.model.assembled.config import AssembledConfig
+from qlmm.model.sources import locate
+
+__all__ = ["EXPORT"]
+
+# What --max-lora-rank takes.
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+CONFIG = "adapter_config.json"
+MERGE = "export --to hf, which needs no adapter beside it"
+
+
+def plan(job: Job) -> Plan:
+    """Refuse what vLLM refuses and no copy of the base can cure.
+
+    Raises:
+        ModelError: E011 for an adapter without LoRA in the language model, E012 for LoRA that vLLM cannot do, E013 for
+            a base that it cannot load.
+    """
+    section, shape = job.manifest.recipe.adapter, job.shape
+    if section.language != "lora":
+        raise _refused(
+            "E011", "the adapter has no LoRA in the language model, so there is nothing to serve beside a base"
+        )
+    if section.variant not in ("plain", "rslora"):
+        raise _refused("E012", f"the adapter's LoRA is {section.variant}, and vLLM serves plain LoRA only")
+    if "experts" in section.targets:
+        raise _refused("E012", "the adapter has LoRA in fused experts, which PEFT stores otherwise than vLLM reads it")
+    if section.r > RANKS[-1]:
+        raise _refused("E012", f"vLLM takes ranks up to {RANKS[-1]}; this adapter has {section.r}")
+    if isinstance(shape.model.config, AssembledConfig):
+        raise ModelError.one(
+            "E013",
+            "no program but qlmm has a class for this assembled model: its connector or its parts are not LLaVA's",
+            help="answer with qlmm ask, or train with base.connector.kind=mlp",
+        )
+    drops = []
+    baked = _baked(job)
+    if baked:
+        drops.append(
+            f"{' and '.join(baked)} in the adapter cannot be served as LoRA: merged into base/, which is a copy of the "
+            "base; other adapters of the original base do not fit it"
+        )
+    if job.manifest.recipe.base.quantize != "none" and job.wishes.onto == "original":
+        drops.append(
+            f"the adapter was trained on the {job.manifest.recipe.base.quantize} form of its base and is served on "
+            "16-bit weights: answers differ a little from those of the run; --onto trained keeps them"
+        )
+    drops.append(
+        "whether vLLM can load this base, and apply LoRA to it, is for its list of models to say; not tried here"
+    )
+    return Plan(tuple(drops), job.weights_bytes if _needs_copy(job) else 0)
+
+
+def _refused(code: str, why: str) -> ModelError:
+    return ModelError.one(code, why, help=MERGE)
+
+
+def _baked(job: Job) -> list[str]:
+    """What goes into the copy of the base, in words."""
+    whole, lora = _parts(job)
+    return [*(f"the whole {part}" for part in whole), *(f"LoRA in the {part}" for part in lora)]
+
+
+def _parts(job: Job) -> tuple[list[str], list[str]]:
+    """Parts outside the language model that the adapter holds whole, and those it has LoRA in."""
+    with safe_open(str(job.folder / ADAPTER_WEIGHTS), framework="pt") as file:
+        names = [name for name in file.keys() if not _of_language(job, name)]  # noqa: SIM118  no mapping
+    lora = {job.shape.parts.of(_plain(name)) for name in names if ".lora_" in name}
+    whole = {job.shape.parts.of(_plain(name)) for name in names if ".lora_" not in name}
+    return sorted(whole), sorted(lora)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix(PEFT_PREFIX).partition(".lora_")[0]
+
+
+def _of_language(job: Job, name: str) -> bool:
+    return job.shape.parts.of(_plain(name)) == "language"
+
+
+def _needs_copy(job: Job) -> bool:
+    """Whether the base as published will not do."""
+    onto_trained = job.wishes.onto == "trained" and job.manifest.recipe.base.quantize != "none"
+    return bool(_baked(job)) or job.manifest.recipe.base.model is None or onto_trained
+
+
+def write(job: Job, made: Path, way: Path) -> Written:
+    """Write both, load them by transformers and PEFT, compare."""
+    _write_adapter(job, made / "adapter")
+    if _needs_copy(job):
+        _without_language(job, way / "rest")
+        merge(str(way / "rest"), made / "base", Settings(onto=job.wishes.onto, measured=False), job.tell)
+        _write_page(job, made / "base")
+        base, served, options, rounded = str(made / "base"), "OUT/base", {}, stored(made / "base")
+    else:
+        located = locate(job.manifest.recipe.base.model or "")
+        base, served, options, rounded = located.path, located.name, located.options, "fp32"
+    _name_base(made / "adapter", "base" if _needs_copy(job) else served)
+    job.tell("comparing answers")
+    ours = reference(job.folder, job.manifest, onto=job.wishes.onto)
+    theirs = by_transformers(
+        base, made / "adapter", job.folder, job.manifest, processor=made / "adapter", onto=job.wishes.onto, **options
+    )
+    line = same(ours, theirs, "base with the LoRA adapter beside it, loaded by transformers and PEFT,", stored=rounded)
+    return Written((line,), (_command(job, served),))
+
+
+def _write_page(job: Job, base: Path) -> None:
+    """The merge calls its result a merged model; here a part of the adapter is still missing."""
+    baked = " and ".join(_baked(job)) or "nothing"
+    page = (
+        f"# Base of {job.name}\n\nA copy of the base with {baked} of the adapter merged in; ../adapter belongs to it.\n"
+    )
+    atomic_write(base / "README.md", page)
+
+
+def _command(job: Job, served: str) -> str:
+    rank = next(rank for rank in RANKS if rank >= job.manifest.recipe.adapter.r)
+    model, _, revision = served.partition("@")
+    pinned = f" --revision {revision}" if revision else ""
+    return f"vllm serve {model}{pinned} --enable-lora --lora-modules {job.name}=OUT/adapter --max-lora-rank {rank}"
+
+
+def _write_adapter(job: Job, folder: Path) -> None:
+    """The language model's LoRA alone, and the processor."""
+    folder.mkdir()
+    left_out = {ADAPTER_WEIGHTS, CONFIG, "probe.json"}
+    for name in job.manifest.files:
+        if "/" not in name and name not in left_out:
+            shutil.copyfile(job.folder / name, folder / name)
+    _write_weights(job, folder, language=True)
+    config = json.loads((job.folder / CONFIG).read_text("utf-8"))
+    config["modules_to_save"] = None
+    # A pattern that matches by full names would match the layers in tower and connector too.
+    config["target_modules"] = sorted(_adapted(folder))
+    atomic_write(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _name_base(folder: Path, base: str) -> None:
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    name, _, revision = base.partition("@")
+    config |= {"base_model_name_or_path": name, "revision": revision or None}
+    atomic_write(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _adapted(folder: Path) -> set[str]:
+    with safe_open(str(folder / ADAPTER_WEIGHTS), framework="pt") as file:
+        return {_plain(name) for name in file.keys()}  # noqa: SIM118  no mapping
+
+
+def _write_weights(job: Job, folder: Path, *, language: bool) -> None:
+    """The adapter's tensors of the language model, or all others."""
+    with safe_open(str(job.folder / ADAPTER_WEIGHTS), framework="pt") as file:
+        names = [name for name in file.keys() if _of_language(job, name) == language]  # noqa: SIM118  no mapping
+        save_file({name: file.get_tensor(name) for name in names}, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def _without_language(job: Job, folder: Path) -> None:
+    """The same adapter with nothing in the language model: what is merged into the copy of the base."""
+    folder.mkdir()
+    for name in job.manifest.files:
+        place = folder / name
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(job.folder / name, place)
+    _write_weights(job, folder, language=False)
+    whole, lora = _parts(job)
+    how = {"connector": "frozen", "vision": "frozen"} | dict.fromkeys(lora, "lora") | dict.fromkeys(whole, "full")
+    section = job.manifest.recipe.adapter.model_copy(update={"language": "frozen", **how})
+    recipe = job.manifest.recipe.model_copy(update={"adapter": section})
+    files = file_hashes(folder, without=frozenset({MANIFEST}))
+    write_manifest(folder, job.manifest.model_copy(update={"recipe": recipe, "files": files}))
+
+
+EXPORT = Export("a base and a LoRA adapter beside it, for vLLM", plan, write)

@@ -1,0 +1,139 @@
+"""One question, two ways to load a model: are the answers the same?
+
+The rows are those of the adapter's probe. The reference is the adapter as qlmm loads it, on the base an export was made
+for; the other side is loaded as a stranger would, by transformers and PEFT alone.
+
+Usage: ``line = same(reference(folder, manifest, onto="original"), by_peft(base, adapter, …), "base + adapter")``
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import qlmm.model.assembled.model  # noqa: F401  makes assembled checkpoints known to transformers
+from qlmm.artifacts.deltas import Way
+from qlmm.artifacts.manifest import Manifest
+from qlmm.artifacts.probe import POSITIONS, TOLERANCE, probe_rows
+from qlmm.core.errors import RunError
+from qlmm.data.encode import Encoder
+from qlmm.model.adapters import fill_bare, to_fp32
+from qlmm.model.base import load_model, load_saved_processor
+from qlmm.model.encoder import make_encoder
+from qlmm.model.losses import last_logits
+from qlmm.model.pixels import agree
+from qlmm.model.precision import Precision, choose
+from qlmm.recipe.schema import BaseSection
+
+__all__ = ["Said", "by_transformers", "reference", "same"]
+
+# Logits of this size are what the tolerances were made for; larger ones are rounded in larger steps.
+USUAL_LOGITS = 10.0
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Logits (positions, vocabulary) per row of the probe, and the precision they were computed in."""
+
+    logits: tuple[Tensor, ...]
+    stored: str
+
+
+def reference(folder: Path, manifest: Manifest, *, onto: Way) -> Said:
+    """What the adapter says on its base, as published (`original`) or as the run held it (`trained`).
+
+    Args:
+        folder: the adapter folder.
+        manifest: its manifest.
+        onto: which base.
+    """
+    base, precision = manifest.recipe.base, _precision(manifest, onto)
+    held = base if onto == "trained" else base.model_copy(update={"quantize": "none"})
+    model = PeftModel.from_pretrained(load_model(held, precision, seed=manifest.seed), str(folder), is_trainable=False)
+    to_fp32(model)
+    fill_bare(model, folder)
+    return _said(model.eval(), _encoder(folder, manifest, base), folder, precision)
+
+
+def by_transformers(
+    base: str, adapter: Path | None, probe: Path, manifest: Manifest, *, processor: Path, onto: Way, **options: Any
+) -> Said:
+    """What a folder says that transformers, and PEFT where there is an adapter, load without qlmm.
+
+    Args:
+        base: folder or Hub id of the model.
+        adapter: an adapter for it.
+        probe: the adapter folder with the rows.
+        manifest: its manifest, for how rows are encoded.
+        processor: the folder with the processor.
+        onto: decides the precision, as for the reference.
+        **options: of ``from_pretrained``, such as the revision.
+    """
+    precision = _precision(manifest, onto)
+    model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=precision.compute, **options)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter))
+    return _said(model.to(precision.device).eval(), _encoder(processor, manifest, None), probe, precision)
+
+
+def same(ours: Said, theirs: Said, what: str, *, stored: str) -> str:
+    """Hold two sides against each other.
+
+    Args:
+        ours: the reference.
+        theirs: the export.
+        what: what was exported, in words.
+        stored: dtype that the export's weights were rounded to.
+
+    Returns:
+        A line about how far they are apart.
+
+    Raises:
+        RunError: E005 when they differ by more than rounding explains.
+    """
+    apart = max(float((a - b).abs().max()) for a, b in zip(ours.logits, theirs.logits, strict=True))
+    peak = max(float(one.abs().max()) for one in ours.logits)
+    most = max(TOLERANCE[name] for name in (stored, ours.stored, theirs.stored)) * max(1.0, peak / USUAL_LOGITS)
+    if not apart <= most:
+        raise RunError.one(
+            "E005",
+            f"{what} answers otherwise than the adapter: logits differ by {apart:.3g}, more than {most:.3g}",
+            help="nothing was exported; qlmm verify says whether the adapter itself is whole",
+        )
+    return f"{what} gives the adapter's logits on {len(ours.logits)} rows: largest difference {apart:.3g} ({most:.3g})"
+
+
+def _precision(manifest: Manifest, onto: Way) -> Precision:
+    """The run's own where the base is as trained, else this machine's best."""
+    best = choose("auto", "auto")
+    possible = manifest.precision != "fp16" or best.device == "cuda"
+    return Precision(best.device, manifest.precision) if onto == "trained" and possible else best
+
+
+def _encoder(folder: Path, manifest: Manifest, base: BaseSection | None) -> Encoder:
+    """An encoder with the processor of a folder, which a stranger loads without knowing the base."""
+    plain = manifest.recipe.base.model is not None
+    known = base or manifest.recipe.base
+    processor = AutoProcessor.from_pretrained(str(folder)) if plain else load_saved_processor(known, folder)
+    return make_encoder(known, manifest.recipe.data, processor)[0]
+
+
+@torch.no_grad()
+def _said(model: nn.Module, encoder: Encoder, probe: Path, precision: Precision) -> Said:
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    agree(inner, encoder.processor)
+    logits = []
+    for row in probe_rows(probe):
+        batch = {name: value.to(precision.device) for name, value in encoder.batch([row]).items() if name != "labels"}
+        with precision.autocast():
+            logits.append(last_logits(model, batch, POSITIONS)[0].float().cpu())
+    gc.collect()
+    return Said(tuple(logits), NAMES[precision.compute])

@@ -1,0 +1,133 @@
+"""What every target of ``qlmm export`` promises; new files in the folder are found and tested alike."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qlmm.artifacts import export as exporting
+from qlmm.artifacts.export import EXPORTS, Export, Job, Wishes, target, targets
+from qlmm.artifacts.manifest import read_manifest
+from qlmm.core.errors import ModelError, UsageError
+from qlmm.model.base import Blueprint
+from qlmm.model.parts import split
+from tests.tiny import tiny_llava, tiny_processor
+from tests.unit.artifacts.adapters import adapter_folder, manifest
+
+NAMES = targets()
+
+
+def test_these_are_the_targets() -> None:
+    assert NAMES == ["gguf", "hf", "ollama", "peft", "vllm"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_target_is_documented(name: str) -> None:
+    found = target(name)
+    assert isinstance(found, Export)
+    assert found.doc
+    assert f"--to {name} " in (importlib.import_module(f"{EXPORTS}.{name}").__doc__ or "")
+
+
+def test_an_unknown_target_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match="did you mean `ollama`"):
+        target("olama")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A job on an adapter whose base is tiny; no weight of it is on the disk."""
+    processor = tiny_processor()
+    folder = adapter_folder(tmp_path)
+    processor.save_pretrained(folder)
+    facts = read_manifest(folder)
+    recipe = facts.recipe.model_copy(update={"base": facts.recipe.base.model_copy(update={"quantize": "nf4"})})
+    made = Job(folder, facts.model_copy(update={"recipe": recipe}), Wishes(), "run", lambda line: None)
+    model = tiny_llava(processor)
+    vars(made)["shape"] = Blueprint(model, split(model))
+    return made
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "vllm"])
+def test_a_plan_says_what_gets_lost_and_writes_nothing(name: str, job: Job) -> None:
+    before = sorted(job.folder.parent.rglob("*"))
+    plan = target(name).plan(job)
+    assert any("nf4" in drop for drop in plan.drops)
+    assert plan.size > 0
+    assert sorted(job.folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["gguf", "ollama"])
+def test_gguf_names_the_package_that_is_missing(name: str, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else honest(name))
+    with pytest.raises(UsageError, match=r"pip install 'qlmm\[gguf\]'"):
+        target(name).plan(job)
+
+
+@pytest.mark.parametrize("name", ["gguf", "ollama"])
+@pytest.mark.parametrize(("key", "value"), [("model_type", "blip"), ("model_type", "florence2")])
+def test_what_llama_cpp_does_not_know_is_refused_naming_what_it_does(
+    name: str, key: str, value: str, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(job.shape.model.config), key, value)
+    with pytest.raises(ModelError, match=r"known: llava, idefics3, smolvlm"):
+        target(name).plan(job)
+
+
+@pytest.mark.parametrize("name", ["gguf", "ollama"])
+def test_a_converter_that_is_not_there_is_refused(name: str, job: Job) -> None:
+    with pytest.raises(UsageError, match="E024"):
+        target(name).plan(replace(job, wishes=Wishes(converter=Path("nowhere.py"))))
+
+
+def test_peft_refuses_an_assembled_base_and_says_what_works(tmp_path: Path) -> None:
+    made = Job(tmp_path, manifest("assembled"), Wishes(), "run", lambda line: None)
+    with pytest.raises(ModelError, match="export --to hf"):
+        target("peft").plan(made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"language": "frozen"}, "E011"),
+        ({"variant": "dora"}, "E012"),
+        ({"variant": "pissa"}, "E012"),
+        ({"r": 1024}, "E012"),
+        ({"targets": ("experts",)}, "E012"),
+    ],
+)
+def test_vllm_refuses_what_it_cannot_serve(changes: dict[str, object], code: str, job: Job) -> None:
+    section = job.manifest.recipe.adapter.model_copy(update=changes)
+    recipe = job.manifest.recipe.model_copy(update={"adapter": section})
+    made = Job(job.folder, job.manifest.model_copy(update={"recipe": recipe}), Wishes(), "run", lambda line: None)
+    vars(made)["shape"] = job.shape
+    with pytest.raises(ModelError, match=code) as caught:
+        target("vllm").plan(made)
+    assert "export --to hf" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["full", "file", "link"])
+def test_a_place_that_is_taken_is_refused(kind: str, tmp_path: Path) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    victim.mkdir()
+    if kind == "link":
+        out.symlink_to(victim)
+    elif kind == "file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "mine").write_text("mine")
+    with pytest.raises(UsageError, match="E001"):
+        exporting._check_place(out, tmp_path / "adapter", manifest())
+    assert list(victim.iterdir()) == []
+
+
+def test_a_disk_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "free_bytes", lambda path: 1 << 20)
+    with pytest.raises(UsageError, match="E002"):
+        exporting._check_room(tmp_path / "out", 1 << 10)
