@@ -16,6 +16,8 @@ from typing import Annotated, Literal
 import typer
 
 from qlmm import __version__
+from qlmm.cli.handing_on import commands
+from qlmm.cli.zoo_app import from_zoo, zoo_app
 from qlmm.core import env
 from qlmm.core.errors import QlmmError
 from qlmm.core.files import atomic_write
@@ -44,6 +46,8 @@ recipe_app = typer.Typer(help="Find, check, understand and copy recipes.", no_ar
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(zoo_app, name="zoo")
+app.add_typer(commands)
 
 
 def _recipe_names(incomplete: str) -> list[str]:
@@ -62,7 +66,8 @@ Overrides = Annotated[
     typer.Argument(metavar="section.key=value", help="Changes of the recipe, such as training.steps=20."),
 ]
 Adapter = Annotated[
-    Path, typer.Argument(metavar="ADAPTER", help="The adapter folder of a run, such as runs/x/adapter.")
+    Path,
+    typer.Argument(metavar="ADAPTER", help="Adapter folder of a run (runs/x/adapter), or zoo:NAME.", callback=from_zoo),
 ]
 Images = Annotated[
     list[Path] | None,

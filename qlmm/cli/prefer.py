@@ -16,6 +16,7 @@ from qlmm.artifacts.manifest import read_manifest
 from qlmm.cli.console import out as console
 from qlmm.cli.quiet import quiet
 from qlmm.cli.screens import facts_screen
+from qlmm.cli.zoo_app import from_zoo
 from qlmm.core.units import clock, share
 from qlmm.evaluation.pairing import Settings
 
@@ -58,6 +59,7 @@ def prefer(
     # Told in a moment, before the libraries that load a model are imported.
     how.check()
     read_manifest(adapter)
+    judge = str(from_zoo(Path(judge))) if judge is not None else None
     quiet()
     from qlmm.evaluation import prefer as making
 

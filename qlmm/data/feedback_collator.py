@@ -52,13 +52,18 @@ class FeedbackCollator(Collator):
         own = self._encoder.completions([one.sample for one in judged])
         return {**own, "label": torch.tensor([one.desirable for one in judged]), **self._compared(judged, own)}
 
+    def _another(self, one: Feedback) -> Feedback:
+        """Another row than the only one of a batch, whose own answer would be no comparison."""
+        others = (row for row in self._samples if isinstance(row, Feedback) and row.completion != one.completion)
+        return next(others, one)
+
     def _compared(self, judged: Sequence[Feedback], own: dict[str, torch.Tensor]) -> dict[str, Any]:
         """The prompts before the answers of the rows before them, as far as that differs from the rows themselves."""
         import torch
 
         if not self._kl:
             return {}
-        before = [judged[-1], *judged[:-1]]
+        before = [judged[-1] if len(judged) > 1 else self._another(judged[0]), *judged[:-1]]
         exchanged = [one.answered(other.completion) for one, other in zip(judged, before, strict=True)]
         found = self._encoder.completions(exchanged)
         rows, width = found["input_ids"].shape

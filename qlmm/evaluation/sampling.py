@@ -5,11 +5,14 @@ Usage: ``with precision.autocast(): texts = draw(model, encoder, sample, 10, Dra
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from qlmm.data.sample import Sample
 from qlmm.evaluation.answers import Prompter, ends, open_question
@@ -51,20 +54,33 @@ def draw(model: nn.Module, encoder: Prompter, sample: Sample, count: int, how: D
     prompt = encoder.prompt(open_question(sample))
     inputs = {name: tensor.to(device).repeat(count, *[1] * (tensor.ndim - 1)) for name, tensor in prompt.items()}
     torch.manual_seed(how.seed)
-    generate: Any = model.generate
-    ids = generate(
-        **inputs,
-        max_new_tokens=how.max_new_tokens,
-        do_sample=True,
-        temperature=how.temperature,
-        top_p=1.0,
-        top_k=0,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=ends(model, tokenizer.eos_token_id),
-        use_cache=True,
-    )
+    eos = ends(model, tokenizer.eos_token_id)
+    with _plain(model) as bare:
+        ids = bare.generate(
+            **inputs,
+            max_new_tokens=how.max_new_tokens,
+            do_sample=True,
+            temperature=how.temperature,
+            top_p=1.0,
+            top_k=0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=eos,
+            use_cache=True,
+        )
     asked = inputs["input_ids"]
     length = asked.shape[1]
     # A decoder of its own returns the answers alone, all others the prompt before them.
     said = ids[:, length:] if ids[:, :length].equal(asked) else ids
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in said]
+
+
+@contextmanager
+def _plain(model: Any) -> Iterator[Any]:
+    """A model without the habits its checkpoint brings, such as a repetition penalty: they would shape the answers."""
+    own = model.generation_config
+    names = ("bos_token_id", "decoder_start_token_id")
+    model.generation_config = GenerationConfig(**{name: own.to_dict().get(name) for name in names})
+    try:
+        yield model
+    finally:
+        model.generation_config = own

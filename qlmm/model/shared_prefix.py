@@ -56,7 +56,7 @@ class SharedPrefix:
             return None
         embedded = kwargs.get("inputs_embeds")
         # A decoder that looks at pictures from within its layers is given tokens.
-        tokens = (kwargs["input_ids"] if embedded is None else embedded).shape[1]
+        tokens = ((args[0] if args else kwargs["input_ids"]) if embedded is None else embedded).shape[1]
         prompt, chosen = self._layout["prompt"], self._layout["chosen"]
         places = torch.arange(tokens, device=prompt.device)
         rejected = places >= (prompt + chosen)[:, None]

@@ -3,7 +3,8 @@
 The two sides of a pair show the same pictures, policy and reference see the same pairs, and a further epoch shows
 everything again. What a frozen tower made of a picture is kept in host memory, up to a limit. Each picture goes
 through the tower alone, so that its features have the same bits whatever else is in a batch, and a continued run those
-of an uninterrupted one.
+of an uninterrupted one. Towers that lay all pictures end to end are shown whole batches, of which the last are kept:
+enough for policy and reference of one step.
 
 Usage: ``once = VisionOnce.of(base, placement); …; once.end()``
 """
@@ -26,13 +27,15 @@ __all__ = ["VisionOnce"]
 
 # Host memory for features. Towers that return all hidden states take 10 to 60 MB a picture.
 KEPT_BYTES = 2 * 2**30
+# Of a tower that is shown whole batches, as many are kept: a further epoch makes other ones.
+BATCHES = 2
 
 
 class VisionOnce:
     """Stands before a tower's forward pass.
 
     Attributes:
-        seen: how many pictures the tower was shown.
+        seen: how often the tower was called.
     """
 
     def __init__(self, tower: nn.Module, *, kept_bytes: int = KEPT_BYTES) -> None:
@@ -65,12 +68,20 @@ class VisionOnce:
             return self._kept("whole", given)
         return _joined([self._kept("one", _rows(given, row)) for row in range(_count(given))])
 
-    def _same_apart(self, given: Any) -> bool:
-        """Whether pictures make the same features one by one: not where rows depend on each other."""
-        if not _count(given):
+    def _same_apart(self, given: Any) -> bool | None:
+        """Whether pictures make the same features one by one: not where rows depend on each other or are laid out so.
+
+        One picture alone, or the same one again and again, cannot tell.
+        """
+        rows = [_rows(given, row) for row in range(_count(given))]
+        if not rows or _lists(given, len(rows)):
             return False
-        together, apart = self._run(given), _joined([self._run(_rows(given, row)) for row in range(_count(given))])
-        return _close(together, apart)
+        if len({_digest(row) for row in rows}) == 1:
+            return None
+        together, apart = _tensors(self._run(given)), [_tensors(self._run(row)) for row in rows]
+        columns = list(zip(*apart, strict=True))
+        stackable = all(len({one.shape[1:] for one in column}) == 1 and column[0].dim() for column in columns)
+        return stackable and _close(together, [torch.cat(column) for column in columns])
 
     def _kept(self, kind: str, given: Any) -> Any:
         """What was made of these inputs before, or is made now."""
@@ -80,7 +91,9 @@ class VisionOnce:
             # Host memory is no saving on the CPU, where features lie there anyway.
             self._made[key] = _mapped(made, lambda one: one.cpu())
             self._bytes += _size(made)
-            while self._bytes > self._limit and len(self._made) > 1:
+            while (self._bytes > self._limit and len(self._made) > 1) or (
+                kind == "whole" and len(self._made) > BATCHES
+            ):
                 self._bytes -= _size(self._made.popitem(last=False)[1])
             return made
         self._made.move_to_end(key)
@@ -108,6 +121,16 @@ def _rows(given: Any, row: int) -> Any:
     return _mapped(given, lambda one: one[row : row + 1])
 
 
+def _lists(value: Any, count: int) -> bool:
+    """Whether some plain list has one entry per picture, which cutting tensors would not cut."""
+    if isinstance(value, Mapping):
+        return any(_lists(one, count) for one in value.values())
+    if isinstance(value, list | tuple):
+        plain = len(value) == count > 1 and not any(isinstance(one, torch.Tensor | Mapping) for one in value)
+        return plain or any(_lists(one, count) for one in value)
+    return False
+
+
 def _digest(given: Any) -> str:
     """Hash of all tensors, and of everything else that decides the result."""
     found = hashlib.sha256(repr(_mapped(given, lambda one: (one.dtype, tuple(one.shape)))).encode())
@@ -124,8 +147,8 @@ def _joined(made: Sequence[Any]) -> Any:
     return _mapped(made[0], lambda one: next(joined))
 
 
-def _close(one: Any, other: Any) -> bool:
-    pairs = list(zip(_tensors(one), _tensors(other), strict=True))
+def _close(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    pairs = zip(some, others, strict=True)
     return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3) for a, b in pairs)
 
 

@@ -114,7 +114,7 @@ class AdapterSection(Section):
     )
     r: PositiveInt = Field(16, description="LoRA rank.")
     alpha: PositiveInt = Field(32, description="LoRA scale: updates are multiplied by alpha / r.")
-    dropout: Share = Field(0.05, description="LoRA dropout.")
+    dropout: Share = Field(0.05, description="LoRA dropout; off in preference objectives, as in TRL.")
     targets: tuple[str, ...] = Field(
         ("all-linear",),
         description="Name endings of the language model's linear layers, or all-linear; the word experts adds LoRA on "

@@ -135,6 +135,13 @@ OBJECTIVES: dict[str, Objective] = {
         defaults={"beta": 2.0, "simpo_gamma": 0.5},
     ),
 }
+# Parameters that only some of DPO's losses read, and what goes with another divergence than the usual one (TRL 1.16).
+_READ_BY = {
+    "label_smoothing": {"exo_pair", "robust", "aot", "aot_unpaired"},
+    "discopop_tau": {"discopop"},
+}
+_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+_OF_DIVERGENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 _VERDICTS = ("desirable_weight", "undesirable_weight")
 
 
@@ -166,7 +173,8 @@ def expected_first_loss(training: TrainingSection) -> float | None:
     The sigmoid of no difference is one half. KTO's loss is that half times the weight of each row's verdict
     (arXiv 2402.01306, eq. 7, with no divergence yet), which is a number only where both weights are the same.
     """
-    if training.objective == "dpo" and set(training.losses or {"sigmoid": 1.0}) == {"sigmoid"}:
+    weighted = training.extra.get("use_weighting", False)
+    if training.objective == "dpo" and set(training.losses or {"sigmoid": 1.0}) == {"sigmoid"} and not weighted:
         return training.losses.get("sigmoid", 1.0) * math.log(2)
     if training.objective == "kto":
         desirable, undesirable = verdict_weights(training)
@@ -236,12 +244,35 @@ def _check_numbers(training: TrainingSection) -> None:
         raise UsageError.one(
             "T004", "training.losses: exo_pair needs label_smoothing", help="set training.extra.label_smoothing=0.001"
         )
+    if training.objective == "dpo":
+        _check_together(set(training.losses or {"sigmoid": 1.0}), training.extra)
     if training.objective == "kto" and "apo_zero_unpaired" not in training.losses and training.batch_size < 2:
         raise UsageError.one(
             "T006",
             "training.batch_size: objective kto sets an answer against another one of its batch, and 1 row has none",
             help="set training.batch_size=2 or more, or training.losses={apo_zero_unpaired: 1.0}, which does without",
         )
+
+
+def _check_together(losses: set[str], extra: Mapping[str, Any]) -> None:
+    """Refuse parameters that TRL's losses do not read, or cannot take, before anything is loaded."""
+    for name, readers in _READ_BY.items():
+        if name in extra and not losses & readers:
+            message = f"training.extra: no loss of {', '.join(sorted(losses))} reads {name}"
+            raise UsageError.one("T004", message, help=f"leave it out; it belongs to {', '.join(sorted(readers))}")
+    divergence = extra.get("f_divergence_type", "reverse_kl")
+    if divergence not in _DIVERGENCES:
+        message = f"training.extra: TRL has no f_divergence_type `{divergence}`"
+        raise UsageError.one("T004", message, help=f"those there are: {', '.join(_DIVERGENCES)}")
+    refused = {
+        f"f_divergence_type {divergence}": set() if divergence == "reverse_kl" else losses - _OF_DIVERGENCE,
+        "use_weighting": losses & {"aot", "aot_unpaired", "sft"} if extra.get("use_weighting") else set(),
+        "label_smoothing 0.5": losses & {"robust"} if extra.get("label_smoothing") == 0.5 else set(),
+    }
+    for what, which in refused.items():
+        if which:
+            message = f"training.extra: {what} does not go with {', '.join(sorted(which))}"
+            raise UsageError.one("T004", message, help="drop one of the two")
 
 
 def _check_extra(name: str, value: Any, ours: dict[str, Any], kind: type[Any], names: frozenset[str]) -> None:

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from qlmm.data.collate import PackedCollator
-from qlmm.data.pairs import packed
-from qlmm.data.sample import Preference
+from qlmm.core.errors import ModelError
+from qlmm.data.collate import PackedCollator, PairCollator
 from qlmm.model.shared_prefix import SharedPrefix
 from qlmm.training.parts_trainer import PartsTrainer
 from qlmm.training.plan import Plan
@@ -61,26 +60,28 @@ class PairsTrainer(PartsTrainer):
         was_training = model.training
         model.eval()
         try:
-            for pair in _telling(plan):
-                shared, plain = self._both_ways(model, prefix, plan, pair)
+            for row in _telling(plan):
+                shared, plain = self._both_ways(model, prefix, plan, row)
                 if not torch.allclose(shared, plain, rtol=rounding, atol=rounding):
                     worst = float((shared - plain).abs().max())
-                    return f"log-probabilities would differ by {worst:.2g} (row {pair.origin})"
+                    return f"log-probabilities would differ by {worst:.2g} (row {plan.train[row].origin})"
+        except ModelError as error:
+            return error.problems[0].message
         finally:
             model.train(was_training)
         return None
 
     def _both_ways(
-        self, model: PeftModel, prefix: SharedPrefix, plan: Plan, pair: Preference
+        self, model: PeftModel, prefix: SharedPrefix, plan: Plan, row: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities of both answers' tokens, from one row and from two."""
         found = []
         for call, batch in (
-            (_sharing(model, prefix), packed(plan.encoder, [pair])),
-            (model, plan.encoder.pairs([pair])),
+            (_sharing(model, prefix), PackedCollator(plan.train, plan.encoder)([{"row": row}])),
+            (model, PairCollator(plan.train, plan.encoder)([{"row": row}])),
         ):
             inputs = self._prepare_inputs(batch)  # type: ignore[attr-defined]  # Trainer's
-            mask = inputs.pop("completion_mask")
+            mask, _ = inputs.pop("completion_mask"), inputs.pop("rows")
             labels = inputs["input_ids"].masked_fill(mask == 0, -100)
             with self.accelerator.autocast():
                 scores = call(**inputs, labels=labels, fused_lm_head=True, use_cache=False).log_probs
@@ -98,10 +99,9 @@ def _sharing(model: Any, prefix: SharedPrefix) -> Callable[..., Any]:
     return call
 
 
-def _telling(plan: Plan) -> Iterator[Preference]:
+def _telling(plan: Plan) -> Iterator[int]:
     """The rows on which a difference would show first: the longest, one without and one with most pictures."""
-    rows = [row for row in plan.train if isinstance(row, Preference)]
-    yield max(zip(plan.lengths, rows, strict=True), key=lambda both: both[0].total + both[0].supervised)[1]
-    by_pictures = sorted(rows, key=lambda row: len(row.images))
-    yield by_pictures[0]
-    yield by_pictures[-1]
+    rows = range(len(plan.train))
+    yield max(rows, key=lambda row: plan.lengths[row].total + plan.lengths[row].supervised)
+    yield min(rows, key=lambda row: len(plan.train[row].images))
+    yield max(rows, key=lambda row: len(plan.train[row].images))

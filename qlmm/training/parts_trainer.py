@@ -14,7 +14,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PrinterCallback
 
-from qlmm.core.errors import RunError
+from qlmm.core.errors import RunError, UsageError
 from qlmm.data.collate import Collator, rows
 from qlmm.data.mixture import MixtureSampler
 from qlmm.model.adapters import add_bare
@@ -22,7 +22,7 @@ from qlmm.model.losses import token_losses
 from qlmm.model.parts import PartName, Parts
 from qlmm.model.vision_once import VisionOnce
 from qlmm.recipe.schema import TrainingSection
-from qlmm.training.plan import Plan
+from qlmm.training.plan import Plan, measured
 from qlmm.training.run_dir import RunDir
 
 __all__ = ["PartsTrainer", "masters_of", "peak_rates"]
@@ -119,21 +119,35 @@ class PartsTrainer:
         return loss
 
     @torch.no_grad()
-    def fused_head_agrees(self) -> bool:
-        """Whether TRL's fused head gives this class's own loss, tried on one row.
+    def fused_head_agrees(self, batch: dict[str, torch.Tensor]) -> bool:
+        """Whether TRL's fused head gives this class's own loss, tried on one batch.
 
         It scales logits as the configuration says, which Aya Vision's own forward does not; Chameleon masks some.
         """
-        inputs = {name: value.to(self.model.device) for name, value in self.data_collator([{"row": 0}]).items()}
+        inputs = {name: value.to(self.model.device) for name, value in batch.items()}
         labels = inputs.pop("labels")
         was_training = self.model.training
         self.model.eval()
         with self.accelerator.autocast():
-            fused = -self.model(**inputs, labels=labels, fused_lm_head=True, use_cache=False).log_probs.sum()
-            own = token_losses(self.model, inputs, labels).sum()
+            said = self.model(**inputs, labels=labels, fused_lm_head=True, use_cache=False)
+            own = token_losses(self.model, inputs, labels)
         self.model.train(was_training)
-        rounding = 1e-2 if self.args.bf16 or self.args.fp16 else 1e-3
-        return bool(torch.isclose(fused, own, rtol=rounding))
+        rounding = 5e-2 if self.args.bf16 or self.args.fp16 else 1e-3
+        return torch.allclose(-said.log_probs[said.label_mask].float(), own, rtol=rounding, atol=rounding)
+
+    def check_head(self, plan: Plan) -> None:
+        """Refuse a class whose log-probabilities TRL's fused head gets wrong, which preferences are made of.
+
+        Raises:
+            UsageError: T005.
+        """
+        if not self.fused_head_agrees(plan.encoder.batch([measured(plan.train[0])])):
+            raise UsageError.one(
+                "T005",
+                f"training.objective: {plan.recipe.training.objective} takes log-probabilities from TRL's head, which "
+                f"are not those of {type(self.model.get_base_model()).__name__}",
+                help="choose another base, or objective sft",
+            )
 
     def rest_frozen(self) -> None:
         """Keep dropout and running statistics of towers still while they are frozen: a batch norm would drift."""

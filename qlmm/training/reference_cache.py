@@ -1,7 +1,7 @@
 """The reference's log-probabilities, computed when a pair is first met and remembered for every further epoch.
 
 A run keeps them in its directory, so that a continued run finds those of the steps before. Each value was computed in
-the batch that the seed puts the pair into, so that a run with a file gives the same bits as a run without.
+the batch that the seed puts the pair into first, so that a continued run goes on as the uninterrupted one would have.
 
 Usage: ``cache = ReferenceCache.open(folder / "reference.jsonl", of=fingerprint, how=settings); cache.get(rows)``
 """

@@ -55,6 +55,7 @@ class ReferenceFreeTrainer(PairsTrainer):
         self.aux_loss_enabled = False
         self.put_back(model, masters)
         add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "mean_logits"))
+        self.check_head(plan)
         self.see_once(model)
         self.lay_out(model, plan)
 

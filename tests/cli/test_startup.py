@@ -27,6 +27,34 @@ OPTIONS = {
     ("finetune",): {"--dry-run"},
     ("ask",): {"--image", "--max-new-tokens", "--sample", "--seed"},
     ("chat",): {"--image", "--max-new-tokens", "--sample", "--seed"},
+    ("prefer",): {
+        "--prompts",
+        "--out",
+        "--judge",
+        "--image-root",
+        "--answers",
+        "--temperature",
+        "--per-prompt",
+        "--max-new-tokens",
+        "--limit",
+        "--seed",
+        "--json",
+    },
+    ("push",): {"--public", "--dry-run", "--revision", "--message", "--unproven"},
+    ("pull",): set(),
+    ("verify",): {"--json"},
+    ("merge",): {"--onto", "--dtype", "--shard-size", "--no-measure"},
+    ("export",): {"--to", "--out", "--onto", "--outtype", "--converter", "--json"},
+    ("combine",): {
+        "--weights",
+        "--out",
+        "--method",
+        "--density",
+        "--seed",
+        "--rows",
+        "--image-root",
+        "--json",
+    },
     ("doctor",): {"--json"},
     ("data",): set(),
     ("data", "check"): {"--format", "--image-root"},
@@ -39,6 +67,12 @@ OPTIONS = {
     ("recipe", "check"): set(),
     ("recipe", "explain"): {"--markdown"},
     ("recipe", "new"): {"--from"},
+    ("zoo",): set(),
+    ("zoo", "list"): {"--markdown"},
+    ("zoo", "show"): set(),
+    ("zoo", "verify"): {"--json"},
+    ("zoo", "add"): {"--summary", "--licence", "--machine", "--hub", "--again"},
+    ("zoo", "run"): {"--image"},
 }
 
 
@@ -67,6 +101,7 @@ def ends(
         "import qlmm; dir(qlmm); qlmm.load_recipe",
         "from qlmm.cli.recipe import check; check('recipes/owl_lora.yaml', ['training.steps=3'])",
         "from qlmm.cli.recipe import list_recipes; list_recipes()",
+        "from qlmm.cli.zoo import list_entries; list_entries()",
         "from typer.testing import CliRunner; from qlmm.cli.app import app; CliRunner().invoke(app, ['--help'])",
     ],
 )
@@ -92,10 +127,15 @@ def test_every_command_is_in_the_help() -> None:
         assert "..." not in listed, "a command's first line is too long for its place"
         return set(re.findall(r"(?m)^  (\w+)  ", listed))
 
-    assert commands() == {"finetune", "ask", "chat", "doctor", "data", "model", "recipe"}
+    light = {"doctor", "data", "model", "recipe", "zoo"}
+    assert (
+        commands()
+        == {"finetune", "ask", "chat", "prefer", "push", "pull", "verify", "merge"} | {"export", "combine"} | light
+    )
     assert commands("data") == {"check", "show"}
     assert commands("model") == {"show"}
     assert commands("recipe") == {"list", "show", "check", "explain", "new"}
+    assert commands("zoo") == {"list", "show", "verify", "add", "run"}
 
 
 def test_the_version_is_that_of_the_package() -> None:

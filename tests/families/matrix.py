@@ -142,12 +142,12 @@ def _preferences(folder: Path, template: str) -> dict[str, bool | str]:
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs), encoding="utf-8")
     try:
         plan = make_plan(_recipe(folder, "none", template, "training.objective=dpo", "training.steps=2"))
+        model, _ = build(plan)
+        trainer = trainer_of("dpo")(model, plan, callbacks=[])
     except QlmmError as error:
         if error.problems[0].code not in ("T005", "D044"):
             raise
         return {"dpo": "refused"}
-    model, _ = build(plan)
-    trainer = trainer_of("dpo")(model, plan, callbacks=[])
     trainer.train()
     first = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     return {

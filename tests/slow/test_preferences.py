@@ -129,6 +129,12 @@ def test_a_continued_run_is_bit_for_bit_the_uninterrupted_one(tiny: TinyRun) -> 
         (("training.extra={beta: -1.0}",), "T004"),
         (("training.objective=sft", "training.losses={ipo: 1.0}"), "T004"),
         (("training.losses={exo_pair: 1.0}",), "T004"),
+        (("training.extra={label_smoothing: 0.1}",), "T004"),
+        (("training.extra={f_divergence_type: nonsense}",), "T004"),
+        (("training.losses={nca_pair: 1.0}", "training.extra={f_divergence_type: js_divergence}"), "T004"),
+        (("training.losses={aot: 1.0}", "training.extra={use_weighting: true}"), "T004"),
+        (("training.losses={sft: 1.0, sigmoid: 1.0}", "training.extra={use_weighting: true}"), "T004"),
+        (("training.losses={robust: 1.0}", "training.extra={label_smoothing: 0.5}"), "T004"),
         (("training.objective=sft",), "D010"),
     ],
 )

@@ -51,6 +51,7 @@ class DpoTrainer(ReferenceTrainer, PairsTrainer, DPOTrainer):
         # TRL would compute the reference itself in every step; it is given what was computed once.
         self.precompute_ref_logps = True
         self.fix_reference(model)
+        self.check_head(plan)
         self.see_once(model)
         self.lay_out(model, plan)
 
@@ -101,6 +102,8 @@ class DpoTrainer(ReferenceTrainer, PairsTrainer, DPOTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """TRL's loss over pairs, with the reference's log-probabilities given."""
+        if self.model.training:
+            self.rest_frozen()
         call, rows = self.scored_by(model), inputs.pop("rows").tolist()
         chosen, rejected = self._reference_logps(call, inputs, rows)
         known = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
@@ -117,6 +120,8 @@ class DpoTrainer(ReferenceTrainer, PairsTrainer, DPOTrainer):
         self.freeze(self.model)
         if self._cache is not None:
             self._cache.put(rows, list(zip(chosen.tolist(), rejected.tolist(), strict=True)))
+            # A pair that was met before keeps its value, as it will in a continued run.
+            chosen, rejected = torch.tensor(self._cache.get(rows), device=chosen.device).T
         return chosen, rejected
 
     def finish(self) -> float:

@@ -43,6 +43,7 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):
         )
         self.put_back(model, masters)
         self.fix_reference(model)
+        self.check_head(plan)
         self.see_once(model)
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:

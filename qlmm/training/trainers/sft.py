@@ -38,7 +38,7 @@ class SftTrainer(PartsTrainer, SFTTrainer):
             callbacks=callbacks,
         )
         self.put_back(model, masters)
-        self._fused = has_backbone(model.get_base_model()) and self.fused_head_agrees()
+        self._fused = has_backbone(model.get_base_model()) and self.fused_head_agrees(self.data_collator([{"row": 0}]))
 
     def compute_loss(
         self,

@@ -41,11 +41,11 @@ def features(tower: Tower, shown: torch.Tensor, **settings: bool) -> torch.Tenso
 def test_a_picture_is_seen_once_whatever_stands_beside_it() -> None:
     tower = Tower()
     once, shown = VisionOnce(tower), pictures(4)
-    features(tower, shown[:1])  # on the first batch it is tried whether pictures may be shown one by one
+    features(tower, pictures(2))  # on the first batch it is tried whether pictures may be shown one by one
     before = once.seen
     for order in ([0, 1], [1, 0, 2, 2], [3, 2, 1, 0], [0, 0, 3]):
         assert torch.allclose(features(tower, shown[order]), shown[order] @ tower.weight)
-    assert once.seen - before == 3
+    assert once.seen - before == 4
 
 
 def test_features_have_the_same_bits_in_every_batch() -> None:
@@ -55,7 +55,7 @@ def test_features_have_the_same_bits_in_every_batch() -> None:
         tower = Tower()
         tower.weight.data = torch.ones(3, 5) / 3
         VisionOnce(tower)
-        features(tower, shown[[3]])
+        features(tower, shown[[3, 2]])
         made.append(features(tower, shown[order])[order.index(5)])
     assert torch.equal(*made)
 
@@ -76,11 +76,11 @@ def test_other_pictures_or_settings_are_seen_anew() -> None:
     tower = Tower()
     once = VisionOnce(tower)
     shown = pictures(1)
-    features(tower, shown)
+    features(tower, pictures(2))
     before = once.seen
     for given, settings in ((shown, {}), (shown + 1, {}), (shown + 1, {"output_hidden_states": True}), (shown, {})):
         assert torch.equal(features(tower, given, **settings), given @ tower.weight)
-    assert once.seen - before == 2
+    assert once.seen - before == 3
 
 
 def test_a_tower_whose_rows_depend_on_each_other_is_shown_whole_batches() -> None:
@@ -93,14 +93,28 @@ def test_a_tower_whose_rows_depend_on_each_other_is_shown_whole_batches() -> Non
     assert once.seen == 1 + 4 + 1
 
 
+def test_one_picture_alone_does_not_tell() -> None:
+    class Flat(Tower):
+        def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> BaseModelOutput:
+            made = super().forward(pixel_values)
+            made.last_hidden_state = made.last_hidden_state[None]
+            return made
+
+    tower = Flat()
+    VisionOnce(tower)
+    for shown in (pictures(1), pictures(1), pictures(2), pictures(3)):
+        assert torch.allclose(features(tower, shown), (shown @ tower.weight)[None])
+
+
 def test_no_more_is_kept_than_it_may() -> None:
     tower = Tower()
     once, shown = VisionOnce(tower, kept_bytes=2 * (3 + 5 + 5) * 4), pictures(3)
+    features(tower, shown[:2])
     features(tower, shown[:1])
     before = once.seen
     for row in (0, 1, 2, 2, 1, 0):
         features(tower, shown[row : row + 1])
-    assert once.seen - before == 3  # 1 and 2, and 0 again, which had made room
+    assert once.seen - before == 2  # 2, and 0 again, which had made room for it
 
 
 def test_it_leaves_no_trace() -> None:

@@ -1,0 +1,216 @@
+"""How a run's adapter becomes an entry of the zoo: refused unless it is proven, small, and free of local paths.
+
+Nothing is taken out of an adapter here: what the zoo keeps is what the run wrote, so that its hashes still hold.
+
+Usage: ``folder = add(Request("runs/owl_kinds", "owl_kinds", summary="…", licence="…"))``
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qlmm.artifacts.adapter import publish
+from qlmm.artifacts.load import check_files
+from qlmm.artifacts.manifest import MANIFEST, Manifest, read_manifest
+from qlmm.artifacts.scrub import scrub
+from qlmm.artifacts.verify import find_adapter
+from qlmm.artifacts.zoo import WEIGHTS, build, written_by_base
+from qlmm.artifacts.zoo_entry import MOST_BYTES, Entry, HubWeights, Rebuilt, Results
+from qlmm.core.errors import Problem, UsageError
+from qlmm.core.events import Finished, Resumed
+from qlmm.core.files import atomic_write, file_sha256
+from qlmm.core.naming import NAME_RULE
+from qlmm.recipe import zoo as shelf
+from qlmm.recipe.load import as_yaml
+from qlmm.training.facts import PlanFacts, Proof, from_json
+from qlmm.training.logbook import read_metrics
+from qlmm.training.run_dir import RECORD
+
+__all__ = ["RECIPE", "Request", "add"]
+
+RECIPE, CARD = "recipe.yaml", "README.md"
+# Below this a file is not worth writing again, see `written_by_base`.
+LEAST_COPY_BYTES = 256 * 1024
+PAPERS = (MANIFEST, "adapter_config.json", "probe.json")
+_PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be added.
+
+    Attributes:
+        target: the run, or its adapter folder.
+        name: of the new entry.
+        summary: what the adapter is, in one line.
+        licence: of the adapter, and of what it was made from, in one line.
+        machine: what the run computed on, in one line; None as its record says.
+        hub: ``id@commit`` where the weights lie, for those too large for the repository.
+        again: a second run of the same recipe, whose weights are compared.
+    """
+
+    target: str
+    name: str
+    summary: str
+    licence: str
+    machine: str | None = None
+    hub: str | None = None
+    again: str | None = None
+
+
+def add(request: Request, tell: Callable[[str], None] = lambda line: None) -> Path:
+    """Make an entry of a run's adapter; it appears in one rename, after it was completed from its own files once.
+
+    Raises:
+        UsageError: A012, Z010 for a run that is not finished and proven, Z011 for a name that is taken or none, Z012
+            for weights that are too large, Z013 for local paths or access keys, Z014 for a wrong ``hub``, Z015 for
+            facts that make no entry.
+        ModelError: whatever keeps the entry from being completed.
+    """
+    place = _place(request.name)
+    adapter = find_adapter(request.target)
+    manifest = read_manifest(adapter)
+    check_files(adapter, manifest)
+    proof = _proof(adapter, manifest)
+    weights = _weights(request.hub, adapter)
+    _refuse_local(adapter)
+    entry = _entry(request, adapter, manifest, proof, weights)
+    stage = place.with_name(f".{request.name}.part")
+    shutil.rmtree(stage, ignore_errors=True)
+    try:
+        _write(stage, adapter, manifest, entry)
+        tell("completing the entry from its own files")
+        with tempfile.TemporaryDirectory() as whole:
+            build(stage, entry, Path(whole), tell)
+        return publish(stage, place)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _place(name: str) -> Path:
+    if not re.fullmatch(NAME_RULE, name):
+        help = "small letters, digits and _, a letter first, such as owl_kinds"
+        raise UsageError.one("Z011", f"`{name}` is no name for an adapter of the zoo", help=help)
+    place = shelf.folder() / name
+    if place.exists():
+        help = "take another name, or delete that folder first; nothing is overwritten"
+        raise UsageError.one("Z011", f"the zoo has `{name}` already", help=help)
+    return place
+
+
+def _proof(adapter: Path, manifest: Manifest) -> Proof:
+    if not (adapter.parent / RECORD).is_file():
+        help = "name the run directory; its record says how long the run took, and on what"
+        raise UsageError.one("Z010", f"{adapter} does not lie in the directory of its run", help=help)
+    proof = from_json(Proof, manifest.proof) if manifest.proof is not None else None
+    if proof is None or not proof.holds:
+        help = "the report of the run says which promise was broken"
+        raise UsageError.one("Z010", f"{adapter} is not proven, and the zoo shows nothing else", help=help)
+    return proof
+
+
+def _weights(hub: str | None, adapter: Path) -> HubWeights | None:
+    """Where on the Hub the weights are; None is here."""
+    size = (adapter / WEIGHTS).stat().st_size
+    if hub is None and size > MOST_BYTES:
+        raise UsageError.one(
+            "Z012",
+            f"the weights take {size / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that may lie here",
+            help="qlmm push them, then name the commit: --hub user/name@COMMIT; or train fewer parameters",
+        )
+    found = _PINNED.fullmatch(hub) if hub is not None else None
+    if hub is not None and found is None:
+        help = "write user/name@COMMIT with all 40 digits; a branch may change"
+        raise UsageError.one("Z014", f"--hub: `{hub}` does not name a commit", help=help)
+    return HubWeights(id=found[1], commit=found[2]) if found is not None else None
+
+
+def _refuse_local(adapter: Path) -> None:
+    problems = [
+        Problem("Z013", f"{one.where} names something of this machine: {one.before}", help=_LOCAL)
+        for value, where in _papers(adapter)
+        for one in scrub(value, where)[1]
+    ]
+    if problems:
+        raise UsageError(problems)
+
+
+def _papers(adapter: Path) -> Iterator[tuple[Any, str]]:
+    for name in PAPERS:
+        yield json.loads((adapter / name).read_bytes()), name
+    yield (adapter / CARD).read_text("utf-8").splitlines(), CARD
+
+
+def _entry(request: Request, adapter: Path, manifest: Manifest, proof: Proof, weights: HubWeights | None) -> Entry:
+    connector = manifest.base.get("connector")
+    parts = {role: facts["id"] for role, facts in manifest.base["parts"].items()}
+    try:
+        return Entry(
+            summary=request.summary,
+            command=f"qlmm finetune adapters_zoo/{request.name}/{RECIPE}",
+            weights=weights or "here",
+            size_bytes=(adapter / WEIGHTS).stat().st_size,
+            trained=sum(part.trained_parameters for part in proof.parts),
+            base=parts | ({"connector": connector["kind"]} if connector is not None else {}),
+            results=Results(
+                before=proof.before, after=proof.after, pairs_before=proof.pairs_before, pairs_after=proof.pairs_after
+            ),
+            minutes=_minutes(adapter.parent),
+            machine=request.machine or _machine(adapter.parent),
+            rebuilt=_rebuilt(request.again, adapter),
+            licence=request.licence,
+        )
+    except ValidationError as error:
+        problems = [
+            Problem("Z015", f"{'.'.join(map(str, one['loc'])) or 'entry'}: {one['msg']}")
+            for one in error.errors(include_input=False)
+        ]
+        raise UsageError(problems) from error
+
+
+def _minutes(run: Path) -> float | None:
+    """The length of the run; unknown when it was continued, because only its last stretch was timed."""
+    events = read_metrics(run / "metrics.jsonl")
+    seconds = [event.seconds for event in events if isinstance(event, Finished)]
+    continued = any(isinstance(event, Resumed) for event in events)
+    return round(seconds[-1] / 60, 1) if seconds and not continued else None
+
+
+def _machine(run: Path) -> str:
+    plan = from_json(PlanFacts, json.loads((run / RECORD).read_bytes())["plan"])
+    return f"{plan.device}, {plan.precision}"
+
+
+def _rebuilt(again: str | None, adapter: Path) -> Rebuilt | None:
+    if again is None:
+        return None
+    other = find_adapter(again)
+    if other.resolve() == adapter.resolve():
+        raise UsageError.one("Z015", "--again names the same run", help="name a second run of the recipe")
+    digest = file_sha256(other / WEIGHTS)
+    return Rebuilt(equal=digest == file_sha256(adapter / WEIGHTS), sha256=digest)
+
+
+def _write(stage: Path, adapter: Path, manifest: Manifest, entry: Entry) -> None:
+    left_out = written_by_base(manifest, LEAST_COPY_BYTES)
+    if entry.weights != "here":
+        left_out.add(WEIGHTS)
+    for name in (*manifest.files, MANIFEST, CARD):
+        if name not in left_out:
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(adapter / name, stage / name)
+    head = f"# {entry.summary}\n#\n# run: {entry.command}\n"
+    atomic_write(stage / RECIPE, head + as_yaml(manifest.recipe))
+    atomic_write(stage / shelf.ENTRY, entry.model_dump_json(indent=1) + "\n")
+
+
+_LOCAL = "train again with paths relative to the folder you start from, and models and data by name; nothing is cut out"

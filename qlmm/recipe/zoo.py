@@ -1,0 +1,54 @@
+"""Where the adapters of the zoo lie, by name: ``zoo:owl_kinds`` in a recipe or on a command line is one of them.
+
+Only names and folders are known here, so that a recipe can start from an entry; ``qlmm.artifacts.zoo`` knows the rest.
+
+Usage: ``folder = entry_folder("owl_kinds")``
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from qlmm.core.errors import UsageError
+from qlmm.core.naming import NAME_RULE, close
+
+__all__ = ["ENTRY", "PREFIX", "entry_folder", "folder", "shipped", "start_folder"]
+
+PREFIX = "zoo:"
+ENTRY = "entry.json"
+
+
+def folder() -> Path:
+    """Where the entries are: inside an installed package, or at the root of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "adapters_zoo"
+    return installed if installed.is_dir() else package.parent / "adapters_zoo"
+
+
+def shipped() -> dict[str, Path]:
+    """Every entry's folder by name, in the order of names."""
+    found = (path.parent for path in sorted(folder().glob(f"*/{ENTRY}")))
+    return {path.name: path for path in found if re.fullmatch(NAME_RULE, path.name)}
+
+
+def entry_folder(name: str) -> Path:
+    """The folder of an entry, with or without ``zoo:`` before its name.
+
+    Raises:
+        UsageError: Z001 when there is none of that name, with the nearest.
+    """
+    known = shipped()
+    bare = name.removeprefix(PREFIX)
+    if bare not in known:
+        raise UsageError.one("Z001", f"the zoo has no adapter `{bare}`", help=close(bare, known))
+    return known[bare]
+
+
+def start_folder(named: Path) -> Path:
+    """The folder that ``adapter.start_from`` means: that of an entry, or the one it names.
+
+    Raises:
+        UsageError: Z001 for an entry that does not exist.
+    """
+    return entry_folder(str(named)) if str(named).startswith(PREFIX) else named

@@ -1,0 +1,100 @@
+"""`qlmm zoo`: what it prints and in which code it ends; and that other commands take its names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from qlmm.cli.app import app
+from qlmm.cli.zoo_app import from_zoo
+from qlmm.core.errors import QlmmError
+from qlmm.recipe.zoo import shipped
+from tests.zoo_runs import Zoo, finished_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
+    return Zoo.make(tmp_path, monkeypatch)
+
+
+def test_list_shows_every_entry_within_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run("zoo", "list")
+    assert done.exit_code == 0
+    assert shipped()
+    lines = done.stdout.splitlines()
+    assert {line.split()[0] for line in lines if line and not line.startswith(" ")} == {"name", *shipped()}
+    assert max(len(line) for line in lines) <= 80
+    assert "MB" in done.stdout
+
+
+def test_the_page_is_printed_as_it_is_stored() -> None:
+    assert run("zoo", "list", "--markdown").stdout == (ROOT / "adapters_zoo" / "README.md").read_text("utf-8")
+
+
+def test_show_tells_results_command_and_card(zoo: Zoo, tmp_path: Path) -> None:
+    zoo.add(finished_run(tmp_path))
+    done = run("zoo", "show", "mine")
+    assert done.exit_code == 0, done.output
+    assert "qlmm finetune adapters_zoo/mine/recipe.yaml" in done.stdout
+    assert "right picture 3.894, another row's 4.643" in " ".join(done.stdout.split())
+    assert "# Adapter trained with qlmm" in done.stdout
+    assert "base_model_relation" not in done.stdout
+
+
+def test_add_says_where_and_lists_it(zoo: Zoo, tmp_path: Path) -> None:
+    made = finished_run(tmp_path)
+    done = run("zoo", "add", made, "mine", "--summary", "Knows colours", "--licence", "MIT")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == str(zoo.folder / "mine")
+    assert "Knows" in run("zoo", "list").stdout
+    assert run("zoo", "add", made, "other", "--summary", "x").exit_code == 2
+
+
+def test_verify_counts_what_fails_and_ends_with_1(zoo: Zoo, tmp_path: Path) -> None:
+    entry = zoo.add(finished_run(tmp_path))
+    (entry / "probe.json").write_text("changed")
+    told = run("zoo", "verify", "--json")
+    assert told.exit_code == 1
+    facts = json.loads(told.stdout)
+    assert facts["verified"] is False
+    assert [(one["name"], one["verified"]) for one in facts["entries"]] == [("mine", False)]
+    assert "probe.json" in facts["entries"][0]["checks"][0]["found"]
+    done = run("zoo", "verify", "mine")
+    assert done.exit_code == 1
+    assert "0 of 1 are what they say they are" in done.stdout
+
+
+def test_an_empty_zoo_proves_nothing(zoo: Zoo) -> None:
+    assert zoo.left() == []
+    assert run("zoo", "verify").exit_code == 1
+
+
+@pytest.mark.parametrize("words", [("show", "nothing"), ("verify", "nothing"), ("run", "nothing")])
+def test_an_unknown_name_is_refused(zoo: Zoo, tmp_path: Path, words: tuple[str, ...]) -> None:
+    zoo.add(finished_run(tmp_path))
+    done = run("zoo", *words)
+    assert isinstance(done.exception, QlmmError)
+    assert done.exception.problems[0].code == "Z001"
+    assert "known: mine" in str(done.exception)
+
+
+def test_other_commands_take_the_name(zoo: Zoo, tmp_path: Path) -> None:
+    zoo.add(finished_run(tmp_path))
+    folder = from_zoo(Path("zoo:mine"))
+    assert (folder / "tokenizer.json").is_file()
+    assert folder.is_relative_to(zoo.home)
+    assert from_zoo(Path("runs/x/adapter")) == Path("runs/x/adapter")
+    for words in (("ask", "zoo:nothing", "what?"), ("verify", "zoo:nothing"), ("merge", "zoo:nothing", "out")):
+        done = run(*words)
+        assert isinstance(done.exception, QlmmError)
+        assert done.exception.problems[0].code == "Z001", words
