@@ -81,7 +81,7 @@ training:
   precision: {precision}
   log_every: 1
   save_every: 100000
-evaluation: {{rows: 1, every: 100000, answers: 0}}
+evaluation: {{sources: [{{path: {folder}/pairs.jsonl, limit: 1}}], rows: 1, every: 100000, answers: 0}}
 output: {{dir: {folder}/run}}
 """
 
@@ -241,12 +241,15 @@ def _raw(row: Any) -> dict[str, Any]:
 def measure(folder: Path, shape: Shape, pairs: int, device: str) -> dict[str, Any]:
     """Every variant in turn, TRL first and last."""
     shape.write(folder, device)
-    write_pairs(folder, pairs + 1)
+    write_pairs(folder, pairs)
     precision = "bf16" if device == "cuda" else "fp32"
     variants = {"all": SWITCHES, "none": (), **{name: (name,) for name in SWITCHES}}
     found: dict[str, Any] = {}
     ready = plan_of(folder, "plain", (), precision)
     size = ready.recipe.training.batch_size
+    if len(ready.train) != pairs or pairs % size:
+        # A short last batch would be counted as a whole one, and TRL, given all epochs in one, would have none.
+        raise ValueError(f"{len(ready.train)} pairs in batches of {size} do not come out even")
     found["trl"] = run_trl(ready).figures(size)
     print("trl", found["trl"]["pairs_per_s"], flush=True)
     for name, reuse in variants.items():
