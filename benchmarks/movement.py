@@ -61,7 +61,7 @@ def _qlmm(*overrides: str) -> Arm:
         ready = _plan(recipe, folder, *overrides)
         with RunDir.open(Path(ready.recipe.output.dir), {}) as directory:
             model, start = build(ready)
-            train(ready, directory, model, lambda event: None, evaluate=None, resume=None)
+            train(ready, directory, model, lambda event: None, evaluate=lambda step: None, resume=None)
         return _connector(start.compare(model, {}))
 
     return arm

@@ -221,7 +221,7 @@ def _time_qlmm(bench: Bench, ready: Plan, base: Any) -> dict[str, Any]:
             clock.tick()
 
     with RunDir.open(Path(ready.recipe.output.dir), {}) as run:
-        train(ready, run, model, listen, evaluate=None, resume=None)
+        train(ready, run, model, listen, evaluate=lambda step: None, resume=None)
     return {"batch": batch, **clock.figures(batch * bench.tokens)}
 
 
