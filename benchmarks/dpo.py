@@ -33,14 +33,13 @@ from trl import DPOConfig, DPOTrainer
 from benchmarks.machine import write_result
 from benchmarks.shapes import PICTURE, Shape
 from qlmm.cli.quiet import quiet
-from qlmm.core.events import Event, StepDone
 from qlmm.data.images import decode
 from qlmm.data.sample import Preference
 from qlmm.model.adapters import lora_config
 from qlmm.model.base import load_model
 from qlmm.recipe.load import parse_recipe
 from qlmm.training.plan import Plan, make_plan
-from qlmm.training.run import build, train
+from qlmm.training.run import build, trainer_of
 from qlmm.training.run_dir import RunDir
 
 EPOCHS = 3  # TRL's default
@@ -87,48 +86,45 @@ output: {{dir: {folder}/run}}
 
 
 @dataclass
-class Timed:
-    """Steps of one run: when each ended, on the clock and in seconds of all cores, and its loss."""
+class Timed(TrainerCallback):
+    """Steps of one run, of either tool: when each ended, on the clock and in seconds of all cores, and its loss.
 
-    ends: list[float] = field(default_factory=lambda: [time.perf_counter()])
-    worked: list[float] = field(default_factory=lambda: [time.process_time()])
+    What a trainer does once, before its first step, is told apart.
+    """
+
+    made: float = field(default_factory=time.perf_counter)
+    ends: list[float] = field(default_factory=list)
+    worked: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
-    def __call__(self, event: Event) -> None:
-        """Note a step of qlmm's."""
-        if isinstance(event, StepDone):
-            self.note(event.loss)
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clocks."""
+        self._note()
 
-    def note(self, loss: float) -> None:
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         """Note a step."""
+        if "loss" in logs:
+            self._note()
+            self.losses.append(logs["loss"])
+
+    def _note(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
         self.worked.append(time.process_time())
-        self.losses.append(loss)
 
     def figures(self, pairs: int) -> dict[str, Any]:
-        """Pairs per second of the whole run, and of its first and its further epochs."""
+        """Pairs per second of all steps, and of those of the first and the further epochs."""
         seconds = [end - begun for begun, end in pairwise(self.ends)]
         epoch = len(seconds) // EPOCHS
         return {
             "pairs_per_s": round(pairs * len(seconds) / sum(seconds), 4),
             "first_epoch_pairs_per_s": round(pairs / statistics.median(seconds[:epoch]), 4),
             "later_pairs_per_s": round(pairs / statistics.median(seconds[epoch:]), 4),
+            "before_first_step_s": round(self.ends[0] - self.made, 2),
             "core_s_per_pair": round((self.worked[-1] - self.worked[0]) / (pairs * len(seconds)), 3),
             "losses": [round(loss, 6) for loss in self.losses],
         }
-
-
-class _Noting(TrainerCallback):
-    """Tells of TRL's steps."""
-
-    def __init__(self, timed: Timed) -> None:
-        self._timed = timed
-
-    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        if "loss" in logs:
-            self._timed.note(logs["loss"])
 
 
 class _Trl(DPOTrainer):
@@ -163,12 +159,15 @@ def plan_of(folder: Path, name: str, reuse: Sequence[str], precision: str) -> Pl
 
 
 def run_qlmm(ready: Plan) -> Timed:
-    """A qlmm run without its measuring before and after."""
+    """A qlmm run without its checkpoints and its measuring before and after."""
     model, start = build(ready)
     path = Path(ready.recipe.output.dir)
     with RunDir.open(path, {"frozen_sha256": start.base_sha256}) as run:
         timed = Timed()
-        train(ready, run, model, timed, evaluate=lambda step: None, resume=None)
+        trainer = trainer_of("dpo")(model, ready, callbacks=[timed])
+        trainer.prepare(run)
+        trainer.train()
+        trainer.finish()
     return timed
 
 
@@ -183,7 +182,6 @@ def run_trl(ready: Plan) -> Timed:
     own = dict(trainer.model.named_parameters())
     for name, value in values.items():
         own[name].data.copy_(value)
-    timed.ends, timed.worked = [time.perf_counter()], [time.process_time()]
     trainer.train()
     return timed
 
@@ -211,7 +209,7 @@ def _trl(ready: Plan, base: Any, timed: Timed) -> DPOTrainer:
         train_dataset=Dataset.from_list([_raw(ready.train[row]) for row in _order(ready)]),
         processing_class=ready.processor,
         peft_config=lora_config(ready.placement, ready.recipe.adapter),
-        callbacks=[_Noting(timed)],
+        callbacks=[timed],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -261,16 +259,22 @@ def measure(folder: Path, shape: Shape, pairs: int, device: str) -> dict[str, An
 
 def summary(found: dict[str, Any], ready: Plan, pairs: int) -> dict[str, Any]:
     """The ratios, and everything they were made from."""
-    trl = [found[name]["pairs_per_s"] for name in ("trl", "trl_again")]
+    twice = [found["trl"], found["trl_again"]]
+
+    def faster(figure: str) -> float:
+        """How many times TRL's rate qlmm's is."""
+        return round(found["all"][figure] / statistics.mean(one[figure] for one in twice), 2)
+
     plain = found["none"]["pairs_per_s"]
-    work = [found[name]["core_s_per_pair"] for name in ("trl", "trl_again")]
+    work = statistics.mean(one["core_s_per_pair"] for one in twice)
     gaps = [abs(one - other) for one, other in zip(found["all"]["losses"], found["trl"]["losses"], strict=True)]
     return {
-        "qlmm_to_trl": round(found["all"]["pairs_per_s"] / statistics.mean(trl), 2),
-        "qlmm_to_trl_later_epochs": round(found["all"]["later_pairs_per_s"] / found["trl"]["later_pairs_per_s"], 2),
-        "qlmm_to_trl_in_core_seconds": round(statistics.mean(work) / found["all"]["core_s_per_pair"], 2),
+        "qlmm_to_trl": faster("pairs_per_s"),
+        "qlmm_to_trl_first_epoch": faster("first_epoch_pairs_per_s"),
+        "qlmm_to_trl_later_epochs": faster("later_pairs_per_s"),
+        "qlmm_to_trl_in_core_seconds": round(work / found["all"]["core_s_per_pair"], 2),
         "each_switch_to_none": {name: round(found[name]["pairs_per_s"] / plain, 2) for name in SWITCHES},
-        "none_to_trl": round(plain / statistics.mean(trl), 2),
+        "none_to_trl": round(plain / statistics.mean(one["pairs_per_s"] for one in twice), 2),
         "largest_difference_of_losses": max(gaps),
         "pairs": pairs,
         "epochs": EPOCHS,

@@ -8,7 +8,7 @@ Usage: ``class DpoTrainer(PairsTrainer, DPOTrainer): …``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,9 +99,11 @@ def _sharing(model: Any, prefix: SharedPrefix) -> Callable[..., Any]:
     return call
 
 
-def _telling(plan: Plan) -> Iterator[int]:
+def _telling(plan: Plan) -> set[int]:
     """The rows on which a difference would show first: the longest, one without and one with most pictures."""
     rows = range(len(plan.train))
-    yield max(rows, key=lambda row: plan.lengths[row].total + plan.lengths[row].supervised)
-    yield min(rows, key=lambda row: len(plan.train[row].images))
-    yield max(rows, key=lambda row: len(plan.train[row].images))
+    longest = max(rows, key=lambda row: plan.lengths[row].total + plan.lengths[row].supervised)
+    pictures = {row: len(plan.train[row].images) for row in rows}
+    # Where all rows have as many pictures, the longest speaks for them.
+    ends = {min(pictures.values()), max(pictures.values())} - {pictures[longest]}
+    return {longest, *(next(row for row in rows if pictures[row] == count) for count in ends)}
