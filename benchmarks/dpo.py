@@ -5,7 +5,7 @@ for a picture; answers have 30 to 60 tokens. Weights are random: speed and equal
 TRL runs as its documentation says: its own collator, raw pictures, LoRA and the connector in `modules_to_save`. Each of
 qlmm's switches is measured alone too, against qlmm with none of them.
 
-Usage: ``python -m benchmarks.dpo``  (about 20 minutes on two cores; ``--tiny`` for a try)
+Usage: ``python -m benchmarks.dpo``  (about 22 minutes on two cores; ``--tiny`` for a try)
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from peft.tuners.lora import Linear, LoraLayer, LoraModel
 from peft.tuners.lora.layer import ParamWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from qlmm.core.errors import ModelError
 from qlmm.model.adapters import ADAPTER_WEIGHTS, PEFT_PREFIX
@@ -149,7 +150,10 @@ class Deltas:
         if self._held is None or not weight.is_floating_point():
             return weight.float() if name in self.merged else weight
         if name in self._held.quantised:
-            return requantised(weight, self._held.kind, self._held.dtype)
+            # bitsandbytes turns the weights of these layers round before it stores them.
+            turned = isinstance(self._model.get_submodule(name.removesuffix(".weight")), Conv1D)
+            held = requantised(weight.T if turned else weight, self._held.kind, self._held.dtype)
+            return held.T if turned else held
         return weight.to(self._held.dtype)
 
     def _merge(self, name: str, base: Tensor, dtype: torch.dtype) -> Tensor:

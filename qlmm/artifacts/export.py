@@ -28,7 +28,19 @@ from qlmm.core.version import __version__
 from qlmm.model.base import Blueprint, blueprint
 from qlmm.model.sources import locate
 
-__all__ = ["EXPORTS", "Export", "Exported", "Job", "Plan", "Wishes", "Written", "export", "target", "targets"]
+__all__ = [
+    "EXPORTS",
+    "Export",
+    "Exported",
+    "Job",
+    "Plan",
+    "Wishes",
+    "Written",
+    "base_drops",
+    "export",
+    "target",
+    "targets",
+]
 
 EXPORTS = "qlmm.artifacts.exports"
 # Configuration, processor and card, beside the weights.
@@ -46,7 +58,7 @@ class Wishes:
         converter: llama.cpp's own converter, for models that qlmm does not know.
     """
 
-    onto: Way = "original"
+    onto: Way = "trained"
     outtype: str = "f16"
     converter: Path | None = None
 
@@ -190,6 +202,22 @@ def export(
         shutil.rmtree(stage, ignore_errors=True)
     commands = tuple(line.replace("OUT", str(out)) for line in written.commands)
     return Exported(out, plan.drops, written.proof, commands)
+
+
+def base_drops(job: Job) -> tuple[str, ...]:
+    """What differs from the run because of the base that the adapter comes to lie on."""
+    quantize = job.manifest.recipe.base.quantize
+    if quantize != "none" and job.wishes.onto == "original":
+        return (
+            f"the adapter was trained on the {quantize} form of its base and gets the published weights: answers "
+            "differ a little from those of the run; --onto trained keeps them",
+        )
+    if quantize == "int8":
+        return (
+            "layers in int8 also round what they multiply, which no weight can repeat: answers differ a little from "
+            "those of the run",
+        )
+    return ()
 
 
 def _name(folder: Path) -> str:

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 import qlmm.model.assembled.model  # noqa: F401  makes assembled checkpoints known to transformers
-from qlmm.artifacts.deltas import Way
+from qlmm.artifacts.deltas import Way, requantised
+from qlmm.artifacts.held import held_by
 from qlmm.artifacts.manifest import Manifest
 from qlmm.artifacts.probe import POSITIONS, TOLERANCE, probe_rows
 from qlmm.core.errors import RunError
 from qlmm.data.encode import Encoder
 from qlmm.model.adapters import fill_bare, to_fp32
-from qlmm.model.base import load_model, load_saved_processor
+from qlmm.model.base import blueprint, load_model, load_saved_processor
 from qlmm.model.encoder import make_encoder
 from qlmm.model.losses import last_logits
 from qlmm.model.pixels import agree
@@ -56,11 +57,24 @@ def reference(folder: Path, manifest: Manifest, *, onto: Way) -> Said:
         onto: which base.
     """
     base, precision = manifest.recipe.base, _precision(manifest, onto)
-    held = base if onto == "trained" else base.model_copy(update={"quantize": "none"})
-    model = PeftModel.from_pretrained(load_model(held, precision, seed=manifest.seed), str(folder), is_trainable=False)
+    whole = base.model_copy(update={"quantize": "none"})
+    if onto == "trained" and base.quantize == "int8":
+        loaded = load_model(whole, precision, seed=manifest.seed)
+        _round(loaded, manifest)
+    else:
+        loaded = load_model(base if onto == "trained" else whole, precision, seed=manifest.seed)
+    model = PeftModel.from_pretrained(loaded, str(folder), is_trainable=False)
     to_fp32(model)
     fill_bare(model, folder)
     return _said(model.eval(), _encoder(folder, manifest, base), folder, precision)
+
+
+def _round(model: PreTrainedModel, manifest: Manifest) -> None:
+    """Give layers the weights that int8 leaves; what they multiply is rounded too, which no export can repeat."""
+    held = held_by(manifest, blueprint(manifest.recipe.base))
+    for name in held.quantised:
+        weight = model.get_parameter(name)
+        weight.data = requantised(weight.data, held.kind, held.dtype).to(weight.device, weight.dtype)
 
 
 def by_transformers(

@@ -25,7 +25,7 @@ def export(  # noqa: PLR0917  every parameter is an option of the command
     onto: Annotated[
         Literal["original", "trained"],
         typer.Option("--onto", help="Base to merge into: as published, or as the run held it."),
-    ] = "original",
+    ] = "trained",
     outtype: Annotated[
         str, typer.Option("--outtype", metavar="TYPE", help="How GGUF stores weights: f16, bf16, q8_0 or f32.")
     ] = "f16",

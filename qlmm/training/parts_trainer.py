@@ -114,7 +114,7 @@ class PartsTrainer:
                 "G001",
                 f"loss is {float(loss)} at step {self.state.global_step + 1}; no weight was changed by it",
                 help=f"rows of the batch: {_named(self.data_collator)}; look at them with `qlmm data show`, "
-                "or lower the learning rates. The last sealed checkpoint is intact.",
+                "or lower the learning rates. Checkpoints sealed before are intact.",
             )
         return loss
 
@@ -180,7 +180,7 @@ class PartsTrainer:
             raise RunError.one(
                 "G002",
                 f"a gradient is {float(total)} at step {self.state.global_step + 1}; no weight was changed by it",
-                help="lower the learning rates, or training.extra.max_grad_norm. The last sealed checkpoint is intact.",
+                help="lower the learning rates, or training.extra.max_grad_norm. Checkpoints sealed before are intact.",
             )
         return total
 

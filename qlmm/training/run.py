@@ -107,7 +107,7 @@ def train(
     except torch.OutOfMemoryError as error:
         raise RunError.one(
             "G003",
-            f"the GPU is out of memory at step {trainer.state.global_step + 1}; the last sealed checkpoint is intact",
+            f"the GPU is out of memory at step {trainer.state.global_step + 1}; checkpoints sealed before are intact",
             help="lower training.batch_size and raise training.accumulation by as much, lower data.max_length, "
             "or set training.optimizer=paged_adamw_8bit",
         ) from error

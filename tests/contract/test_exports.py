@@ -46,7 +46,7 @@ def job(tmp_path: Path) -> Job:
     processor.save_pretrained(folder)
     facts = read_manifest(folder)
     recipe = facts.recipe.model_copy(update={"base": facts.recipe.base.model_copy(update={"quantize": "nf4"})})
-    made = Job(folder, facts.model_copy(update={"recipe": recipe}), Wishes(), "run", lambda line: None)
+    made = Job(folder, facts.model_copy(update={"recipe": recipe}), Wishes(onto="original"), "run", lambda line: None)
     model = tiny_llava(processor)
     vars(made)["shape"] = Blueprint(model, split(model))
     return made

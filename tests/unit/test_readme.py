@@ -25,8 +25,8 @@ PAGES = [
 
 def _commands(page: Path) -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    lines = [line.split(" #")[0] for block in blocks for line in block.splitlines()]
+    return [one.strip() for line in lines for one in line.split("&&") if one.strip() and not line.startswith("#")]
 
 
 SHOWN = [(page.name, command) for page in PAGES for command in _commands(page)]
@@ -37,19 +37,18 @@ def test_the_readme_starts_with_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize(("page", "command"), [pair for pair in SHOWN if pair[1].startswith("qlmm ")])
-def test_every_qlmm_command_shown_exists(page: str, command: str) -> None:
+def test_every_qlmm_command_shown_can_be_parsed(page: str, command: str) -> None:
     del page
     here = typer.main.get_command(app)
-    words = shlex.split(command.split("|", maxsplit=1)[0])[1:]
+    words = shlex.split(re.split(r"[|>]", command, maxsplit=1)[0])[1:]
     context = here.make_context("qlmm", [], resilient_parsing=True)
+    name = "qlmm"
     while isinstance(here, TyperGroup) and words:
         name = words.pop(0)
         found = here.get_command(context, name)
         assert found is not None, f"no command `{name}`"
         here = found
-    known = {option for parameter in here.params for option in parameter.opts}
-    for word in words:
-        assert not word.startswith("-") or word in known, f"no option {word}"
+    here.make_context(name, words, parent=context)
 
 
 @pytest.mark.parametrize(("page", "command"), [pair for pair in SHOWN if pair[1].startswith("make ")])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qlmm.artifacts.export import Export, Job, Plan, Written
+from qlmm.artifacts.export import Export, Job, Plan, Written, base_drops
 from qlmm.artifacts.merge import Settings, merge
 from qlmm.artifacts.same import by_transformers, reference, same
 from qlmm.model.assembled.config import AssembledConfig
@@ -21,14 +21,7 @@ DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 def merging_drops(job: Job) -> tuple[str, ...]:
     """What merging loses, whatever becomes of the merged model."""
-    quantize = job.manifest.recipe.base.quantize
-    drops = ["an adapter that is merged cannot be taken out again, or switched off"]
-    if quantize != "none" and job.wishes.onto == "original":
-        drops.append(
-            f"the adapter was trained on the {quantize} form of its base and is merged into the original weights: "
-            "answers differ a little from those of the run; --onto trained keeps them"
-        )
-    return tuple(drops)
+    return ("an adapter that is merged cannot be taken out again, or switched off", *base_drops(job))
 
 
 def merged(job: Job, folder: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qlmm.artifacts.adapter import file_hashes
-from qlmm.artifacts.export import Export, Job, Plan, Written
+from qlmm.artifacts.export import Export, Job, Plan, Written, base_drops
 from qlmm.artifacts.exports.hf import stored
 from qlmm.artifacts.manifest import MANIFEST, write_manifest
 from qlmm.artifacts.merge import Settings, merge
@@ -68,10 +68,11 @@ def plan(job: Job) -> Plan:
             f"{' and '.join(baked)} in the adapter cannot be served as LoRA: merged into base/, which is a copy of the "
             "base; other adapters of the original base do not fit it"
         )
-    if job.manifest.recipe.base.quantize != "none" and job.wishes.onto == "original":
+    drops += base_drops(job)
+    if _needs_copy(job) and job.manifest.recipe.base.model is not None and not baked:
         drops.append(
-            f"the adapter was trained on the {job.manifest.recipe.base.quantize} form of its base and is served on "
-            "16-bit weights: answers differ a little from those of the run; --onto trained keeps them"
+            "base/ is a copy of the base as the run held it, dequantised; --onto original serves the published base "
+            "without a copy"
         )
     drops.append(
         "whether vLLM can load this base, and apply LoRA to it, is for its list of models to say; not tried here"
