@@ -81,16 +81,19 @@ def requantised(weight: Tensor, kind: QuantKind, dtype: torch.dtype) -> Tensor:
 class Deltas:
     """What an adapter makes of the weights of its base."""
 
-    def __init__(self, folder: Path, model: nn.Module, held: AsTrained | None) -> None:
+    def __init__(
+        self, folder: Path, model: nn.Module, held: AsTrained | None, without: frozenset[str] = frozenset()
+    ) -> None:
         """Look at an adapter; no weight is read yet.
 
         Args:
             folder: the adapter folder.
             model: the base on the meta device.
             held: how the run held the base, to merge into that; None merges into the weights as they are.
+            without: names of the adapter's tensors that are left out.
         """
         opened: Any = safe_open(str(folder / ADAPTER_WEIGHTS), framework="pt")
-        self._file, self._names = opened, frozenset(opened.keys())
+        self._file, self._names = opened, frozenset(opened.keys()) - without
         self._model = model
         self._held = held
         loaded: Any = LoraConfig.from_pretrained(str(folder))

@@ -60,12 +60,14 @@ class Settings:
         dtype: of the result; None keeps what the base's files have.
         shard_bytes: most bytes in a file; None cuts as the base's files are cut.
         measured: whether base, adapter and result are loaded to measure the difference.
+        without: names of the adapter's tensors that stay outside, to be served beside the result.
     """
 
     onto: Way = "trained"
     dtype: Dtype | None = None
     shard_bytes: int | None = None
     measured: bool = True
+    without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def _prepare(folder: Path, manifest: Manifest, settings: Settings) -> _Job:
     sources = Sources.of(manifest, shape)
     held = held_by(manifest, shape)
     dtype = DTYPES[settings.dtype] if settings.dtype is not None else None
-    trained, original = Deltas(folder, shape.model, held), Deltas(folder, shape.model, None)
+    trained, original = (Deltas(folder, shape.model, one, settings.without) for one in (held, None))
     written, other = (trained, original) if settings.onto == "trained" else (original, trained)
     same = not held.quantised and sources.fit_into(held.dtype)
     return _Job(

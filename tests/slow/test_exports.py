@@ -199,3 +199,20 @@ def test_an_assembled_model_is_exported_proven_or_refused(
         with pytest.raises(UsageError, match=r"E013|E033"):
             export(str(adapter), to, tmp_path / "out", Wishes())
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_run_is_exported_as_it_was_held(kind: str, tmp_path: Path) -> None:
+    run = TinyRun.make(tmp_path / "tiny")
+    finetune(run.recipe(f"base.quantize={kind}", "adapter.connector=frozen", "training.steps=2"))
+    adapter = str(run.folder / "run")
+    done = export(adapter, "hf", tmp_path / "hf", Wishes())
+    assert any("int8" in drop for drop in done.drops) is (kind == "int8")
+    copied = export(adapter, "vllm", tmp_path / "held", Wishes())
+    assert any("dequantised" in drop for drop in copied.drops)
+    held = load_file(tmp_path / "held" / "base" / "model.safetensors")
+    published = load_file(run.folder / "base" / "model.safetensors")
+    assert any(not torch.equal(held[name], published[name]) for name in held)
+    plain = export(adapter, "vllm", tmp_path / "published", Wishes(onto="original"))
+    assert any(kind in drop for drop in plain.drops)
+    assert not (tmp_path / "published" / "base").exists()

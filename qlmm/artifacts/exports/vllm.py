@@ -17,10 +17,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from qlmm.artifacts.adapter import file_hashes
 from qlmm.artifacts.export import Export, Job, Plan, Written, base_drops
 from qlmm.artifacts.exports.hf import stored
-from qlmm.artifacts.manifest import MANIFEST, write_manifest
 from qlmm.artifacts.merge import Settings, merge
 from qlmm.artifacts.same import by_transformers, reference, same
 from qlmm.core.errors import ModelError
@@ -93,7 +91,7 @@ def _baked(job: Job) -> list[str]:
 def _parts(job: Job) -> tuple[list[str], list[str]]:
     """Parts outside the language model that the adapter holds whole, and those it has LoRA in."""
     with safe_open(str(job.folder / ADAPTER_WEIGHTS), framework="pt") as file:
-        names = [name for name in file.keys() if not _of_language(job, name)]  # noqa: SIM118  no mapping
+        names = set(file.keys()) - _language(job)
     lora = {job.shape.parts.of(_plain(name)) for name in names if ".lora_" in name}
     whole = {job.shape.parts.of(_plain(name)) for name in names if ".lora_" not in name}
     return sorted(whole), sorted(lora)
@@ -103,8 +101,10 @@ def _plain(name: str) -> str:
     return name.removeprefix(PEFT_PREFIX).partition(".lora_")[0]
 
 
-def _of_language(job: Job, name: str) -> bool:
-    return job.shape.parts.of(_plain(name)) == "language"
+def _language(job: Job) -> frozenset[str]:
+    """Names of the adapter's tensors that stay an adapter."""
+    with safe_open(str(job.folder / ADAPTER_WEIGHTS), framework="pt") as file:
+        return frozenset(name for name in file.keys() if job.shape.parts.of(_plain(name)) == "language")  # noqa: SIM118
 
 
 def _needs_copy(job: Job) -> bool:
@@ -117,8 +117,8 @@ def write(job: Job, made: Path, way: Path) -> Written:
     """Write both, load them by transformers and PEFT, compare."""
     _write_adapter(job, made / "adapter")
     if _needs_copy(job):
-        _without_language(job, way / "rest")
-        merge(str(way / "rest"), made / "base", Settings(onto=job.wishes.onto, measured=False), job.tell)
+        settings = Settings(onto=job.wishes.onto, measured=False, without=_language(job))
+        merge(str(job.folder), made / "base", settings, job.tell)
         _write_page(job, made / "base")
         base, served, options, rounded = str(made / "base"), "OUT/base", {}, stored(made / "base")
     else:
@@ -157,11 +157,14 @@ def _write_adapter(job: Job, folder: Path) -> None:
     for name in job.manifest.files:
         if "/" not in name and name not in left_out:
             shutil.copyfile(job.folder / name, folder / name)
-    _write_weights(job, folder, language=True)
+    kept = _language(job)
+    with safe_open(str(job.folder / ADAPTER_WEIGHTS), framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in kept}
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = json.loads((job.folder / CONFIG).read_text("utf-8"))
     config["modules_to_save"] = None
     # A pattern that matches by full names would match the layers in tower and connector too.
-    config["target_modules"] = sorted(_adapted(folder))
+    config["target_modules"] = sorted({_plain(name) for name in kept})
     atomic_write(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -170,34 +173,6 @@ def _name_base(folder: Path, base: str) -> None:
     name, _, revision = base.partition("@")
     config |= {"base_model_name_or_path": name, "revision": revision or None}
     atomic_write(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _adapted(folder: Path) -> set[str]:
-    with safe_open(str(folder / ADAPTER_WEIGHTS), framework="pt") as file:
-        return {_plain(name) for name in file.keys()}  # noqa: SIM118  no mapping
-
-
-def _write_weights(job: Job, folder: Path, *, language: bool) -> None:
-    """The adapter's tensors of the language model, or all others."""
-    with safe_open(str(job.folder / ADAPTER_WEIGHTS), framework="pt") as file:
-        names = [name for name in file.keys() if _of_language(job, name) == language]  # noqa: SIM118  no mapping
-        save_file({name: file.get_tensor(name) for name in names}, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-
-
-def _without_language(job: Job, folder: Path) -> None:
-    """The same adapter with nothing in the language model: what is merged into the copy of the base."""
-    folder.mkdir()
-    for name in job.manifest.files:
-        place = folder / name
-        place.parent.mkdir(exist_ok=True)
-        shutil.copyfile(job.folder / name, place)
-    _write_weights(job, folder, language=False)
-    whole, lora = _parts(job)
-    how = {"connector": "frozen", "vision": "frozen"} | dict.fromkeys(lora, "lora") | dict.fromkeys(whole, "full")
-    section = job.manifest.recipe.adapter.model_copy(update={"language": "frozen", **how})
-    recipe = job.manifest.recipe.model_copy(update={"adapter": section})
-    files = file_hashes(folder, without=frozenset({MANIFEST}))
-    write_manifest(folder, job.manifest.model_copy(update={"recipe": recipe, "files": files}))
 
 
 EXPORT = Export("a base and a LoRA adapter beside it, for vLLM", plan, write)
