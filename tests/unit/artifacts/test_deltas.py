@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes import functional
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 from qlmm.artifacts import deltas as module
 from qlmm.artifacts.deltas import AsTrained, Deltas, requantised
@@ -28,6 +30,14 @@ class Small(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
+
+
+class Both(Small):
+    """The same beside a model whose linear layers are transposed."""
+
+    def __init__(self, gpt: nn.Module) -> None:
+        super().__init__()
+        self.gpt = gpt
 
 
 def saved(folder: Path, **settings: Any) -> tuple[Small, Small]:
@@ -126,3 +136,19 @@ def test_what_is_not_touched_is_held_as_the_run_held_it(tmp_path: Path) -> None:
     )
     count = torch.arange(3)
     assert torch.equal(Deltas(tmp_path, Small().to("meta"), held).apply("positions", count, torch.int64), count)
+
+
+def test_layers_that_are_stored_transposed_are_quantised_as_the_loader_does(tmp_path: Path) -> None:
+    saved(tmp_path / "adapter")
+    small = GPT2Config(vocab_size=64, n_positions=16, n_embd=64, n_layer=1, n_head=2)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(small)
+    model.save_pretrained(tmp_path / "base")
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    loaded: Any = GPT2LMHeadModel.from_pretrained(tmp_path / "base", quantization_config=four_bits, dtype=FP32)
+    name = "transformer.h.0.mlp.c_fc.weight"
+    stored = loaded.transformer.h[0].mlp.c_fc.weight
+    expected = functional.dequantize_4bit(stored.data, stored.quant_state).T
+    weight = model.get_parameter(name).data
+    deltas = Deltas(tmp_path / "adapter", Both(model.to("meta")), AsTrained(FP32, "nf4", frozenset({f"gpt.{name}"})))
+    assert torch.equal(deltas.apply(f"gpt.{name}", weight, FP32), expected)
