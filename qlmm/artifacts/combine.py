@@ -98,7 +98,7 @@ def combine(
         tell: receives a line about what is going on.
 
     Raises:
-        UsageError: K001 to K009 for adapters that cannot be combined so; nothing was written by then.
+        UsageError: A033, K001 to K008 for adapters that cannot be combined so; nothing was written by then.
         RunError: K010 when the result cannot be read back.
     """
     check_settings(targets, out, settings.method, settings.weights, settings.density)

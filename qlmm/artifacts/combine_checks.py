@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qlmm.artifacts.load import check_base, check_files, check_revision
 from qlmm.artifacts.manifest import Manifest, read_manifest
+from qlmm.artifacts.place import check_place
 from qlmm.artifacts.tensors import found_tensors
 from qlmm.artifacts.verify import check_finite, check_no_pickle, find_adapter
 from qlmm.core.errors import ModelError, UsageError
@@ -38,7 +39,7 @@ def check_settings(targets: Sequence[str], out: Path, method: str, weights: Sequ
 
     Raises:
         UsageError: K001 for fewer than two adapters, K002 for weights that do not fit them, K003 for an unknown method
-            or an impossible density, K009 for a place that is taken.
+            or an impossible density, A033 for a place that is taken.
     """
     if len(targets) < 2:
         raise UsageError.one("K001", "one adapter alone cannot be combined", help="name two adapters or more")
@@ -54,8 +55,7 @@ def check_settings(targets: Sequence[str], out: Path, method: str, weights: Sequ
         raise UsageError.one(
             "K003", f"--density is {density:g}", help="it is the share of values kept, above 0 up to 1"
         )
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise UsageError.one("K009", f"{out} is a link or not empty", help="name a folder that does not exist yet")
+    check_place(out)
 
 
 def read_sources(targets: Sequence[str]) -> list[Source]:

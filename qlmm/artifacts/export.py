@@ -18,15 +18,13 @@ from qlmm.artifacts.adapter import publish
 from qlmm.artifacts.deltas import Way
 from qlmm.artifacts.load import check_base, check_files
 from qlmm.artifacts.manifest import Manifest, read_manifest
+from qlmm.artifacts.place import check_place, check_room, sources_of
 from qlmm.artifacts.scrub import shorten
 from qlmm.artifacts.verify import check_finite, check_no_pickle, find_adapter
-from qlmm.core.errors import UsageError
-from qlmm.core.files import atomic_write, free_bytes
+from qlmm.core.files import atomic_write
 from qlmm.core.naming import load, names
-from qlmm.core.units import memory
 from qlmm.core.version import __version__
 from qlmm.model.base import Blueprint, blueprint
-from qlmm.model.sources import locate
 
 __all__ = [
     "EXPORTS",
@@ -43,8 +41,6 @@ __all__ = [
 ]
 
 EXPORTS = "qlmm.artifacts.exports"
-# Configuration, processor and card, beside the weights.
-BESIDE_BYTES = 64 << 20
 README = "README.md"
 
 
@@ -183,11 +179,11 @@ def export(
     check_no_pickle(folder)
     check_files(folder, manifest)
     check_finite(folder)
-    _check_place(out, folder, manifest)
+    check_place(out, sources_of(folder, manifest))
     check_base(manifest)
     job = Job(folder, manifest, wishes, _name(folder), tell)
     plan = wanted.plan(job)
-    _check_room(out, plan.size)
+    check_room(out, plan.size)
     for drop in plan.drops:
         tell(f"note: {drop}")
     stage = out.absolute().parent / f".{out.name}.exporting"
@@ -224,39 +220,6 @@ def _name(folder: Path) -> str:
     """The run's name where the folder is that of a run."""
     whole = folder.resolve()
     return whole.parent.name if whole.name.startswith("adapter") else whole.name
-
-
-def _check_place(out: Path, folder: Path, manifest: Manifest) -> None:
-    """Refuse a place that is taken, a link, or inside what is read.
-
-    Raises:
-        UsageError: E001.
-    """
-    help = "name a folder that does not exist yet"
-    if out.is_symlink():
-        raise UsageError.one("E001", f"{out} is a link", help=help)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError.one("E001", f"{out} is there already and not empty", help=help)
-    base = manifest.recipe.base
-    read = [folder, *(Path(locate(name).path) for name in (base.model, base.vision, base.language) if name)]
-    for one in read:
-        if one.is_dir() and out.resolve().is_relative_to(one.resolve()):
-            raise UsageError.one("E001", f"{out} lies inside {one}, which is read", help=help)
-
-
-def _check_room(out: Path, size: int) -> None:
-    """Refuse an export that would fill the disk.
-
-    Raises:
-        UsageError: E002 with the space needed and the space there is.
-    """
-    free, needed = free_bytes(out.absolute().parent), size + BESIDE_BYTES
-    if free < needed:
-        raise UsageError.one(
-            "E002",
-            f"not enough room for {out}: {memory(needed)} needed while it is made, {memory(free)} free",
-            help="name a folder on another disk",
-        )
 
 
 def _write_readme(path: Path, to: str, job: Job, plan: Plan, written: Written) -> None:

@@ -23,6 +23,7 @@ from qlmm.artifacts.hub_talk import LOG_IN, TIMEOUT_S, Hub, checked_name, talkin
 from qlmm.artifacts.load import check_files
 from qlmm.artifacts.manifest import MANIFEST, Manifest, read_manifest
 from qlmm.artifacts.parcel import ALWAYS, CARD, Item, Parcel, allowed, proof_of
+from qlmm.artifacts.place import check_place
 from qlmm.core.errors import ModelError, Problem, RunError, UsageError
 from qlmm.core.files import file_sha256
 
@@ -234,17 +235,14 @@ def pull(name: str, target: Path | None = None, *, tell: Callable[[str], None] =
         tell: is told what is going on.
 
     Raises:
-        UsageError: H004, H009, H020, H022 for a request that cannot be met.
+        UsageError: A033, H004, H009, H020 for a request that cannot be met.
         ModelError: H021 when the repository holds no adapter of qlmm, or a damaged one.
         RunError: H007, H008, H023 for what went wrong on the way.
     """
     id, _, revision = name.partition("@")
     repo = checked_name(id)
     place = target if target is not None else Path(repo.partition("/")[2])
-    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-        raise UsageError.one(
-            "H022", f"{place} is there already, and nothing is overwritten", help="name another folder"
-        )
+    check_place(place)
     with talking(repo, AGAIN_PULL, tell) as hub:
         manifest, commit = _described(hub, repo, revision or None)
         wanted = [*(escape(one) for one in {*ALWAYS, *manifest.files}), PICTURES]

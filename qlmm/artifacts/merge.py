@@ -27,14 +27,14 @@ from qlmm.artifacts.load import check_base, check_files, check_revision
 from qlmm.artifacts.manifest import MANIFEST, Manifest, read_manifest
 from qlmm.artifacts.merge_card import merge_card
 from qlmm.artifacts.merge_error import MergeError, measure
+from qlmm.artifacts.place import check_place, check_room, sources_of
 from qlmm.artifacts.probe import PICTURES, PROBE
 from qlmm.artifacts.shards import Output, cut, write_shards
 from qlmm.artifacts.sources import Sources, base_file
 from qlmm.artifacts.tensors import check_tensors
 from qlmm.artifacts.verify import check_finite, check_no_pickle, find_adapter
-from qlmm.core.errors import ModelError, UsageError
-from qlmm.core.files import atomic_write, free_bytes
-from qlmm.core.units import memory
+from qlmm.core.errors import ModelError
+from qlmm.core.files import atomic_write
 from qlmm.model.adapters import ADAPTER_WEIGHTS
 from qlmm.model.base import blueprint, load_processor, load_saved_processor
 from qlmm.model.pixels import agree
@@ -47,8 +47,6 @@ DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float1
 _NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # Files of an adapter that a merged model has no use for; the rest is its processor.
 OF_ADAPTER = frozenset({"adapter_config.json", ADAPTER_WEIGHTS, MANIFEST, PROBE, "README.md"})
-# Configuration, processor and card, beside the weights.
-BESIDE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +102,11 @@ def merge(target: str, out: Path, settings: Settings, tell: Callable[[str], None
     check_no_pickle(folder)
     check_files(folder, manifest)
     check_finite(folder)
-    _check_place(out, folder, manifest)
+    check_place(out, sources_of(folder, manifest))
     tell("looking at the base")
     job = _prepare(folder, manifest, settings)
     size = sum(one.size for one in job.outputs)
-    _check_room(out, size)
+    check_room(out, size)
     stage = out.absolute().parent / f".{out.name}.merging"
     shutil.rmtree(stage, ignore_errors=True)
     try:
@@ -161,40 +159,6 @@ def _prepare(folder: Path, manifest: Manifest, settings: Settings) -> _Job:
     return _Job(
         folder, manifest, sources, sources.outputs(written, dtype), None if same else sources.values(other, dtype)
     )
-
-
-def _check_place(out: Path, folder: Path, manifest: Manifest) -> None:
-    """Refuse a place that is taken, a link, or inside what is read.
-
-    Raises:
-        UsageError: A033.
-    """
-    help = "name a folder that does not exist yet"
-    if out.is_symlink():
-        raise UsageError.one("A033", f"{out} is a link", help=help)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError.one("A033", f"{out} is there already and not empty", help=help)
-    base = manifest.recipe.base
-    read = [folder, *(Path(locate(name).path) for name in (base.model, base.vision, base.language) if name)]
-    place = out.resolve()
-    for source in read:
-        if source.is_dir() and place.is_relative_to(source.resolve()):
-            raise UsageError.one("A033", f"{out} lies inside {source}, which is read", help=help)
-
-
-def _check_room(out: Path, size: int) -> None:
-    """Refuse a merge that would fill the disk.
-
-    Raises:
-        UsageError: A034 with the space needed and the space there is.
-    """
-    free = free_bytes(out.absolute().parent)
-    if free < size + BESIDE_BYTES:
-        raise UsageError.one(
-            "A034",
-            f"not enough room for {out}: {memory(size + BESIDE_BYTES)} needed, {memory(free)} free",
-            help="name a folder on another disk, or write 16 bits with --dtype bf16",
-        )
 
 
 def _check_unquantised(config: PreTrainedConfig) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from qlmm.artifacts import export as exporting
 from qlmm.artifacts.export import EXPORTS, Export, Job, Wishes, target, targets
 from qlmm.artifacts.manifest import read_manifest
 from qlmm.core.errors import ModelError, UsageError
@@ -109,25 +108,3 @@ def test_vllm_refuses_what_it_cannot_serve(changes: dict[str, object], code: str
     with pytest.raises(ModelError, match=code) as caught:
         target("vllm").plan(made)
     assert "export --to hf" in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", ["full", "file", "link"])
-def test_a_place_that_is_taken_is_refused(kind: str, tmp_path: Path) -> None:
-    out, victim = tmp_path / "out", tmp_path / "victim"
-    victim.mkdir()
-    if kind == "link":
-        out.symlink_to(victim)
-    elif kind == "file":
-        out.write_text("mine")
-    else:
-        out.mkdir()
-        (out / "mine").write_text("mine")
-    with pytest.raises(UsageError, match="E001"):
-        exporting._check_place(out, tmp_path / "adapter", manifest())
-    assert list(victim.iterdir()) == []
-
-
-def test_a_disk_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "free_bytes", lambda path: 1 << 20)
-    with pytest.raises(UsageError, match="E002"):
-        exporting._check_room(tmp_path / "out", 1 << 10)

@@ -197,7 +197,7 @@ def test_nothing_is_written_into_what_is_read(inside: str, place: Path) -> None:
 
 
 def test_a_full_disk_is_seen_beforehand(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr("qlmm.artifacts.place.free_bytes", lambda path: 1000)
     with pytest.raises(QlmmError, match=r"A034.*needed"):
         merge(str(place / "adapter"), place / "merged", SHARDS)
     assert not (place / "merged").exists()

@@ -362,8 +362,8 @@ def test_nothing_is_overwritten(hub: Hub, adapter: Path, tmp_path: Path) -> None
     (tmp_path / "owl").mkdir()
     assert pull(REPO).folder == Path("owl")
     hub.requests.clear()
-    assert refusal(lambda: pull(REPO))[0] == "H022"
-    assert refusal(lambda: pull(REPO, adapter / CARD))[0] == "H022"
+    assert refusal(lambda: pull(REPO))[0] == "A033"
+    assert refusal(lambda: pull(REPO, adapter / CARD))[0] == "A033"
     assert hub.requests == []
 
 

@@ -1,0 +1,67 @@
+"""Where something new is put: a folder that nothing else needs, on a disk that can hold it.
+
+Usage: ``check_place(out, sources_of(folder, manifest)); check_room(out, size)``
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from qlmm.artifacts.manifest import Manifest
+from qlmm.core.errors import UsageError
+from qlmm.core.files import free_bytes
+from qlmm.core.units import memory
+from qlmm.model.sources import locate
+
+__all__ = ["check_place", "check_room", "sources_of"]
+
+# Configuration, processor and card, beside the weights.
+BESIDE_BYTES = 64 << 20
+
+
+def sources_of(folder: Path, manifest: Manifest) -> list[Path]:
+    """The folders that are read when something is made of an adapter: its own, and those of its base."""
+    base = manifest.recipe.base
+    return [folder, *(Path(locate(name).path) for name in (base.model, base.vision, base.language) if name)]
+
+
+def check_place(out: Path, sources: Iterable[Path] = ()) -> None:
+    """Refuse a folder that is taken, a link, inside what is read, or where nothing can be written.
+
+    Raises:
+        UsageError: A033.
+    """
+    help = "name a folder that does not exist yet"
+    if out.is_symlink():
+        raise UsageError.one("A033", f"{out} is a link", help=help)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError.one("A033", f"{out} is there already and not empty", help=help)
+    place = out.resolve()
+    for source in sources:
+        if source.is_dir() and place.is_relative_to(source.resolve()):
+            raise UsageError.one("A033", f"{out} lies inside {source}, which is read", help=help)
+    above = next(parent for parent in place.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = "cannot be written to" if above.is_dir() else "is not a directory"
+        raise UsageError.one("A033", f"{out} cannot be made: {above} {why}", help="name another folder")
+
+
+def check_room(out: Path, needed: int) -> None:
+    """Refuse what would fill the disk.
+
+    Args:
+        out: the folder to make.
+        needed: bytes of weights that lie on the disk at once while it is made.
+
+    Raises:
+        UsageError: A034 with the space needed and the space there is.
+    """
+    free, needed = free_bytes(out.absolute().parent), needed + BESIDE_BYTES
+    if free < needed:
+        raise UsageError.one(
+            "A034",
+            f"not enough room for {out}: {memory(needed)} needed while it is made, {memory(free)} free",
+            help="name a folder on another disk",
+        )
