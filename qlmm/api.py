@@ -31,7 +31,7 @@ from qlmm.evaluation.answers import answer, open_question, thumbnail
 from qlmm.evaluation.measures import Measures
 from qlmm.evaluation.plot import loss_png, preferences_png
 from qlmm.evaluation.report import RunReport, write_report
-from qlmm.model.base import identity
+from qlmm.model.base import identity, pinned
 from qlmm.recipe.compare import compare, refuse
 from qlmm.recipe.load import LoadedRecipe, as_yaml
 from qlmm.recipe.schema import Recipe
@@ -161,7 +161,8 @@ def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
     # How far the model went from its reference can be measured only until training lets go of that.
     after, drift = evaluate(job.plan.facts.steps), ended.finish()
     said_after = _answers(job, model, "after")
-    stage = stage_adapter(model, job.plan.processor, job.run.path, job.plan.recipe.base, bare=job.plan.placement.bare)
+    base, bare = pinned(job.plan.recipe.base), job.plan.placement.bare
+    stage = stage_adapter(model, job.plan.processor, job.run.path, base, bare=bare)
     write_probe(stage, model, job.plan.encoder, job.plan.precision, _probe_rows(job.plan))
     parts = start.compare(model, _largest_gradients(read_metrics(job.run.path / METRICS)))
     answers = tuple(_shown(row, *said) for row, *said in zip(job.questions, said_before, said_after, strict=True))
@@ -228,7 +229,7 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
     final = manifest.model_copy(update={"proof": to_json(proof)})
     write_manifest(measured.stage, final)
     atomic_write(measured.stage / "README.md", card(final, proof, measured.answers))
-    adapter = publish(measured.stage, job.run.path / (ADAPTER if proof.holds else UNPROVEN))
+    adapter = publish(measured.stage, job.run.path / (ADAPTER if proof.holds else UNPROVEN), replace=True)
     status: Literal["finished", "unproven"] = "finished" if proof.holds else "unproven"
     answers = [to_json(said) for said in measured.answers]
     job.run.write(status=status, proof=to_json(proof), adapter=adapter.name, answers=answers)
@@ -247,7 +248,7 @@ def _manifest(job: _Job, measured: _Measured) -> Manifest:
     recipe, ready = job.loaded.recipe, job.plan
     return Manifest(
         base=identity(recipe.base),
-        recipe=recipe,
+        recipe=recipe.model_copy(update={"base": pinned(recipe.base)}),
         precision=ready.precision.name,
         seed=recipe.training.seed,
         frozen_sha256=measured.start.base_sha256,

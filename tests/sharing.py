@@ -7,24 +7,35 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
+import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import _http, close_session
 from PIL import Image
 from safetensors.torch import save_file
 
 from qlmm.artifacts.adapter import file_hashes
 from qlmm.artifacts.card import card, picture_name
+from qlmm.artifacts.hub import Pushed, push
 from qlmm.artifacts.manifest import Manifest, write_manifest
+from qlmm.artifacts.parcel import pack
+from qlmm.core.errors import QlmmError
 from qlmm.recipe.load import parse_recipe
 from qlmm.training.facts import Answer, Proof, to_json
+from tests.hub import TOKEN, Hub, Repo
 from tests.run_facts import PROOF
 from tests.unit.artifacts.adapters import RECIPE, manifest
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 # A place nobody has, so that it can be looked for in everything that is sent.
 PRIVATE = "/somewhere/secret-project"
+REPO = "me/owl"
 
 
 def picture(shade: int) -> bytes:
@@ -67,3 +78,47 @@ def shared_adapter(parent: Path, proof: Proof = PROOF, name: str = "adapter", **
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by name."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def pushed(folder: Path, repo: str = REPO, **options: Any) -> Pushed:
+    """A push as it stands."""
+    return push(pack(folder, repo, unproven=False), **options)
+
+
+def refusal(act: Callable[[], object]) -> tuple[str, str]:
+    """Code and whole text of the one refusal that an act ends in; it always says what to do."""
+    with pytest.raises(QlmmError) as caught:
+        act()
+    (problem,) = caught.value.problems
+    assert problem.help
+    assert TOKEN not in str(caught.value)
+    return problem.code, f"{problem.message} | {problem.help}"
+
+
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that would have been waited, by the client and by qlmm."""
+    slept: list[float] = []
+    monkeypatch.setattr("qlmm.artifacts.hub_talk.time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=slept.append))
+    return slept
+
+
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub of its own, that the client knows, with a base whose licence it states."""
+    with Hub().running() as one:
+        one.repos["some/llava"] = Repo(card={"license": "apache-2.0"})
+        settings = {
+            "ENDPOINT": one.address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": one.address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": False,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.chdir(tmp_path)
+        yield one
+        close_session()

@@ -6,6 +6,7 @@ Usage: ``zoo = Zoo.make(tmp_path, monkeypatch); zoo.add(finished_run(tmp_path))`
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,32 @@ from safetensors.torch import save_file
 
 from qlmm.artifacts.adapter import file_hashes
 from qlmm.artifacts.card import card
-from qlmm.artifacts.manifest import Manifest, write_manifest
+from qlmm.artifacts.manifest import write_manifest
 from qlmm.artifacts.zoo_add import Request, add
 from qlmm.core.events import Event, Finished
+from qlmm.model.base import chat_template
+from qlmm.recipe.load import parse_recipe
+from qlmm.recipe.schema import BaseSection, Recipe
 from qlmm.training.facts import Proof, to_json
 from qlmm.training.logbook import Logbook
 from tests.run_facts import PLAN, PROOF
-from tests.unit.artifacts.adapters import manifest
+from tests.unit.artifacts.adapters import RECIPE, manifest
 
 TOKENIZER = json.dumps({"vocab": {f"word {number}": number for number in range(20_000)}})
+# As long as a commit of the Hub is, and as a key of Weights & Biases.
 COMMIT = "0123456789abcdef" * 2 + "01234567"
+PINNED = f"some/llava@{COMMIT}"
+CONFIG = {"peft_type": "LORA", "base_model_name_or_path": "some/llava", "revision": COMMIT}
+
+
+def recipe(*overrides: str) -> Recipe:
+    """A recipe on a base of the Hub, pinned by its whole commit."""
+    return parse_recipe(RECIPE.format(base=f"model: {PINNED}"), "r.yaml", overrides).recipe
+
+
+def base(name: str = PINNED, revision: str | None = COMMIT) -> dict[str, Any]:
+    """What a manifest says of a base that is one model."""
+    return {"kind": "native", "parts": {"model": {"id": name, "revision": revision, "config_sha256": "aa"}}}
 
 
 def finished_run(
@@ -33,20 +50,26 @@ def finished_run(
     *,
     proof: Proof = PROOF,
     weights: int = 1000,
-    probe: str = "{}",
+    papers: Mapping[str, str] = {},
     events: tuple[Event, ...] = (Finished(2, 90.0),),
     **changes: Any,
 ) -> Path:
-    """The directory of a run that ended well, unless the changes say otherwise."""
+    """The directory of a run that ended well, unless the changes say otherwise; ``papers`` are files of its adapter."""
     adapter = parent / "run" / "adapter"
     (adapter / "held-out").mkdir(parents=True)
     save_file({"lora_A": torch.arange(float(weights))}, adapter / "adapter_model.safetensors")
-    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    (adapter / "probe.json").write_text(probe)
-    (adapter / "tokenizer.json").write_text(TOKENIZER)
-    (adapter / "tokenizer_config.json").write_text('{"local_files_only": false}')
+    texts = {
+        "adapter_config.json": json.dumps(CONFIG),
+        "probe.json": "{}",
+        "tokenizer.json": TOKENIZER,
+        "tokenizer_config.json": '{"local_files_only": false}',
+    }
+    for name, text in (texts | dict(papers)).items():
+        (adapter / name).parent.mkdir(exist_ok=True)
+        (adapter / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     (adapter / "held-out" / "1.png").write_bytes(b"no picture")
-    made = manifest(files=file_hashes(adapter), proof=to_json(proof), **changes)
+    facts = {"recipe": recipe(), "base": base(), "proof": to_json(proof), "files": file_hashes(adapter)}
+    made = manifest(**(facts | changes))
     write_manifest(adapter, made)
     (adapter / "README.md").write_text(card(made, proof), "utf-8")
     (parent / "run" / "run.json").write_text(json.dumps({"status": "finished", "plan": to_json(PLAN)}))
@@ -76,9 +99,11 @@ class Zoo:
         monkeypatch.setattr("qlmm.artifacts.zoo._write_processor", zoo.write)
         return zoo
 
-    def write(self, _: Manifest, folder: Path) -> None:
+    def write(self, section: BaseSection, folder: Path) -> None:
         """Stand in for the base's processor."""
-        for name, text in self.written.items():
+        template = chat_template(section)
+        texts = self.written | ({"chat_template.jinja": template} if template is not None else {})
+        for name, text in texts.items():
             (folder / name).write_text(text)
 
     def add(self, run: Path, name: str = "mine", **changes: Any) -> Path:

@@ -15,6 +15,7 @@ from transformers import ProcessorMixin
 
 from qlmm.core.files import atomic_write, file_sha256, fsync_dir, fsync_file
 from qlmm.model.adapters import save_adapter
+from qlmm.model.sources import locate
 from qlmm.recipe.schema import BaseSection
 
 __all__ = ["ADAPTER", "UNPROVEN", "file_hashes", "publish", "stage_adapter"]
@@ -39,8 +40,10 @@ def stage_adapter(
 def _name_base(path: Path, base: BaseSection) -> None:
     """Name the base in PEFT's own file; an assembled base has none that PEFT could load, so it stays unnamed."""
     config = json.loads(path.read_text("utf-8"))
-    model, _, revision = (base.model or "").partition("@")
-    config |= {"base_model_name_or_path": model or None, "revision": revision or None}
+    place = locate(base.model) if base.model is not None else None
+    # An id without its revision is what PEFT asks the Hub for; a folder may have an @ in its name.
+    name, revision = (place.path, place.revision) if place is not None and place.revision else (base.model, None)
+    config |= {"base_model_name_or_path": name, "revision": revision}
     atomic_write(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -50,10 +53,18 @@ def file_hashes(folder: Path, *, without: frozenset[str] = frozenset()) -> dict[
     return {name: file_sha256(path) for name, path in files.items() if name not in without}
 
 
-def publish(stage: Path, place: Path) -> Path:
-    """Make a staged adapter appear under its name in one rename, readable as the umask says.
+def publish(stage: Path, place: Path, *, replace: bool = False) -> Path:
+    """Make a staged folder appear under its name in one rename, readable as the umask says.
 
     Weights are written with mode 0600 by safetensors; other users' servers would then find no adapter.
+
+    Args:
+        stage: the folder, with everything in it.
+        place: its name; nothing, or an empty folder.
+        replace: whether what is there is our own and gives way.
+
+    Raises:
+        OSError: when the disk refuses, or something was put there in the meantime.
     """
     umask = os.umask(0)
     os.umask(umask)
@@ -62,7 +73,7 @@ def publish(stage: Path, place: Path) -> Path:
         (fsync_dir if path.is_dir() else fsync_file)(path)
     fsync_dir(stage)
     if place.exists():
-        shutil.rmtree(place)
+        (shutil.rmtree if replace else Path.rmdir)(place)
     stage.rename(place)
     fsync_dir(place.parent)
     return place

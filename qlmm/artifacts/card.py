@@ -1,7 +1,7 @@
 """The adapter's README: a model card made of facts, so that it cannot promise what was not measured.
 
-A run writes it. What only the Hub knows (its address there, licences) is filled in when it is pushed; what its owner
-wrote into it by hand stays.
+A run writes it. What only the Hub knows (its address there, licences) is filled in when it is pushed, in sections
+between marks; what its owner wrote elsewhere by hand stays.
 
 Usage: ``atomic_write(folder / "README.md", card(manifest, proof, answers))``
 """
@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from qlmm.artifacts.manifest import Manifest
+from qlmm.artifacts.marks import between, marked, renewed
 from qlmm.artifacts.scrub import shorten
 from qlmm.artifacts.usage import usage
 from qlmm.core.errors import ModelError
@@ -24,7 +25,7 @@ from qlmm.core.units import share
 from qlmm.data.sources import BUILTIN, HUB_ID, SUFFIXES
 from qlmm.training.facts import Answer, PartProof, Proof
 
-__all__ = ["MOST_PICTURES", "card", "picture_name", "placed", "public_ids"]
+__all__ = ["MOST_PICTURES", "base_table", "card", "data_table", "local_sources", "picture_name", "placed", "public_ids"]
 
 MOST_PICTURES = 4
 LONGEST_TEXT = 300
@@ -48,8 +49,8 @@ def card(manifest: Manifest, proof: Proof, answers: Sequence[Answer] = ()) -> st
     """
     front = _metadata(manifest, proof).to_yaml()
     measured = [_trained(proof), _losses(proof), _pairs(proof), _answers(answers), _promises(proof)]
-    sections = [_title(manifest), "" if proof.holds else UNPROVEN, _base(manifest, {}), *measured]
-    sections += [_data(manifest, {}), f"## Use\n\n{usage(manifest, None)}"]
+    sections = [_title(manifest), "" if proof.holds else UNPROVEN, marked("base", base_table(manifest, {})), *measured]
+    sections += [marked("data", data_table(manifest, {})), f"## Use\n\n{marked('use', usage(manifest, None))}"]
     return f"---\n{front}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -62,7 +63,7 @@ def placed(text: str, manifest: Manifest, repo: str, licences: Mapping[str, str]
     """A card as it stands on the Hub: with its address, the licences the Hub states, and a warning where one is due.
 
     Args:
-        text: the card in the adapter's folder, edited by hand or not; edited sections are left as they are.
+        text: the card in the adapter's folder, edited by hand or not; only what stands between marks is written anew.
         manifest: the manifest it was made from.
         repo: the repository's id.
         licences: what the Hub states, by id of a model or data set.
@@ -80,12 +81,12 @@ def placed(text: str, manifest: Manifest, repo: str, licences: Mapping[str, str]
     if written.data.eval_results:
         written.data.model_name = repo.partition("/")[2]
     body = written.text
-    for old, new in (
-        (usage(manifest, None), usage(manifest, repo)),
-        (_base(manifest, {}), _base(manifest, licences)),
-        (_data(manifest, {}), _data(manifest, licences)),
+    for name, new, old in (
+        ("use", usage(manifest, repo), usage(manifest, None)),
+        ("base", base_table(manifest, licences), base_table(manifest, {})),
+        ("data", data_table(manifest, licences), data_table(manifest, {})),
     ):
-        body = body.replace(old, new)
+        body = renewed(body, name, new, old)
     if unproven and UNPROVEN not in body:
         body = f"\n{UNPROVEN}\n{body}"
     written.text = body
@@ -101,10 +102,34 @@ def public_ids(manifest: Manifest) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(bases)), list(dict.fromkeys(data))
 
 
+def local_sources(manifest: Manifest, text: str) -> dict[str, str]:
+    """Sources of this machine that would pass for data sets of the Hub once their paths are cut, and what they become.
+
+    A relative folder is known for one only where the run started, which is where its card was written.
+
+    Args:
+        manifest: as the run wrote it, its paths whole.
+        text: the card in the adapter's folder; empty where there is none.
+    """
+    data = {str(source["path"]) for source in manifest.data["sources"]}
+    others = {source.path for source in (*manifest.recipe.data.sources, *manifest.recipe.evaluation.sources)} - data
+    section = between(text, "data")
+    told = {path for path in data if section is None or f"({_address(path)})" in section}
+    local = {path for path in data | others if not _on_the_hub(path)} | (data - told)
+    return {path: f"./{shorten(path)}" for path in local if _like_a_data_set(shorten(path))}
+
+
 def _on_the_hub(path: str) -> bool:
     """Whether a source is a data set of the Hub, told the way reading tells it."""
-    name = HUB_ID.fullmatch(path) and not path.startswith(BUILTIN) and not path.endswith(SUFFIXES)
-    return bool(name) and not Path(path).exists()
+    return _like_a_data_set(path) and not Path(path).expanduser().exists()
+
+
+def _like_a_data_set(path: str) -> bool:
+    return bool(HUB_ID.fullmatch(path)) and not path.startswith(BUILTIN) and not path.endswith(SUFFIXES)
+
+
+def _address(path: str) -> str:
+    return f"https://huggingface.co/datasets/{path.partition('@')[0]}"
 
 
 def _metadata(manifest: Manifest, proof: Proof) -> ModelCardData:
@@ -158,7 +183,8 @@ def _title(manifest: Manifest) -> str:
     )
 
 
-def _base(manifest: Manifest, licences: Mapping[str, str]) -> str:
+def base_table(manifest: Manifest, licences: Mapping[str, str]) -> str:
+    """Markdown: the parts of the base, each with its revision and licence."""
     public = public_ids(manifest)[0]
     rows = []
     for role, facts in manifest.base["parts"].items():
@@ -230,12 +256,13 @@ def _promises(proof: Proof) -> str:
     return f"## Proof\n\n{lines or 'Nothing was checked.'}"
 
 
-def _data(manifest: Manifest, licences: Mapping[str, str]) -> str:
+def data_table(manifest: Manifest, licences: Mapping[str, str]) -> str:
+    """Markdown: what was trained on, source by source, with licences."""
     public = public_ids(manifest)[1]
     rows = []
     for source in manifest.data["sources"]:
         path, name = source["path"], source["path"].partition("@")[0]
-        shown = f"[{path}](https://huggingface.co/datasets/{name})" if name in public else f"`{shorten(path)}`"
+        shown = f"[{path}]({_address(path)})" if name in public else f"`{shorten(path)}`"
         rows.append(f"| {shown} | {source['kept']:,} | {licences.get(name, NOT_STATED)} |")
     table = "| source | rows | licence |\n|---|---|---|\n" + "\n".join(rows)
     return f"## Data\n\n{table}\n\nFingerprint: `{manifest.data['sha256']}`"

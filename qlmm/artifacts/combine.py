@@ -3,7 +3,7 @@
 LoRA is combined by PEFT's ``add_weighted_adapter``; what PEFT refuses there, modules trained whole and bare parameters,
 is combined linearly: base + sum of weight times (trained - base). The result is an adapter folder like any other.
 
-Usage: ``combine([Path("runs/a/adapter"), Path("runs/b/adapter")], Path("both"), Settings("linear", (0.5, 0.5)))``
+Usage: ``combine([Path("runs/a/adapter"), Path("runs/b/adapter")], Path("both"), Settings("cat", (0.5, 0.5)))``
 """
 
 from __future__ import annotations
@@ -25,9 +25,19 @@ from transformers import PreTrainedModel
 
 from qlmm.artifacts.adapter import file_hashes, publish
 from qlmm.artifacts.combine_card import combine_card
-from qlmm.artifacts.combine_checks import Source, check_same_base, check_settings, read_sources
+from qlmm.artifacts.combine_checks import (
+    AVERAGING,
+    NAME,
+    OF_FACTORS,
+    Source,
+    check_same_base,
+    check_settings,
+    read_sources,
+    size_of,
+)
 from qlmm.artifacts.load import load
 from qlmm.artifacts.manifest import MANIFEST, Manifest, versions, write_manifest
+from qlmm.artifacts.place import check_place, check_room, sources_of
 from qlmm.artifacts.probe import PICTURES, PROBE, probe_rows, write_probe
 from qlmm.artifacts.reload import prove_reload
 from qlmm.core.errors import RunError
@@ -37,15 +47,10 @@ from qlmm.model.base import load_model
 from qlmm.model.precision import Precision, choose
 from qlmm.training.facts import ReloadProof
 
-__all__ = ["AVERAGING", "Combined", "Method", "Settings", "combine"]
+__all__ = ["Combined", "Measure", "Method", "Settings", "combine"]
 
 Method = Literal["linear", "cat", "ties", "dare_ties", "dare_linear", "svd"]
-# These combine LoRA's two factors each for itself, so that a sum of adapters is one of factors.
-OF_FACTORS = ("linear", "dare_linear")
-# These divide by the number of adapters that agree on a value, so that weights of 1 are neutral.
-AVERAGING = ("ties", "dare_ties")
 CONFIG = "adapter_config.json"
-NAME = "combined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class Settings:
 
     Attributes:
         method: PEFT's name for it.
-        weights: one per adapter.
+        weights: one per adapter; LoRA and modules trained whole are scaled alike.
         density: share of values that ties and dare keep.
         seed: decides which ones dare keeps.
     """
@@ -66,18 +71,33 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """How adapters are measured.
+
+    Attributes:
+        rows: on which rows, or why on none, in words without paths.
+        losses: gives the held-out loss of adapter folders; None where there is nothing to measure on.
+    """
+
+    rows: str
+    losses: Callable[[Sequence[Path]], Sequence[float]] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Combined:
     """A combined adapter.
 
     Attributes:
         proof: how a fresh process found it.
-        losses: held-out loss in nats per token, by adapter; empty where nothing was measured.
+        losses: held-out loss in nats per token, by the sources' names and ``combined``; empty where not measured.
+        rows: on which rows, or why on none.
     """
 
     folder: Path
     rank: int
     proof: ReloadProof
     losses: Mapping[str, float]
+    rows: str
 
 
 def combine(
@@ -85,25 +105,28 @@ def combine(
     out: Path,
     settings: Settings,
     *,
-    measure: Callable[[Sequence[Path]], Sequence[float]] | None = None,
+    measuring: Callable[[Sequence[Source]], Measure] = lambda sources: Measure("not measured", None),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Combined:
     """Combine adapters of one base.
 
     Args:
-        targets: adapter folders, run directories or Hub ids.
+        targets: adapter folders, run directories, Hub ids or ``zoo:NAME``.
         out: the folder to make; it appears when everything is in it.
         settings: how.
-        measure: gives the held-out loss of adapter folders, the combined one last.
+        measuring: chooses what the sources and the result are measured on; asked before the base is loaded.
         tell: receives a line about what is going on.
 
     Raises:
-        UsageError: A033, K001 to K008 for adapters that cannot be combined so; nothing was written by then.
+        UsageError: A033, A034, K001 to K008 for adapters that cannot be combined so; nothing was written by then.
         RunError: K010 when the result cannot be read back.
     """
     check_settings(targets, out, settings.method, settings.weights, settings.density)
     sources = read_sources(targets)
     check_same_base(sources, settings.method)
+    check_place(out, [place for source in sources for place in sources_of(source.folder, source.manifest)])
+    check_room(out, size_of(sources, settings.method))
+    measure = measuring(sources)
     stage = out.absolute().parent / f".{out.name}.combining"
     shutil.rmtree(stage, ignore_errors=True)
     try:
@@ -113,12 +136,12 @@ def combine(
         manifest = _manifest(sources, settings, rank)
         _write_rest(stage, sources, manifest, tell)
         proof = _proven(stage, manifest, tell)
-        losses = _losses(stage, targets, sources, measure)
-        _finish(stage, manifest, proof, losses)
+        losses = _losses(stage, sources, measure, tell)
+        _finish(stage, manifest, proof, losses, measure.rows)
         publish(stage, out.absolute())
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-    return Combined(out, rank, proof, losses)
+    return Combined(out, rank, proof, losses, measure.rows)
 
 
 def _write_weights(stage: Path, sources: Sequence[Source], settings: Settings, tell: Callable[[str], None]) -> int:
@@ -148,7 +171,10 @@ def _precision(manifest: Manifest) -> Precision:
 
 
 def _shares(settings: Settings) -> tuple[float, ...]:
-    """The weights that whole modules get: those of an averaging method are divided by how many there are."""
+    """The weights that whole modules get, which scale them as the method scales LoRA.
+
+    An averaging method divides by how many adapters there are.
+    """
     count = len(settings.weights) if settings.method in AVERAGING else 1
     return tuple(weight / count for weight in settings.weights)
 
@@ -191,12 +217,13 @@ def _lora(
 def _add(wrapped: PeftModel, names: list[str], settings: Settings) -> None:
     """PEFT's combination.
 
-    PEFT gives both factors the root of a weight. Squared weights make that the weight itself, so that halves of an
-    adapter and of the same adapter give that adapter.
+    PEFT gives both factors the root of a weight. Where factors are added up, squared weights make that the weight
+    itself, so that halves of an adapter and of the same adapter give that adapter. Where they are averaged, equal
+    weights give their product that weight.
     """
     weights = list(settings.weights)
     if settings.method in OF_FACTORS:
-        weights = [weight * abs(weight) for weight in weights]
+        weights = [weight**2 for weight in weights]
     torch.manual_seed(settings.seed)
     wrapped.base_model.add_weighted_adapter(
         names,
@@ -211,13 +238,18 @@ def _add(wrapped: PeftModel, names: list[str], settings: Settings) -> None:
 def _manifest(sources: Sequence[Source], settings: Settings, rank: int) -> Manifest:
     """The first adapter's manifest, with what is different now; the files are still to come."""
     first = sources[0].manifest
-    changes = {"r": rank, "alpha": rank, "variant": "plain", "start_from": None}
+    changes = {"r": rank, "alpha": rank, "variant": "plain"}
     recipe = first.recipe.model_copy(update={"adapter": first.recipe.adapter.model_copy(update=changes)})
     prints = [source.manifest.data["sha256"] for source in sources]
     rows = {str(row["path"]): row for source in sources for row in source.manifest.data["sources"]}
     data = {"sha256": hashlib.sha256("\n".join(prints).encode()).hexdigest(), "sources": list(rows.values())}
     told = [
-        {"name": source.name, "weights_sha256": source.manifest.files[ADAPTER_WEIGHTS], "steps": source.manifest.steps}
+        {
+            "name": source.name,
+            "weights_sha256": source.manifest.files[ADAPTER_WEIGHTS],
+            "steps": source.manifest.steps,
+            "data": [str(row["path"]) for row in source.manifest.data["sources"]],
+        }
         for source in sources
     ]
     combined: dict[str, Any] = {"method": settings.method, "weights": list(settings.weights), "sources": told}
@@ -233,6 +265,7 @@ def _write_rest(stage: Path, sources: Sequence[Source], manifest: Manifest, tell
     first = sources[0]
     for name in first.manifest.files:
         if name not in (ADAPTER_WEIGHTS, CONFIG, PROBE) and not name.startswith(f"{PICTURES}/"):
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(first.folder / name, stage / name)
     write_manifest(stage, _with_files(stage, manifest))
     tell("asking the combined adapter")
@@ -261,20 +294,16 @@ def _proven(stage: Path, manifest: Manifest, tell: Callable[[str], None]) -> Rel
     return proof
 
 
-def _losses(
-    stage: Path,
-    targets: Sequence[str],
-    sources: Sequence[Source],
-    measure: Callable[[Sequence[Path]], Sequence[float]] | None,
-) -> dict[str, float]:
-    if measure is None:
+def _losses(stage: Path, sources: Sequence[Source], measure: Measure, tell: Callable[[str], None]) -> dict[str, float]:
+    if measure.losses is None:
         return {}
-    found = measure([*(source.folder for source in sources), stage])
-    return dict(zip([*targets, NAME], found, strict=False))
+    tell("measuring each adapter and what was made of them")
+    found = measure.losses([*(source.folder for source in sources), stage])
+    return dict(zip([*(source.name for source in sources), NAME], found, strict=True))
 
 
-def _finish(stage: Path, manifest: Manifest, proof: ReloadProof, losses: Mapping[str, float]) -> None:
-    told = {"losses": dict(losses), "reload": proof.max_difference}
+def _finish(stage: Path, manifest: Manifest, proof: ReloadProof, losses: Mapping[str, float], rows: str) -> None:
+    told = {"losses": dict(losses), "measured_on": rows, "reload": proof.max_difference}
     final = _with_files(stage, manifest.model_copy(update={"combined": {**(manifest.combined or {}), **told}}))
     write_manifest(stage, final)
     atomic_write(stage / "README.md", combine_card(final))

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from qlmm.artifacts.card import public_ids
+from qlmm.artifacts.card import base_table, data_table, public_ids
 from qlmm.artifacts.manifest import Manifest
 from qlmm.artifacts.scrub import shorten
 from qlmm.artifacts.usage import usage
@@ -18,7 +18,7 @@ __all__ = ["combine_card"]
 
 
 def combine_card(manifest: Manifest) -> str:
-    """The card's text, with the Hub's metadata on top."""
+    """The card's text, with the Hub's metadata on top; pushing it fills in the licences."""
     made: dict[str, Any] = manifest.combined or {}
     bases, data = public_ids(manifest)
     front = ModelCardData(
@@ -29,25 +29,37 @@ def combine_card(manifest: Manifest) -> str:
         datasets=data or None,
         tags=["lora", "vision", "qlmm", "merge", manifest.base["kind"]],
     ).to_yaml()
-    parts = ", ".join(f"{role} `{shorten(str(facts['id']))}`" for role, facts in manifest.base["parts"].items())
-    rows = "\n".join(
-        f"| {source['name']} | {weight:g} | {source['steps']} | `{source['weights_sha256'][:12]}` |"
-        for source, weight in zip(made["sources"], made["weights"], strict=True)
-    )
     sections = [
         f"# Adapter combined with qlmm {manifest.versions['qlmm']}",
-        f"Made of {len(made['sources'])} adapters of one base ({parts}) by {made['method']}; nothing was trained.",
-        f"| adapter | weight | steps | weights |\n|---|---|---|---|\n{rows}",
+        f"Made of {len(made['sources'])} adapters of one base by {made['method']}; nothing was trained.",
+        base_table(manifest, {}),
+        f"## Adapters\n\n{_sources(made)}",
         "Modules that were trained whole are combined linearly, as base plus weighted differences to the base.",
-        _losses(made["losses"]),
+        f"## Held-out loss, nats per token\n\n{_losses(made)}",
         f"## Proof\n\n- read back in a fresh process: largest difference of logits {made['reload']:.3g}",
+        data_table(manifest, {}),
         f"## Use\n\n{usage(manifest, None)}",
     ]
-    return f"---\n{front}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+    return f"---\n{front}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _losses(losses: dict[str, float]) -> str:
-    if not losses:
-        return "Its held-out loss was not measured."
-    rows = "\n".join(f"| {shorten(name)} | {loss:.4f} |" for name, loss in losses.items())
-    return f"## Held-out loss, nats per token\n\n| adapter | loss |\n|---|---|\n{rows}"
+def _sources(made: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {_code(source['name'])} | {weight:g} | {source['steps']} "
+        f"| {', '.join(_code(shorten(path)) for path in source['data'])} | `{source['weights_sha256'][:12]}` |"
+        for source, weight in zip(made["sources"], made["weights"], strict=True)
+    )
+    return f"| adapter | weight | steps | data | sha256 of its weights |\n|---|---|---|---|---|\n{rows}"
+
+
+def _losses(made: dict[str, Any]) -> str:
+    rows = f"{made['measured_on'][0].upper()}{made['measured_on'][1:]}."
+    if not made["losses"]:
+        return rows
+    losses = "\n".join(f"| {_code(name)} | {loss:.4f} |" for name, loss in made["losses"].items())
+    return f"On {made['measured_on']}.\n\n| adapter | loss |\n|---|---|\n{losses}"
+
+
+def _code(text: str) -> str:
+    """A name in one cell of a table, shown and not acted upon."""
+    return "`" + " ".join(text.split()).replace("`", "'").replace("|", "\\|") + "`"

@@ -1,33 +1,57 @@
 """What adapters must have in common before they can be combined; every check is made before the base is loaded.
 
-Usage: ``sources = read_sources(["runs/a", "runs/b"]); check_same_base(sources, "linear")``
+Usage: ``sources = read_sources(["runs/a", "runs/b"]); check_same_base(sources, "cat")``
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite, prod
 from pathlib import Path
 
 from qlmm.artifacts.load import check_base, check_files, check_revision
 from qlmm.artifacts.manifest import Manifest, read_manifest
 from qlmm.artifacts.place import check_place
+from qlmm.artifacts.scrub import secrets_in
 from qlmm.artifacts.tensors import found_tensors
 from qlmm.artifacts.verify import check_finite, check_no_pickle, find_adapter
 from qlmm.core.errors import ModelError, UsageError
+from qlmm.recipe.zoo import PREFIX
 
-__all__ = ["EQUAL_RANKS", "METHODS", "Source", "check_same_base", "check_settings", "read_sources"]
+__all__ = [
+    "AVERAGING",
+    "METHODS",
+    "NAME",
+    "OF_FACTORS",
+    "Source",
+    "check_same_base",
+    "check_settings",
+    "read_sources",
+    "size_of",
+]
 
 METHODS = ("linear", "cat", "ties", "dare_ties", "dare_linear", "svd")
-EQUAL_RANKS = ("linear", "ties", "dare_ties", "dare_linear")
+# These add up LoRA's two factors each for itself: the product grows with the square of what the weights add up to.
+OF_FACTORS = ("linear", "dare_linear")
+# These divide by the number of adapters that agree on a value, so that weights of 1 are neutral.
+AVERAGING = ("ties", "dare_ties")
+# What the result is called among its sources.
+NAME = "combined"
 # Scalings that PEFT's arithmetic knows; the others change the base or have weights that it leaves out.
 VARIANTS = ("plain", "rslora")
+# How far from 1 weights of few decimals may add up to.
+WHOLE = 1e-6
 PROCESSOR = ("tokenizer.json", "processor_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An adapter to combine."""
+    """An adapter to combine.
+
+    Attributes:
+        name: what people call it, never a path; no two of a combination have the same.
+    """
 
     name: str
     folder: Path
@@ -38,8 +62,8 @@ def check_settings(targets: Sequence[str], out: Path, method: str, weights: Sequ
     """Refuse a request that no adapters could satisfy.
 
     Raises:
-        UsageError: K001 for fewer than two adapters, K002 for weights that do not fit them, K003 for an unknown method
-            or an impossible density, A033 for a place that is taken.
+        UsageError: K001 for fewer than two adapters, K002 for weights that do not fit them or the method, K003 for an
+            unknown method or an impossible density, A033 for a place that is taken.
     """
     if len(targets) < 2:
         raise UsageError.one("K001", "one adapter alone cannot be combined", help="name two adapters or more")
@@ -51,11 +75,31 @@ def check_settings(targets: Sequence[str], out: Path, method: str, weights: Sequ
         )
     if method not in METHODS:
         raise UsageError.one("K003", f"--method: there is no {method}", help=f"known: {', '.join(METHODS)}")
+    _check_weights(method, weights)
     if not 0 < density <= 1:
         raise UsageError.one(
             "K003", f"--density is {density:g}", help="it is the share of values kept, above 0 up to 1"
         )
     check_place(out)
+
+
+def _check_weights(method: str, weights: Sequence[float]) -> None:
+    """Refuse weights that would scale LoRA by something else than modules that were trained whole."""
+    if not all(isfinite(weight) for weight in weights):
+        shown = ", ".join(f"{weight:g}" for weight in weights)
+        raise UsageError.one("K002", f"--weights: {shown}: a weight must be a finite number", help="such as 0.7,0.3")
+    help = "--method cat (exact) and svd take any weights"
+    if method in OF_FACTORS and (min(weights) < 0 or abs(sum(weights) - 1) > WHOLE):
+        raise UsageError.one(
+            "K002",
+            f"--method {method} needs weights from 0 that add up to 1, and these add up to {sum(weights):g}"
+            + (" with a negative one" if min(weights) < 0 else ""),
+            help=help,
+        )
+    if method in AVERAGING and len(set(weights)) > 1:
+        raise UsageError.one(
+            "K002", f"--method {method} scales its average by one number: all weights must be the same", help=help
+        )
 
 
 def read_sources(targets: Sequence[str]) -> list[Source]:
@@ -64,22 +108,38 @@ def read_sources(targets: Sequence[str]) -> list[Source]:
     Raises:
         UsageError: A001 and following for what is no whole adapter, or whose base is not at hand.
     """
-    sources = []
+    sources: list[Source] = []
     for target in targets:
         folder = find_adapter(target)
         manifest = read_manifest(folder)
         check_no_pickle(folder)
         check_files(folder, manifest)
         check_finite(folder)
-        sources.append(Source(_name(folder), folder, manifest))
+        sources.append(Source(_name(target, folder, {NAME, *(one.name for one in sources)}), folder, manifest))
     check_base(sources[0].manifest)
     check_revision(sources[0].manifest)
     return sources
 
 
-def _name(folder: Path) -> str:
-    whole = folder.resolve()
-    return whole.parent.name if whole.name.startswith("adapter") else whole.name
+def _name(target: str, folder: Path, taken: set[str]) -> str:
+    """The target itself where it is an id or from the zoo, else the run's name; numbered where that is taken."""
+    name = target
+    if not target.startswith(PREFIX) and Path(target).is_dir():
+        whole = folder.resolve()
+        name = whole.parent.name if whole.name.startswith("adapter") else whole.name
+    # A commit, as in the Hub's cache, reads like an access key.
+    name = "adapter" if not name or secrets_in(name) else name
+    others = (f"{name}-{number}" for number in range(2, len(taken) + 3))
+    return next(one for one in (name, *others) if one not in taken)
+
+
+def size_of(sources: Sequence[Source], method: str) -> int:
+    """The most bytes that the combined weights take: whole modules once, the ranks of ``cat`` together."""
+    whole, *lora = (
+        sum(4 * prod(shape) for name, (shape, _) in found_tensors(source.folder).items() if (".lora_" in name) == kind)
+        for kind, source in ((False, sources[0]), *((True, source) for source in sources))
+    )
+    return whole + (sum(lora) if method == "cat" else max(lora))
 
 
 def check_same_base(sources: Sequence[Source], method: str) -> None:
@@ -138,7 +198,7 @@ def _check_layers(first: Source, other: Source, method: str) -> None:
             help="combine adapters of the same adapter.targets, adapter.connector and adapter.vision",
         )
     ours, theirs = (one.manifest.recipe.adapter.r for one in (first, other))
-    if ours != theirs and method in EQUAL_RANKS:
+    if ours != theirs and method in (*OF_FACTORS, *AVERAGING):
         raise ModelError.one(
             "K007",
             f"{first.name} has rank {ours}, {other.name} {theirs}; {method} needs equal ranks",

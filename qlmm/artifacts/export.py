@@ -8,7 +8,7 @@ Usage: ``export("runs/x", "vllm", Path("served"), Wishes())``
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from qlmm.artifacts.adapter import publish
 from qlmm.artifacts.deltas import Way
-from qlmm.artifacts.load import check_base, check_files
-from qlmm.artifacts.manifest import Manifest, read_manifest
-from qlmm.artifacts.place import check_place, check_room, sources_of
+from qlmm.artifacts.manifest import Manifest
+from qlmm.artifacts.place import check_place, check_room, sources_of, staged
 from qlmm.artifacts.scrub import shorten
-from qlmm.artifacts.verify import check_finite, check_no_pickle, find_adapter
+from qlmm.artifacts.verify import find_adapter
+from qlmm.artifacts.whole import check_adapter, check_fits
 from qlmm.core.files import atomic_write
 from qlmm.core.naming import load, names
 from qlmm.core.version import __version__
@@ -80,13 +80,6 @@ class Job:
         """The base on the meta device."""
         return blueprint(self.manifest.recipe.base)
 
-    @property
-    def weights_bytes(self) -> int:
-        """Bytes of the base's weights, at most; those of unknown dtype are counted as 32 bits."""
-        dtype = self.shape.model.config.dtype
-        width = dtype.itemsize if dtype is not None else 4
-        return sum(weight.numel() * width for weight in self.shape.model.state_dict().values())
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -107,11 +100,11 @@ class Written:
 
     Attributes:
         proof: what was compared and found equal, a sentence each.
-        commands: how the folder is used; OUT stands for its place.
+        commands: gives the lines for a shell that use the folder, from the place that it has.
     """
 
     proof: tuple[str, ...]
-    commands: tuple[str, ...]
+    commands: Callable[[str], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,29 +168,21 @@ def export(
         OSError: when the disk refuses; nothing is left then.
     """
     wanted, folder = target(to), find_adapter(source)
-    manifest = read_manifest(folder)
-    check_no_pickle(folder)
-    check_files(folder, manifest)
-    check_finite(folder)
+    manifest = check_adapter(folder)
     check_place(out, sources_of(folder, manifest))
-    check_base(manifest)
+    check_fits(folder, manifest)
     job = Job(folder, manifest, wishes, _name(folder), tell)
     plan = wanted.plan(job)
     check_room(out, plan.size)
     for drop in plan.drops:
         tell(f"note: {drop}")
-    stage = out.absolute().parent / f".{out.name}.exporting"
-    shutil.rmtree(stage, ignore_errors=True)
-    try:
-        (stage / "made").mkdir(parents=True)
-        (stage / "way").mkdir()
+    with staged(out) as stage:
+        for name in ("made", "way"):
+            (stage / name).mkdir()
         written = wanted.write(job, stage / "made", stage / "way")
         _write_readme(stage / "made" / README, to, job, plan, written)
         publish(stage / "made", out.absolute())
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    commands = tuple(line.replace("OUT", str(out)) for line in written.commands)
-    return Exported(out, plan.drops, written.proof, commands)
+    return Exported(out, plan.drops, written.proof, written.commands(str(out)))
 
 
 def base_drops(job: Job) -> tuple[str, ...]:
@@ -217,17 +202,17 @@ def base_drops(job: Job) -> tuple[str, ...]:
 
 
 def _name(folder: Path) -> str:
-    """The run's name where the folder is that of a run."""
+    """The run's name where the folder is that of a run, in characters that Ollama and vLLM take in a name."""
     whole = folder.resolve()
-    return whole.parent.name if whole.name.startswith("adapter") else whole.name
+    name = whole.parent.name if whole.name.startswith("adapter") else whole.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "adapter"
 
 
 def _write_readme(path: Path, to: str, job: Job, plan: Plan, written: Written) -> None:
     """What lies in the folder, as a page; a card that is there already goes on with it."""
     sections = ["## What gets lost\n\n" + ("\n".join(f"- {one}." for one in plan.drops) or "Nothing.")]
     sections += ["## Compared after the export\n\n" + "\n".join(f"- {one}." for one in written.proof)]
-    if written.commands:
-        lines = "\n".join(line.replace("OUT", ".") for line in written.commands)
+    if (lines := "\n".join(written.commands("."))) != "":
         sections += [f"## Commands\n\n```bash\n{lines}\n```"]
     begin = path.read_text("utf-8").rstrip() if path.is_file() else _title(to, job)
     atomic_write(path, "\n\n".join([begin, *sections]) + "\n")

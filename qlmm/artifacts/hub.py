@@ -6,6 +6,7 @@ Usage: ``pushed = push(pack(folder, "user/name", unproven=False)); pulled = pull
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,23 +15,34 @@ from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
-from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    RepoFile,
+    constants,
+    get_token,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RemoteEntryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from qlmm.artifacts.adapter import publish
 from qlmm.artifacts.card import public_ids
 from qlmm.artifacts.hub_talk import LOG_IN, TIMEOUT_S, Hub, checked_name, talking
 from qlmm.artifacts.load import check_files
 from qlmm.artifacts.manifest import MANIFEST, Manifest, read_manifest
-from qlmm.artifacts.parcel import ALWAYS, CARD, Item, Parcel, allowed, proof_of
-from qlmm.artifacts.place import check_place
+from qlmm.artifacts.parcel import CARD, Item, Parcel, allowed, check_contents, proof_of
+from qlmm.artifacts.place import check_place, check_room, staged
 from qlmm.core.errors import ModelError, Problem, RunError, UsageError
 from qlmm.core.files import file_sha256
 
 __all__ = ["MAIN", "Pulled", "Pushed", "pull", "push"]
 
 MAIN = "main"
-PICTURES = "held-out/*.png"
 # What a repository may hold before its first adapter.
 BLANK = frozenset({".gitattributes", ".gitignore", "LICENSE", CARD})
 AGAIN = "your adapter is as it was; run the same command again: large files that arrived are not sent twice"
@@ -49,22 +61,34 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """An adapter that was fetched, the commit it is from, and whether its maker's run kept its promises."""
+    """An adapter that was fetched.
+
+    Attributes:
+        commit: that it is from.
+        files: how many have the hashes of its manifest: all but the manifest and the card.
+        proven: its maker's run kept its promises.
+    """
 
     folder: Path
     repo: str
     commit: str
+    files: int
     proven: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """A branch as it is before a push: its commit, its files, and the manifest among them."""
+    """A branch as it is before a push: its commit, its files, and the manifest among them.
+
+    Attributes:
+        new: there is no such branch yet; it begins where main is.
+    """
 
     commit: str
     names: frozenset[str]
     private: bool
     manifest: dict[str, Any] | None
+    new: bool
 
 
 def push(
@@ -85,15 +109,17 @@ def push(
         tell: is told what is going on.
 
     Raises:
-        UsageError: H001 to H006, H009, H012 before anything is changed.
+        UsageError: H001 to H006, H009, H012, H016 before anything is changed.
         RunError: H007, H008, H013, H014 for what went wrong on the way.
     """
     repo = checked_name(parcel.repo)
     with talking(repo, AGAIN, tell) as hub:
-        _check_token(hub)
+        names = _token_names(hub)
         parcel = parcel.licensed(_licences(hub, parcel.manifest))
-        head = _head(hub, repo, public, branch)
+        head = _head(hub, repo, branch, public=public, names=names)
         _refuse_other(head, parcel)
+        if head.new:
+            hub.ask(lambda api: api.create_branch(repo, branch=branch, revision=head.commit, exist_ok=True))
         if head.private and public:
             tell(f"{repo} stays private: make it public on its settings page")
         operations = [name for name in sorted(head.names) if _is_stale(name, head, parcel)]
@@ -114,11 +140,12 @@ def push(
         return Pushed(f"{hub.api.endpoint}/{repo}", commit, head.private, changed=commit != head.commit)
 
 
-def _check_token(hub: Hub) -> None:
-    """Ask who we are: a wrong token is told apart from a missing right."""
+def _token_names(hub: Hub) -> list[str]:
+    """Whose token it is, and of which organisations; asking tells a wrong token apart from a missing right."""
     if get_token() is None:
         raise UsageError.one("H001", "pushing needs a token of the Hub, and there is none", help=LOG_IN)
-    hub.ask(lambda api: api.whoami())
+    me = hub.ask(lambda api: api.whoami())
+    return [me["name"], *(one["name"] for one in me.get("orgs", ()))]
 
 
 def _licences(hub: Hub, manifest: Manifest) -> dict[str, str]:
@@ -138,29 +165,42 @@ def _licences(hub: Hub, manifest: Manifest) -> dict[str, str]:
     for name, question in asked:
         try:
             facts = (hub.ask(question).card_data or {}).get("license")
-        except HfHubHTTPError:
+        except (HfHubHTTPError, HFValidationError):
             continue
         if facts:
             found[name] = facts if isinstance(facts, str) else ", ".join(facts)
     return found
 
 
-def _head(hub: Hub, repo: str, public: bool, branch: str) -> _Head:
-    """The branch that is pushed to; repository and branch are made where there are none."""
+def _head(hub: Hub, repo: str, branch: str, *, public: bool, names: list[str]) -> _Head:
+    """The branch that is pushed to; the repository is made where there is none."""
     if not hub.ask(lambda api: api.repo_exists(repo)):
         hub.ask(lambda api: api.create_repo(repo, private=not public, exist_ok=True))
     info = hub.ask(lambda api: api.model_info(repo, timeout=TIMEOUT_S))
     if not info.private and not public:
-        raise UsageError.one(
-            "H012",
-            f"{repo} is public: everybody could read the adapter",
-            help="add --public if that is meant, or make it private on its settings page first",
-        )
+        raise _public(repo, names)
+    new = False
     if branch != MAIN:
-        hub.ask(lambda api: api.create_branch(repo, branch=branch, exist_ok=True))
-        info = hub.ask(lambda api: api.model_info(repo, revision=branch, timeout=TIMEOUT_S))
-    names = frozenset(file.rfilename for file in info.siblings or ())
-    return _Head(info.sha, names, bool(info.private), _there(hub, repo, info.sha) if MANIFEST in names else None)
+        try:
+            info = hub.ask(lambda api: api.model_info(repo, revision=branch, timeout=TIMEOUT_S))
+        except RevisionNotFoundError:
+            new = True
+    files = frozenset(file.rfilename for file in info.siblings or ())
+    manifest = _there(hub, repo, info.sha) if MANIFEST in files else None
+    return _Head(info.sha, files, bool(info.private), manifest, new)
+
+
+def _public(repo: str, names: list[str]) -> UsageError:
+    """Why nothing goes to a repository that everybody reads: somebody else's would not take it with --public either."""
+    owner = repo.partition("/")[0]
+    if owner not in names:
+        help = f"push to a name of your own, such as {names[0]}/{repo.partition('/')[2]}"
+        return UsageError.one("H003", f"{repo} belongs to {owner}, and your token to {', '.join(names)}", help=help)
+    return UsageError.one(
+        "H012",
+        f"{repo} is public: everybody could read the adapter",
+        help="add --public if that is meant, or make it private on its settings page first",
+    )
 
 
 def _there(hub: Hub, repo: str, commit: str) -> dict[str, Any]:
@@ -235,26 +275,46 @@ def pull(name: str, target: Path | None = None, *, tell: Callable[[str], None] =
         tell: is told what is going on.
 
     Raises:
-        UsageError: A033, H004, H009, H020 for a request that cannot be met.
-        ModelError: H021 when the repository holds no adapter of qlmm, or a damaged one.
+        UsageError: A033, A034, H004, H009, H020 for a request that cannot be met.
+        ModelError: A002, H021 when the repository holds no adapter of qlmm, or a damaged one.
         RunError: H007, H008, H023 for what went wrong on the way.
     """
     id, _, revision = name.partition("@")
     repo = checked_name(id)
-    place = target if target is not None else Path(repo.partition("/")[2])
-    check_place(place)
+    shown = target if target is not None else Path(repo.partition("/")[2])
+    check_place(shown)
+    place = shown.resolve()
     with talking(repo, AGAIN_PULL, tell) as hub:
         manifest, commit = _described(hub, repo, revision or None)
-        wanted = [*(escape(one) for one in {*ALWAYS, *manifest.files}), PICTURES]
-        cached = Path(hub.ask(lambda api: api.snapshot_download(repo, revision=commit, allow_patterns=wanted)))
-        stage = place.parent / f".{place.name}.part"
-        try:
-            _copy(cached, stage, manifest)
+        proof = proof_of(manifest)
+        wanted = sorted({MANIFEST, CARD, *manifest.files})
+        _check_room(hub, repo, commit, wanted, place)
+        patterns = [escape(one) for one in wanted]
+        cached = Path(hub.ask(lambda api: api.snapshot_download(repo, revision=commit, allow_patterns=patterns)))
+        with staged(place) as stage:
+            _copy(cached, stage, wanted)
             _verify(stage, manifest, f"{repo}@{commit}")
             publish(stage, place)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-    return Pulled(place, repo, commit, proven=proof_of(manifest).holds)
+    return Pulled(shown, repo, commit, files=len(manifest.files), proven=proof.holds)
+
+
+def _check_room(hub: Hub, repo: str, commit: str, wanted: list[str], place: Path) -> None:
+    """Refuse what would fill the disk: every file lies in the cache and in its place, which may be on two disks."""
+    tree = hub.ask(lambda api: list(api.list_repo_tree(repo, recursive=True, revision=commit)))
+    sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile) and entry.path in wanted}
+    cached = {name for name in sizes if isinstance(try_to_load_from_cache(repo, name, revision=commit), str)}
+    whole, fetched = sum(sizes.values()), sum(size for name, size in sizes.items() if name not in cached)
+    cache = Path(constants.HF_HUB_CACHE) / repo
+    if _disk(cache) == _disk(place):
+        check_room(place, whole + fetched)
+    else:
+        check_room(place, whole)
+        check_room(cache, fetched)
+
+
+def _disk(path: Path) -> int:
+    existing = next(one for one in (path, *path.absolute().parents) if one.exists())
+    return os.stat(existing).st_dev
 
 
 def _described(hub: Hub, repo: str, revision: str | None) -> tuple[Manifest, str]:
@@ -284,20 +344,18 @@ def _no_adapter(hub: Hub, repo: str, revision: str | None) -> ModelError:
     )
 
 
-def _copy(cached: Path, stage: Path, manifest: Manifest) -> None:
+def _copy(cached: Path, stage: Path, wanted: list[str]) -> None:
     """Real files beside their place; the cache holds links, and keeps its own copy."""
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
-    for path in sorted(cached.rglob("*")):
-        name = path.relative_to(cached).as_posix()
-        if path.is_file() and allowed(name, manifest):
+    for name in wanted:
+        if (cached / name).is_file():
             (stage / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, stage / name)
+            shutil.copyfile(cached / name, stage / name)
 
 
 def _verify(stage: Path, manifest: Manifest, shown: str) -> None:
     try:
         check_files(stage, manifest)
+        check_contents(stage, manifest.files)
     except ModelError as error:
         help = "nothing was kept; whoever made it has to push it again"
         problems = [Problem("H021", one.message.replace(str(stage), shown), help=help) for one in error.problems]

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, get_session
+from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import (
+    BadRequestError,
     GatedRepoError,
     HfHubHTTPError,
     # The base of whatever the Hub's own client for the wire raises, whichever client that is.
@@ -33,6 +34,7 @@ LONGEST_WAIT_S = 300.0  # in all; the Hub counts requests in windows of five min
 FIRST_WAIT_S = 5.0
 MOST_TRIES = 4
 TOO_MANY = 429
+CHECKS_CARD = "/api/validate-yaml"
 BUSY = frozenset({TOO_MANY, 500, 502, 503, 504})
 _REMAINING = re.compile(r";\s*t\s*=\s*(\d+)")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN; tokens are made at https://huggingface.co/settings/tokens"
@@ -79,12 +81,15 @@ def talking(repo: str, again: str, tell: Callable[[str], None]) -> Iterator[Hub]
         tell: is told about every wait.
 
     Raises:
-        UsageError: H001 to H003, H009, H020 for what the user can put right.
+        UsageError: H001 to H003, H009, H016, H020 for what the user can put right.
         RunError: H007, H008, H014, H023 for what time or somebody else has to.
     """
     wire = get_session()
     hooks, timeout = wire.event_hooks, wire.timeout
     wire.timeout = TIMEOUT_S
+    # Xet tells refusals in words of its own only, and asks again for minutes without one. Adapters are small, and LFS
+    # goes on after a break as well. The client looks at this before every file.
+    xet, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
     wire.event_hooks = {**hooks, "response": [*hooks["response"], _refuse_to_sleep]}
     try:
         yield Hub(tell)
@@ -94,6 +99,7 @@ def talking(repo: str, again: str, tell: Callable[[str], None]) -> Iterator[Hub]
         raise _explained(_cause(error), repo, again) from error
     finally:
         wire.event_hooks, wire.timeout = hooks, timeout
+        constants.HF_HUB_DISABLE_XET = xet
 
 
 def checked_name(repo: str) -> str:
@@ -153,8 +159,12 @@ def _explained(error: BaseException, repo: str, again: str) -> QlmmError:
 def _refusal(error: HfHubHTTPError, repo: str, again: str) -> QlmmError:
     """What the Hub's answer means for the user."""
     status = error.response.status_code
-    said = error.server_message or error.response.headers.get("x-error-message") or f"status {status}"
-    said = said.strip().splitlines()[0].rstrip(".")
+    words = error.server_message or error.response.headers.get("x-error-message") or f"status {status}"
+    said = words.strip().splitlines()[0].rstrip(".")
+    if isinstance(error, BadRequestError) and error.response.url.path.endswith(CHECKS_CARD):
+        help = "mend the lines between the two `---` on top of README.md, then run the same command again"
+        message = f"the Hub refuses the metadata of the card: {'; '.join(words.split(chr(10)))}"
+        return UsageError.one("H016", message, help=help)
     if isinstance(error, GatedRepoError):
         help = "accept its terms on its page, then run the same command again"
         return UsageError.one("H003", f"{repo} is gated: its terms have to be accepted first", help=help)

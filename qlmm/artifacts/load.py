@@ -11,7 +11,8 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
-from qlmm.artifacts.manifest import Manifest, read_manifest
+from qlmm.artifacts.manifest import MANIFEST, Manifest, read_manifest
+from qlmm.artifacts.probe import PROBE
 from qlmm.core.errors import ModelError
 from qlmm.core.files import file_sha256
 from qlmm.data.encode import Encoder
@@ -19,7 +20,7 @@ from qlmm.model.adapters import fill_bare, to_fp32
 from qlmm.model.base import identity, load_model, load_processor, load_saved_processor
 from qlmm.model.encoder import make_encoder
 from qlmm.model.pixels import agree
-from qlmm.model.precision import Precision, choose
+from qlmm.model.precision import Precision, again, choose
 from qlmm.recipe.schema import BaseSection, DataSection, Source
 
 __all__ = [
@@ -78,7 +79,7 @@ def load(folder: str | Path, *, precision: Precision | None = None) -> LoadedAda
     check_files(folder, manifest)
     check_base(manifest)
     base = manifest.recipe.base
-    where = precision or choose("auto", "auto")
+    where = precision or again(manifest.precision)
     model = load_model(base, where, seed=manifest.seed)
     wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     to_fp32(wrapped)
@@ -117,8 +118,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """Compare the folder with its manifest before anything is read into a model.
 
     Raises:
-        ModelError: A003 naming the files that are missing or differ.
+        ModelError: A003 naming the files that are missing or differ, or whose hash nobody wrote down.
     """
+    help = "fetch the adapter again, or take it from the run directory it was made in"
     wrong = [name for name in REQUIRED if not (folder / name).is_file()]
     wrong += [
         name
@@ -129,8 +131,11 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         raise ModelError.one(
             "A003",
             f"{folder} is not as it was written: {', '.join(wrong)} missing or changed",
-            help="fetch the adapter again, or take it from the run directory it was made in",
+            help=help,
         )
+    unknown = [name for name in (*REQUIRED, PROBE) if name not in manifest.files and (folder / name).is_file()]
+    if unknown:
+        raise ModelError.one("A003", f"{folder}: {MANIFEST} has no hash of {', '.join(unknown)}", help=help)
 
 
 def check_base(manifest: Manifest) -> None:

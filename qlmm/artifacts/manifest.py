@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from qlmm.core.errors import ModelError
 from qlmm.core.files import atomic_write
@@ -20,8 +20,30 @@ from qlmm.recipe.schema import Recipe
 __all__ = ["MANIFEST", "Manifest", "read_manifest", "versions", "write_manifest"]
 
 MANIFEST = "qlmm.json"
+KINDS, FACTS = ("native", "assembled"), {"id", "revision", "config_sha256"}
 _DAMAGED = "fetch the adapter again, or take it from the run directory it was made in"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+
+
+def _inside(name: str) -> str:
+    """A file of the folder itself, whatever a manifest from elsewhere says."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+        raise ValueError(f"{name!r} leads out of the folder")
+    return name
+
+
+def _described(base: dict[str, Any]) -> dict[str, Any]:
+    """A base with the facts that every reader relies on."""
+    parts = base.get("parts")
+    whole = (
+        isinstance(parts, dict)
+        and parts
+        and all(isinstance(one, dict) and one.keys() >= FACTS for one in parts.values())
+    )
+    if base.get("kind") not in KINDS or not whole:
+        raise ValueError("it does not say what the base is")
+    return base
 
 
 class Manifest(BaseModel):
@@ -40,7 +62,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: Literal[1] = 1
-    base: dict[str, Any]
+    base: Annotated[dict[str, Any], AfterValidator(_described)]
     recipe: Recipe
     precision: Literal["bf16", "fp16", "fp32"]
     seed: int
@@ -49,7 +71,7 @@ class Manifest(BaseModel):
     steps: int
     proof: dict[str, Any] | None = None
     versions: dict[str, str]
-    files: dict[str, str]
+    files: dict[Annotated[str, AfterValidator(_inside)], str]
     combined: dict[str, Any] | None = None
 
 

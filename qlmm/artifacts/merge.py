@@ -18,25 +18,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedConfig
 
 from qlmm.artifacts.adapter import publish
 from qlmm.artifacts.deltas import Deltas, Way
 from qlmm.artifacts.held import held_by
-from qlmm.artifacts.load import check_base, check_files, check_revision
-from qlmm.artifacts.manifest import MANIFEST, Manifest, read_manifest
+from qlmm.artifacts.manifest import MANIFEST, Manifest
 from qlmm.artifacts.merge_card import merge_card
 from qlmm.artifacts.merge_error import MergeError, measure
-from qlmm.artifacts.place import check_place, check_room, sources_of
+from qlmm.artifacts.place import check_place, check_room, sources_of, staged
 from qlmm.artifacts.probe import PICTURES, PROBE
 from qlmm.artifacts.shards import Output, cut, write_shards
 from qlmm.artifacts.sources import Sources, base_file
-from qlmm.artifacts.tensors import check_tensors
-from qlmm.artifacts.verify import check_finite, check_no_pickle, find_adapter
-from qlmm.core.errors import ModelError
+from qlmm.artifacts.verify import find_adapter
+from qlmm.artifacts.whole import check_adapter, check_fits
 from qlmm.core.files import atomic_write
 from qlmm.model.adapters import ADAPTER_WEIGHTS
-from qlmm.model.base import blueprint, load_processor, load_saved_processor
+from qlmm.model.base import blueprint, load_saved_processor
 from qlmm.model.pixels import agree
 from qlmm.model.sources import locate
 
@@ -98,27 +95,19 @@ def merge(target: str, out: Path, settings: Settings, tell: Callable[[str], None
         OSError: when the disk refuses; nothing is left then.
     """
     folder = find_adapter(target)
-    manifest = read_manifest(folder)
-    check_no_pickle(folder)
-    check_files(folder, manifest)
-    check_finite(folder)
+    manifest = check_adapter(folder)
     check_place(out, sources_of(folder, manifest))
     tell("looking at the base")
     job = _prepare(folder, manifest, settings)
     size = sum(one.size for one in job.outputs)
     check_room(out, size)
-    stage = out.absolute().parent / f".{out.name}.merging"
-    shutil.rmtree(stage, ignore_errors=True)
-    try:
-        stage.mkdir(parents=True)
+    with staged(out) as stage:
         write_shards(stage, cut(job.outputs, settings.shard_bytes), tell)
         _write_rest(stage, job, settings.dtype)
         error = measure(folder, manifest, stage, settings.onto, job.other, tell) if settings.measured else None
         card = merge_card(manifest, settings.onto, error, plain=job.sources.plain, size=size)
         atomic_write(stage / "README.md", card)
         publish(stage, out.absolute())
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return Merged(out, job.sources.plain, size, error)
 
 
@@ -144,12 +133,8 @@ def _prepare(folder: Path, manifest: Manifest, settings: Settings) -> _Job:
     Raises:
         ModelError: A004, A005, A017, A030, A032 for a base that is not the adapter's, or cannot be merged into.
     """
-    check_base(manifest)
-    check_revision(manifest)
     shape = blueprint(manifest.recipe.base)
-    _check_unquantised(shape.model.config)
-    check_tensors(folder, manifest)
-    _check_tokenizer(folder, manifest)
+    check_fits(folder, manifest)
     sources = Sources.of(manifest, shape)
     held = held_by(manifest, shape)
     dtype = DTYPES[settings.dtype] if settings.dtype is not None else None
@@ -161,45 +146,12 @@ def _prepare(folder: Path, manifest: Manifest, settings: Settings) -> _Job:
     )
 
 
-def _check_unquantised(config: PreTrainedConfig) -> None:
-    """Refuse a base that exists in quantised form only.
-
-    Raises:
-        ModelError: A030.
-    """
-    for one in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
-        stated = vars(one).get("quantization_config")
-        if stated is not None:
-            method = stated.get("quant_method", "?") if isinstance(stated, dict) else type(stated).__name__
-            raise ModelError.one(
-                "A030",
-                f"the base is stored quantised ({method}); there are no weights that LoRA could be added to",
-                help="keep base and adapter apart, or train on the 16-bit model it was made from",
-            )
-
-
-def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
-    """Refuse a base whose tokens mean something else than the adapter's.
-
-    Raises:
-        ModelError: A032.
-    """
-    base = manifest.recipe.base
-    ours, theirs = (one.tokenizer.get_vocab() for one in (load_saved_processor(base, folder), load_processor(base)))
-    if ours != theirs:
-        apart = len(ours.items() ^ theirs.items())
-        raise ModelError.one(
-            "A032",
-            f"the base's tokenizer differs from the one the adapter was trained with, in {apart} entries",
-            help="fetch the base and the adapter again",
-        )
-
-
 def _write_rest(stage: Path, job: _Job, dtype: Dtype | None) -> None:
     """Processor, chat template, configuration and generation settings."""
     for name in job.manifest.files:
         inside = PurePosixPath(name)
-        if name in OF_ADAPTER or inside.parts[0] == PICTURES or inside.is_absolute() or ".." in inside.parts:
+        # Shards lie there already; no manifest can put another file into their place.
+        if name in OF_ADAPTER or inside.parts[0] == PICTURES or (stage / name).exists():
             continue
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(job.folder / name, stage / name)

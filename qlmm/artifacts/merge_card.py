@@ -8,12 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
+from transformers import PreTrainedModel
 
+from qlmm.artifacts.card import public_ids
 from qlmm.artifacts.deltas import Way
 from qlmm.artifacts.manifest import Manifest
 from qlmm.artifacts.merge_error import MergeError
+from qlmm.artifacts.scrub import shorten
 from qlmm.core.units import memory
 from qlmm.model.adapters import ADAPTER_WEIGHTS
+from qlmm.model.base import blueprint
 
 __all__ = ["merge_card"]
 
@@ -34,13 +38,12 @@ def merge_card(manifest: Manifest, way: Way, error: MergeError | None, *, plain:
         size: bytes of its weights.
     """
     front = yaml.safe_dump(_metadata(manifest), sort_keys=False, allow_unicode=True)
-    sections = [_title(manifest, way, size), _error(error), _use(plain=plain)]
+    sections = [_title(manifest, way, size), _error(error), _use(manifest, plain=plain)]
     return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _metadata(manifest: Manifest) -> dict[str, Any]:
-    ids = [part["id"].partition("@")[0] for part in manifest.base["parts"].values()]
-    public = [name for name in ids if not name.startswith("builtin:")]
+    public, _ = public_ids(manifest)
     facts: dict[str, Any] = {"base_model": public, "base_model_relation": "finetune"} if public else {}
     return facts | {
         "library_name": "transformers",
@@ -51,7 +54,8 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
 
 def _title(manifest: Manifest, way: Way, size: int) -> str:
     parts = "\n".join(
-        f"| {role} | `{facts['id']}` | {facts['revision'] or '—'} |" for role, facts in manifest.base["parts"].items()
+        f"| {role} | `{shorten(str(facts['id']))}` | {facts['revision'] or '—'} |"
+        for role, facts in manifest.base["parts"].items()
     )
     return (
         f"# Merged with qlmm {manifest.versions['qlmm']}\n\n"
@@ -78,17 +82,35 @@ def _error(error: MergeError | None) -> str:
     )
 
 
-def _use(*, plain: bool) -> str:
-    kind = "AutoModelForImageTextToText" if plain else "AssembledForConditionalGeneration"
-    source = "transformers" if plain else "qlmm.model.assembled.model"
-    processor = (
-        'from transformers import AutoProcessor\n\nprocessor = AutoProcessor.from_pretrained("PATH")'
-        if plain
-        else "from pathlib import Path\n\nfrom qlmm.model.assembled.processor import load_processor\n\n"
-        'processor = load_processor(Path("PATH"))'
-    )
-    needs = "" if plain else "Its connector is one of qlmm's, so it loads with qlmm installed.\n\n"
-    return (
-        f"## Use\n\n{needs}```python\nfrom {source} import {kind}\n{processor}\n"
-        f'model = {kind}.from_pretrained("PATH")\n```'
-    )
+def _use(manifest: Manifest, *, plain: bool) -> str:
+    if plain:
+        lines = [
+            "from transformers import AutoModelForImageTextToText, AutoProcessor",
+            "",
+            'processor = AutoProcessor.from_pretrained("PATH")',
+            'model = AutoModelForImageTextToText.from_pretrained("PATH")',
+        ]
+        needs = ""
+    else:
+        model = blueprint(manifest.recipe.base).model
+        kind = type(model)
+        source = "transformers" if kind.__module__.startswith("transformers.") else kind.__module__
+        lines = [
+            "from pathlib import Path",
+            "",
+            *(f"import {name}  # makes it known to transformers" for name in _own_parts(model)),
+            "from qlmm.model.assembled.processor import load_processor",
+            f"from {source} import {kind.__name__}",
+            "",
+            'processor = load_processor(Path("PATH"))',
+            f'model = {kind.__name__}.from_pretrained("PATH")',
+        ]
+        needs = "Its connector or its tower is one of qlmm's, so it loads with qlmm installed.\n\n"
+    code = "\n".join(lines)
+    return f"## Use\n\n{needs}```python\n{code}\n```"
+
+
+def _own_parts(model: PreTrainedModel) -> list[str]:
+    """Modules with the classes of parts that transformers lacks."""
+    parts = {type(one).__module__ for one in model.modules() if isinstance(one, PreTrainedModel) and one is not model}
+    return sorted(name for name in parts if name.startswith("qlmm.model.towers."))

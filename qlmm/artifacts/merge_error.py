@@ -22,7 +22,7 @@ import qlmm.model.assembled.model  # noqa: F401  makes assembled checkpoints kno
 from qlmm.artifacts.deltas import Way
 from qlmm.artifacts.load import load
 from qlmm.artifacts.manifest import Manifest
-from qlmm.artifacts.probe import PROBE, probe_rows
+from qlmm.artifacts.probe import PROBE, check_answers, probe_rows
 from qlmm.artifacts.shards import Output, Reader
 from qlmm.core.errors import ModelError, QlmmError
 from qlmm.data.sample import Sample
@@ -98,7 +98,8 @@ def measure(
         tell: receives a line about what is going on.
 
     Raises:
-        ModelError: A035 when no row is left.
+        ModelError: A016 when base and adapter do not say what was recorded, A035 when no row is left, A036 when the
+            merged model says nothing that is a number.
     """
     probed = probe_rows(folder) if (folder / PROBE).is_file() else ()
     held_out = _held_out(manifest, tell)
@@ -146,6 +147,8 @@ def _first(error: QlmmError | OSError) -> str:
 def _reference(folder: Path, rows: Sequence[Sample]) -> tuple[list[Batch], list[Tensor], Precision]:
     """Encoded rows, and what base and adapter say; both are let go of afterwards."""
     loaded = load(folder)
+    if (folder / PROBE).is_file():
+        check_answers(folder, loaded.model, loaded.encoder, loaded.precision)
     batches = [loaded.encoder.batch([row]) for row in rows]
     return batches, [_logits(loaded.model, batch, loaded.precision) for batch in batches], loaded.precision
 
@@ -170,6 +173,12 @@ def _compare(
     for batch, wanted in zip(batches, expected, strict=True):
         found = _logits(model, batch, precision)
         apart = (found - wanted).abs()
+        if not torch.isfinite(apart).all():
+            raise ModelError.one(
+                "A036",
+                f"logits of the model merged onto the {way} base are no numbers",
+                help="merge with --dtype bf16 or fp32; qlmm verify says whether the adapter is whole",
+            )
         largest, total = max(largest, float(apart.max())), total + float(apart.sum(dtype=torch.float64))
         log_p, log_q = wanted.double().log_softmax(1), found.double().log_softmax(1)
         divergence += float((log_p.exp() * (log_p - log_q)).sum())

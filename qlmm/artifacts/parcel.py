@@ -13,24 +13,30 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 
 from qlmm.artifacts.adapter import UNPROVEN
-from qlmm.artifacts.card import card, placed
+from qlmm.artifacts.card import card, local_sources, placed
 from qlmm.artifacts.load import check_files
 from qlmm.artifacts.manifest import MANIFEST, Manifest, read_manifest
-from qlmm.artifacts.scrub import Replaced, local_paths, scrub, secrets_in
+from qlmm.artifacts.probe import PROBE
+from qlmm.artifacts.scrub import Replaced, local_paths, places_in, scrub, secrets_in, whole_paths
 from qlmm.core.errors import ModelError, Problem
 from qlmm.data.sources import BUILTIN
 from qlmm.training.facts import Proof, from_json
 
-__all__ = ["ALWAYS", "CARD", "Item", "Parcel", "allowed", "pack", "proof_of"]
+__all__ = ["CARD", "Item", "Parcel", "allowed", "check_contents", "pack", "proof_of"]
 
 CARD = "README.md"
 WEIGHTS = "adapter_model.safetensors"
-ALWAYS = frozenset({"adapter_config.json", WEIGHTS, MANIFEST, CARD, "probe.json"})
+# The two files that no manifest names: itself, and the card, which its owner may edit.
+UNNAMED = frozenset({MANIFEST, CARD})
 _PICTURE = re.compile(r"held-out/[\w-][\w.-]*\.png")
-# Files of a processor, a tokenizer or a chat template, when the manifest names them.
-_PAPER = re.compile(r"(?:additional_chat_templates/)?[\w-][\w.-]*\.(?:json|jinja|txt|model|tiktoken|spm)")
+# Files of PEFT, a processor, tokenizers or chat templates; a second tokenizer has a folder of its own.
+_PAPER = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|jinja|txt|model|tiktoken|spm)")
 _PICKLE = re.compile(r".*\.(?:pkl|pickle|pt|pth|bin|ckpt|joblib|npy|npz)", re.IGNORECASE)
 _SECRET = re.compile(
     r"(?:.*/)?(?:\.env.*|\.netrc|\.?token|id_[a-z0-9]+|credentials.*|secrets?\b.*|.*\.(?:pem|key|p12|pfx|kdbx))",
@@ -89,13 +95,27 @@ class Parcel:
 
 
 def allowed(name: str, manifest: Manifest) -> bool:
-    """Whether a file of this name may be sent or fetched: an adapter's own files, and papers its manifest names."""
-    return name in ALWAYS or bool(_PICTURE.fullmatch(name)) or (name in manifest.files and bool(_PAPER.fullmatch(name)))
+    """Whether a file of this name may be sent or fetched: one that the manifest names, of a kind that adapters have."""
+    known = name == WEIGHTS or bool(_PICTURE.fullmatch(name) or _PAPER.fullmatch(name))
+    return name in UNNAMED or (name in manifest.files and known)
 
 
 def proof_of(manifest: Manifest) -> Proof:
-    """The proof in a manifest; without one, a proof of nothing."""
-    return from_json(Proof, manifest.proof) if manifest.proof is not None else Proof((), None, None, 0, None)
+    """The proof in a manifest; without one, a proof of nothing.
+
+    Raises:
+        ModelError: A002 when it cannot be read.
+    """
+    if manifest.proof is None:
+        return Proof((), None, None, 0, None)
+    try:
+        return from_json(Proof, manifest.proof)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        help = "take the adapter again from whoever made it; without its proof nobody knows what it is"
+        message = f"the proof in {MANIFEST} is damaged: {place}: {first['msg']}"
+        raise ModelError.one("A002", message, help=help) from error
 
 
 def pack(folder: Path, repo: str, *, unproven: bool) -> Parcel:
@@ -118,11 +138,13 @@ def pack(folder: Path, repo: str, *, unproven: bool) -> Parcel:
     if not proven and not unproven:
         raise _unproven(folder, proof)
     names = [name for name in _names(folder) if allowed(name, manifest)]
-    _refuse_contents(folder, names)
+    _refuse_incomplete(folder, manifest)
+    check_contents(folder, names)
     shared, papers, replaced = _papers(folder, names, manifest)
     text = papers.get(CARD) or card(shared, proof)
     papers[CARD] = placed(text, shared, repo, {}, unproven=not proven)
     _refuse_secrets(papers, shared)
+    _refuse_local(papers | {MANIFEST: shared.model_dump_json()})
     return Parcel(
         repo=repo,
         items=tuple(Item(name, _content(folder, name, papers)) for name in sorted({*names, CARD})),
@@ -154,19 +176,41 @@ def _refuse_dangers(folder: Path) -> None:
     _refuse(folder, wrong)
 
 
-def _refuse_contents(folder: Path, names: Iterable[str]) -> None:
-    """Stop at files that are not what their names say."""
+def _refuse_incomplete(folder: Path, manifest: Manifest) -> None:
+    """Stop where a file that the adapter needs cannot go with it: nobody could pull what arrives."""
+    strange = [name for name in manifest.files if not allowed(name, manifest)]
+    _refuse(
+        folder, [Problem("H011", f"{MANIFEST} names {name}, which is no kind of file to share") for name in strange]
+    )
+
+
+def check_contents(folder: Path, names: Iterable[str]) -> None:
+    """Stop at files that are not what their names say.
+
+    Raises:
+        ModelError: H011 naming them.
+    """
     wrong = []
     for name in names:
         with (folder / name).open("rb") as file:
-            head = file.read(9)
-        if head.startswith(_PICKLED):
+            head = file.read(len(_PNG))
+        if name == WEIGHTS:
+            # Its first bytes are a length, which may be those of a pickle by chance.
+            wrong += [] if _is_safetensors(folder / name) else [Problem("H011", f"{name} is no safetensors file")]
+        elif head.startswith(_PICKLED):
             wrong.append(Problem("H011", f"{name} is a pickle or an archive by its content"))
-        elif name == WEIGHTS and head[8:9] != b"{":
-            wrong.append(Problem("H011", f"{name} is no safetensors file"))
         elif _PICTURE.fullmatch(name) and not head.startswith(_PNG):
             wrong.append(Problem("H011", f"{name} is no PNG picture"))
     _refuse(folder, wrong)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the header can be read and fits the file."""
+    try:
+        with safe_open(str(path), framework="pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def _refuse_secrets(papers: Mapping[str, str], manifest: Manifest) -> None:
@@ -178,6 +222,25 @@ def _refuse_secrets(papers: Mapping[str, str], manifest: Manifest) -> None:
     if wrong:
         help = "take it out of the file, and revoke it where it was issued: it lay in a folder meant to be shared"
         raise ModelError([Problem("H011", message, help=help) for message in wrong])
+
+
+def _refuse_local(papers: Mapping[str, str]) -> None:
+    """Stop at papers that still name a place of this machine; the words of the probe's rows belong to the data."""
+    wrong = [
+        f"{name} names {place} of this machine"
+        for name, text in papers.items()
+        if name != PROBE
+        for place in sorted({*places_in(text), *_paths_in(name, text)})
+    ]
+    if wrong:
+        help = "nothing was sent; take it out of the file, and run the same command again"
+        raise ModelError([Problem("H011", message, help=help) for message in wrong])
+
+
+def _paths_in(name: str, text: str) -> list[str]:
+    """Values and keys of a paper in JSON that are absolute paths; any path at all in the manifest."""
+    found = _local_in(name, text)
+    return [one.before for one in found] if name == MANIFEST else list(whole_paths(found))
 
 
 def _refuse(folder: Path, wrong: list[Problem]) -> None:
@@ -198,24 +261,41 @@ def _unproven(folder: Path, proof: Proof) -> ModelError:
 
 def _papers(folder: Path, names: Iterable[str], manifest: Manifest) -> tuple[Manifest, dict[str, str], list[Replaced]]:
     """Texts among the files as they are sent, the manifest among them with the hashes of what was changed."""
-    raw, replaced = scrub(json.loads((folder / MANIFEST).read_bytes()), MANIFEST)
-    known, papers, hashes = local_paths(replaced), {}, dict(manifest.files)
-    for name in names:
-        if name == MANIFEST or not _is_text(name):
-            continue
-        text = before = _text(folder, name)
-        for path, short in known.items():
-            # In JSON a backslash is written twice.
-            for spelt in {path, json.dumps(path)[1:-1]}:
-                replaced += [Replaced(name, path, short)] if spelt in text else []
-                text = text.replace(spelt, short)
-        papers[name] = text
-        if text != before and name in hashes:
-            hashes[name] = sha256(text.encode("utf-8")).hexdigest()
-    shared = Manifest.model_validate_json(json.dumps(raw | {"files": hashes}))
-    if replaced:
+    texts = {name: _text(folder, name) for name in names if name != MANIFEST and _is_text(name)}
+    renamed = local_sources(manifest, texts.get(CARD, ""))
+    raw, replaced = scrub(json.loads((folder / MANIFEST).read_bytes()), MANIFEST, renamed)
+    elsewhere = [one for name, text in texts.items() if name != PROBE for one in _local_in(name, text)]
+    known, papers, hashes = local_paths([*replaced, *elsewhere]), {}, dict(manifest.files)
+    for name, before in texts.items():
+        papers[name], found = _cut(name, before, known)
+        replaced += found
+        if found and name in hashes:
+            hashes[name] = sha256(papers[name].encode("utf-8")).hexdigest()
+    text, found = _cut(MANIFEST, json.dumps(raw | {"files": hashes}), known)
+    shared = Manifest.model_validate_json(text)
+    if replaced or found:
         papers[MANIFEST] = shared.model_dump_json(indent=1) + "\n"
-    return shared, papers, replaced
+    return shared, papers, replaced + found
+
+
+def _local_in(name: str, text: str) -> list[Replaced]:
+    """What in a paper in JSON looks like a local path; other papers say nothing of where a path begins and ends."""
+    try:
+        value: Any = json.loads(text) if name.endswith(".json") else None
+    except ValueError:
+        return []
+    return scrub(value, name)[1]
+
+
+def _cut(name: str, text: str, known: Mapping[str, str]) -> tuple[str, list[Replaced]]:
+    """A text with known paths cut, and what was."""
+    found = []
+    for path, short in known.items():
+        # In JSON a backslash is written twice.
+        for spelt in {path, json.dumps(path)[1:-1]}:
+            found += [Replaced(name, path, short)] if spelt in text else []
+            text = text.replace(spelt, short)
+    return text, found
 
 
 def _text(folder: Path, name: str) -> str:
@@ -227,7 +307,7 @@ def _text(folder: Path, name: str) -> str:
 
 
 def _is_text(name: str) -> bool:
-    return not (name == WEIGHTS or _PICTURE.fullmatch(name) or _VOCABULARY.fullmatch(name))
+    return not (name == WEIGHTS or _PICTURE.fullmatch(name) or _VOCABULARY.fullmatch(name.rpartition("/")[2]))
 
 
 def _content(folder: Path, name: str, papers: Mapping[str, str]) -> Path | bytes:

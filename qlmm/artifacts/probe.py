@@ -9,7 +9,7 @@ Usage: ``write_probe(folder, model, encoder, precision, rows); difference(folder
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from itertools import count
 from math import isqrt
@@ -28,7 +28,17 @@ from qlmm.data.sample import ImageRef, Origin, Part, Role, Sample, Turn
 from qlmm.model.losses import last_logits
 from qlmm.model.precision import Precision
 
-__all__ = ["PICTURES", "PROBE", "ROWS", "difference", "probe_rows", "tolerance", "write_probe"]
+__all__ = [
+    "PICTURES",
+    "PROBE",
+    "ROWS",
+    "check_answers",
+    "difference",
+    "explained",
+    "probe_rows",
+    "tolerance",
+    "write_probe",
+]
 
 PROBE, PICTURES = "probe.json", "held-out"
 ROWS = 2
@@ -41,6 +51,8 @@ SMALLEST_SIDE = 8
 # The same arithmetic on the same machine should give the same bits; these bounds only leave room for kernels that pick
 # another order of summation. A lost connector changes logits by whole units.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+# Logits of this size are what they were made for; larger ones are rounded in larger steps.
+USUAL_LOGITS = 10.0
 
 
 class _Record(BaseModel):
@@ -68,7 +80,7 @@ class _Row(_Record):
 class _Probe(_Record):
     version: Literal[1] = 1
     precision: Literal["bf16", "fp16", "fp32"]
-    rows: list[_Row]
+    rows: Annotated[list[_Row], Field(min_length=1)]
 
 
 def write_probe(folder: Path, model: nn.Module, encoder: Encoder, precision: Precision, rows: Sequence[Sample]) -> None:
@@ -115,16 +127,37 @@ def difference(folder: Path, model: nn.Module, encoder: Encoder, precision: Prec
     return found
 
 
+def check_answers(folder: Path, model: nn.Module, encoder: Encoder, precision: Precision) -> str:
+    """Ask base and adapter the probe's rows once more.
+
+    Raises:
+        ModelError: A011 without a whole probe, A016 when the answers are not the recorded ones.
+    """
+    apart, most = difference(folder, model, encoder, precision), tolerance(folder, precision)
+    if not apart <= most:
+        raise ModelError.one(
+            "A016",
+            f"logits differ from the recorded ones by {apart:.3g}, more than {most:.2g}",
+            help="base, processor or adapter are not those of the run, although they look alike; pin the base as "
+            "id@revision and fetch both again",
+        )
+    return f"{len(_read(folder).rows)} rows, largest difference of logits {apart:.3g} (at most {most:.2g})"
+
+
 def tolerance(folder: Path, precision: Precision) -> float:
     """The difference that arithmetic alone explains: that of the coarser precision of then and now.
 
     Raises:
         ModelError: A011 when there is no probe, or it is damaged.
     """
-    recorded = _read(folder).precision
-    if recorded == precision.name:
-        return TOLERANCE[recorded]
-    return max(TOLERANCE.values())
+    probe = _read(folder)
+    peak = max(abs(value) for row in probe.rows for values in row.values for value in values)
+    return explained(peak, [probe.precision] if probe.precision == precision.name else TOLERANCE)
+
+
+def explained(peak: float, precisions: Iterable[str]) -> float:
+    """How far logits of this size may be apart when they were computed, or weights stored, in these precisions."""
+    return max(TOLERANCE[name] for name in precisions) * max(1.0, peak / USUAL_LOGITS)
 
 
 def _read(folder: Path) -> _Probe:

@@ -9,6 +9,7 @@ Usage: ``python -m qlmm.artifacts.reload ADAPTER DEVICE PRECISION`` prints one l
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,12 +33,18 @@ def prove_reload(adapter: Path, precision: Precision) -> ReloadProof:
     command = [sys.executable, "-m", "qlmm.artifacts.reload", str(adapter), precision.device, precision.name]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
-        reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise RunError.one("A010", f"a fresh process could not load the adapter: {reason[0]}")
+        raise RunError.one("A010", f"a fresh process could not load the adapter: {_reason(done.stderr)}")
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     most, apart = tolerance(adapter, precision), float(answer["difference"])
     same = apart <= most and answer["frozen_sha256"] == answer["recorded_sha256"]
     return ReloadProof(rows=answer["rows"], max_difference=apart, tolerance=most, same=same)
+
+
+def _reason(said: str) -> str:
+    """What went wrong, in one line: an error of ours, which more lines follow, or the end of a traceback."""
+    ours = re.findall(r"^.*?(error\[\w+\]: .*)$", said, re.MULTILINE)
+    lines: list[str] = ours or said.strip().splitlines() or ["no message"]
+    return lines[-1]
 
 
 def _main(adapter: str, device: str, name: str) -> None:

@@ -21,8 +21,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 import qlmm.model.assembled.model  # noqa: F401  makes assembled checkpoints known to transformers
 from qlmm.artifacts.deltas import Way, requantised
 from qlmm.artifacts.held import held_by
+from qlmm.artifacts.load import load
 from qlmm.artifacts.manifest import Manifest
-from qlmm.artifacts.probe import POSITIONS, TOLERANCE, probe_rows
+from qlmm.artifacts.probe import POSITIONS, check_answers, explained, probe_rows
 from qlmm.core.errors import RunError
 from qlmm.data.encode import Encoder
 from qlmm.model.adapters import fill_bare, to_fp32
@@ -30,13 +31,11 @@ from qlmm.model.base import blueprint, load_model, load_saved_processor
 from qlmm.model.encoder import make_encoder
 from qlmm.model.losses import last_logits
 from qlmm.model.pixels import agree
-from qlmm.model.precision import Precision, choose
+from qlmm.model.precision import Precision, again, choose
 from qlmm.recipe.schema import BaseSection
 
 __all__ = ["Said", "by_transformers", "reference", "same"]
 
-# Logits of this size are what the tolerances were made for; larger ones are rounded in larger steps.
-USUAL_LOGITS = 10.0
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -55,18 +54,26 @@ def reference(folder: Path, manifest: Manifest, *, onto: Way) -> Said:
         folder: the adapter folder.
         manifest: its manifest.
         onto: which base.
+
+    Raises:
+        ModelError: A016 when base and adapter, loaded as the run did, do not say what was recorded.
     """
-    base, precision = manifest.recipe.base, _precision(manifest, onto)
-    whole = base.model_copy(update={"quantize": "none"})
-    if onto == "trained" and base.quantize == "int8":
-        loaded = load_model(whole, precision, seed=manifest.seed)
-        _round(loaded, manifest)
-    else:
-        loaded = load_model(base if onto == "trained" else whole, precision, seed=manifest.seed)
-    model = PeftModel.from_pretrained(loaded, str(folder), is_trainable=False)
+    loaded, kind = load(folder), manifest.recipe.base.quantize
+    check_answers(folder, loaded.model, loaded.encoder, loaded.precision)
+    if kind == "none" or (onto == "trained" and kind != "int8"):
+        return _said(loaded.model, loaded.encoder, folder, loaded.precision)
+    encoder = loaded.encoder
+    del loaded
+    gc.collect()
+    precision = _precision(manifest, onto)
+    whole = manifest.recipe.base.model_copy(update={"quantize": "none"})
+    base = load_model(whole, precision, seed=manifest.seed)
+    if onto == "trained":
+        _round(base, manifest)
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
     to_fp32(model)
     fill_bare(model, folder)
-    return _said(model.eval(), _encoder(folder, manifest, base), folder, precision)
+    return _said(model.eval(), encoder, folder, precision)
 
 
 def _round(model: PreTrainedModel, manifest: Manifest) -> None:
@@ -113,9 +120,10 @@ def same(ours: Said, theirs: Said, what: str, *, stored: str) -> str:
     Raises:
         RunError: E005 when they differ by more than rounding explains.
     """
-    apart = max(float((a - b).abs().max()) for a, b in zip(ours.logits, theirs.logits, strict=True))
-    peak = max(float(one.abs().max()) for one in ours.logits)
-    most = max(TOLERANCE[name] for name in (stored, ours.stored, theirs.stored)) * max(1.0, peak / USUAL_LOGITS)
+    # Tensors keep a NaN where Python's own max may lose it.
+    apart = float(torch.stack([(a - b).abs().max() for a, b in zip(ours.logits, theirs.logits, strict=True)]).max())
+    peak = float(torch.stack([one.abs().max() for one in ours.logits]).max())
+    most = explained(peak, (stored, ours.stored, theirs.stored))
     if not apart <= most:
         raise RunError.one(
             "E005",
@@ -126,10 +134,9 @@ def same(ours: Said, theirs: Said, what: str, *, stored: str) -> str:
 
 
 def _precision(manifest: Manifest, onto: Way) -> Precision:
-    """The run's own where the base is as trained, else this machine's best."""
-    best = choose("auto", "auto")
-    possible = manifest.precision != "fp16" or best.device == "cuda"
-    return Precision(best.device, manifest.precision) if onto == "trained" and possible else best
+    """The run's own where the base is as it had it, else this machine's best."""
+    as_it_was = onto == "trained" or manifest.recipe.base.quantize == "none"
+    return again(manifest.precision) if as_it_was else choose("auto", "auto")
 
 
 def _encoder(folder: Path, manifest: Manifest, base: BaseSection | None) -> Encoder:

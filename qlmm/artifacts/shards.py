@@ -104,7 +104,8 @@ def header(path: Path) -> list[Stored]:
     """What a file holds, in the order of its bytes, from its header alone.
 
     Raises:
-        ModelError: A020 when it is no safetensors file, is cut short, or holds a dtype that is not known.
+        ModelError: A020 when it is no safetensors file, is cut short, holds a dtype that is not known, or says of a
+            tensor what cannot all be true.
     """
     try:
         with path.open("rb") as file:
@@ -116,13 +117,26 @@ def header(path: Path) -> list[Stored]:
         end = 8 + length + max((one["data_offsets"][1] for one in facts.values()), default=0)
         if path.stat().st_size != end:
             raise ValueError(f"it has {path.stat().st_size} bytes instead of {end}")
-        entries = sorted(facts.items(), key=lambda entry: int(entry[1]["data_offsets"][0]))
-        return [Stored(path, key, DTYPES[one["dtype"]], tuple(one["shape"])) for key, one in entries]
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        why = f"the dtype {error} is not known" if isinstance(error, KeyError) else str(error)
+        return list(_entries(path, facts))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        why = f"a tensor has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise ModelError.one(
             "A020", f"{path} cannot be read as safetensors: {why}", help="fetch the base's files again"
         ) from error
+
+
+def _entries(path: Path, facts: dict[str, Any]) -> Iterator[Stored]:
+    """The tensors in the order of their bytes; the format allows neither gaps nor overlaps."""
+    place = 0
+    for key, one in sorted(facts.items(), key=lambda entry: list(entry[1]["data_offsets"])):
+        name, shape, (begin, end) = one["dtype"], tuple(one["shape"]), one["data_offsets"]
+        if name not in DTYPES:
+            raise ValueError(f"the dtype {name} is not known")
+        whole = all(isinstance(size, int) and size >= 0 for size in shape)
+        if not whole or begin != place or end - begin != prod(shape) * DTYPES[name].itemsize:
+            raise ValueError(f"{key} is {name} of shape {list(shape)}, which the bytes {begin} to {end} are not")
+        place = end
+        yield Stored(path, key, DTYPES[name], shape)
 
 
 def cut(outputs: Sequence[Output], most: int | None) -> list[list[Output]]:

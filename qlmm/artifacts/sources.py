@@ -8,16 +8,15 @@ Usage: ``outputs = Sources.of(manifest, blueprint(manifest.recipe.base)).outputs
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
-from transformers.utils.hub import cached_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
+from qlmm.artifacts.base_files import base_file, weight_files
 from qlmm.artifacts.deltas import Deltas
 from qlmm.artifacts.keys import Group, Keys
 from qlmm.artifacts.manifest import Manifest
@@ -26,11 +25,10 @@ from qlmm.core.errors import ModelError
 from qlmm.model.assembled.config import AssembledConfig
 from qlmm.model.base import Blueprint
 from qlmm.model.contract import connector as find_connector
-from qlmm.model.sources import Located, locate, reading
+from qlmm.model.sources import locate
 
-__all__ = ["Sources", "base_file", "weight_files"]
+__all__ = ["Sources", "base_file", "is_plain"]
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROJECTOR = "model.multi_modal_projector"
 
 Make = Callable[[Reader], Tensor]
@@ -45,23 +43,23 @@ class _Checkpoint:
     renamed: Callable[[str], str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sources:
     """Everything a merged model is made of.
 
     Attributes:
+        manifest: the adapter's.
         model: the base on the meta device, as it was trained.
         merged: the class of the merged model, on the meta device.
         assembled: whether it is put together from several checkpoints.
         checkpoints: of a native base, one; of an assembled one, the tower's and the language model's.
-        connector: fresh weights of an assembled base's connector, by name; none of a native one.
     """
 
+    manifest: Manifest
     model: PreTrainedModel
     merged: PreTrainedModel
     assembled: bool
     checkpoints: tuple[_Checkpoint, ...]
-    connector: dict[str, Tensor]
 
     @classmethod
     def of(cls, manifest: Manifest, shape: Blueprint) -> Sources:
@@ -72,14 +70,15 @@ class Sources:
             shape: its base on the meta device.
 
         Raises:
-            ModelError: A020, A025, A026 for files that are damaged, missing or no safetensors, A029 for a connector
-                that cannot be made again.
+            ModelError: A030 for a base that is stored quantised, A020, A025, A026 for files that are damaged, missing
+                or no safetensors, M003 and following for those that cannot be had.
         """
         base = manifest.recipe.base
         model = shape.model
+        _check_unquantised(model.config)
         if base.model is not None:
             whole = _checkpoint(base.model, "base.model", model, lambda name: name)
-            return cls(model, model, False, (whole,), {})
+            return cls(manifest, model, model, False, (whole,))
         with torch.device("meta"):
             language = AutoModelForCausalLM.from_config(model.config.text_config)
             merged = AutoModelForImageTextToText.from_config(model.config)
@@ -93,15 +92,12 @@ class Sources:
         tower = model.get_submodule("model.vision_tower")
         seen = _checkpoint(base.vision or "", "base.vision", tower, lambda name: f"model.vision_tower.{name}")
         said = _checkpoint(base.language or "", "base.language", language, spoken)
-        return cls(model, merged, True, (seen, said), _fresh_connector(manifest, model))
+        return cls(manifest, model, merged, True, (seen, said))
 
     @property
     def plain(self) -> bool:
-        """Whether the merged model's class is one of transformers, its parts included."""
-        ours = [type(module).__module__ for module in self.merged.modules() if isinstance(module, PreTrainedModel)]
-        return not isinstance(self.merged.config, AssembledConfig) and all(
-            name.startswith("transformers.") for name in ours
-        )
+        """Whether transformers alone loads the merged model."""
+        return is_plain(self.merged)
 
     def fit_into(self, dtype: torch.dtype) -> bool:
         """Whether a dtype holds every weight of the base's files without rounding it."""
@@ -116,7 +112,8 @@ class Sources:
             dtype: of floating point tensors; None keeps each as it is in the base's files.
 
         Raises:
-            ModelError: A027 for shapes that do not fit the configuration, A028 for weights that the files lack.
+            ModelError: A027 for shapes that do not fit the configuration, A028 for weights that the files lack, A029
+                for a connector that neither the adapter holds nor can be drawn again.
         """
         maker = Maker(deltas, {name: tuple(value.shape) for name, value in self.model.state_dict().items()})
         made: list[Output] = []
@@ -182,18 +179,40 @@ class Sources:
     def _of_connector(self, deltas: Deltas, dtype: torch.dtype) -> Iterator[Output]:
         """An assembled base's connector: from the adapter, or fresh as the run drew it, and LoRA on top."""
         projector = self.model.get_submodule(PROJECTOR)
+        held = all(f"{PROJECTOR}.{name}" in deltas.replaced for name in projector.state_dict())
+        connector = {} if held else self._fresh_connector
         last = str(self.checkpoints[-1].groups[-1].sources[0].file)
         folded = isinstance(projector, nn.Linear) and not isinstance(self.merged.config, AssembledConfig)
         for name, value in projector.state_dict().items():
             full = f"{PROJECTOR}.{name}"
             key = f"{PROJECTOR}.linear_1.{name}" if folded else full
-            fresh = self.connector.get(name)
+            fresh = connector.get(name)
             yield Output(key, dtype, tuple(value.shape), last, _made(deltas, full, fresh, dtype))
         if folded:
             width = int(projector.get_parameter("weight").shape[0])
             for name, tensor in (("weight", torch.eye(width)), ("bias", torch.zeros(width))):
                 key = f"{PROJECTOR}.linear_2.{name}"
                 yield Output(key, dtype, tuple(tensor.shape), last, _always(tensor.to(dtype)))
+
+    @cached_property
+    def _fresh_connector(self) -> dict[str, Tensor]:
+        """The connector's weights before training, by name, drawn as assembling draws them."""
+        section = self.manifest.recipe.base.connector
+        if section is None:
+            raise ValueError("the recipe's schema lets only whole bases through")
+        found = find_connector(section.kind)
+        if found.start is not None:
+            raise ModelError.one(
+                "A029",
+                f"the adapter does not hold the {section.kind}, whose start depends on the language model: it cannot "
+                "be made again",
+                help="keep base and adapter apart, or train with adapter.connector=full",
+            )
+        layers = [layer for layer in self.model.get_submodule(PROJECTOR).modules() if isinstance(layer, nn.Linear)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.manifest.seed)
+            fresh = found.build(found.read(section.settings), layers[0].in_features, layers[-1].out_features)
+        return dict(fresh.state_dict())
 
     def _check_whole(self, made: list[Output], deltas: Deltas) -> None:
         """Every weight that is merged, and all of an assembled model, must be there."""
@@ -208,6 +227,25 @@ class Sources:
                 f"the base's files lack {len(missing)} of its weights, such as {missing[0]}",
                 help="fetch the base's files again",
             )
+
+
+def _check_unquantised(config: PreTrainedConfig) -> None:
+    """Refuse a base that exists in quantised form only."""
+    for one in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
+        stated = vars(one).get("quantization_config")
+        if stated is not None:
+            method = stated.get("quant_method", "?") if isinstance(stated, dict) else type(stated).__name__
+            raise ModelError.one(
+                "A030",
+                f"the base is stored quantised ({method}); there are no weights that LoRA could be added to",
+                help="keep base and adapter apart, or train on the 16-bit model it was made from",
+            )
+
+
+def is_plain(model: PreTrainedModel) -> bool:
+    """Whether a model's class is one of transformers, those of its parts included."""
+    classes = {type(module) for module in model.modules() if isinstance(module, PreTrainedModel)}
+    return all(one.__module__.startswith("transformers.") for one in classes)
 
 
 class Maker:
@@ -287,30 +325,6 @@ def _always(tensor: Tensor) -> Make:
     return lambda reader: tensor
 
 
-def _fresh_connector(manifest: Manifest, model: PreTrainedModel) -> dict[str, Tensor]:
-    """The connector's weights before training, drawn as assembling draws them; unneeded where the adapter holds it.
-
-    Raises:
-        ModelError: A029 for a connector whose start depends on the language model's weights.
-    """
-    section, choice = manifest.recipe.base.connector, manifest.recipe.adapter.connector
-    if section is None or choice == "full" or manifest.recipe.adapter.start_from is not None:
-        return {}
-    found = find_connector(section.kind)
-    if found.start is not None:
-        raise ModelError.one(
-            "A029",
-            f"the adapter does not hold the {section.kind}, whose start depends on the language model: it cannot be "
-            "made again",
-            help="keep base and adapter apart, or train with adapter.connector=full",
-        )
-    layers = [layer for layer in model.get_submodule(PROJECTOR).modules() if isinstance(layer, nn.Linear)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(manifest.seed)
-        fresh = found.build(found.read(section.settings), layers[0].in_features, layers[-1].out_features)
-    return dict(fresh.state_dict())
-
-
 def _checkpoint(name: str, key: str, model: nn.Module, renamed: Callable[[str], str]) -> _Checkpoint:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"{key} is no model of transformers")
@@ -318,38 +332,3 @@ def _checkpoint(name: str, key: str, model: nn.Module, renamed: Callable[[str], 
     keys = Keys(model)
     groups = sorted(keys.groups(stored), key=lambda group: str(group.sources[0].file))
     return _Checkpoint(keys, tuple(groups), renamed)
-
-
-def weight_files(located: Located, key: str) -> list[Path]:
-    """A checkpoint's safetensors files, fetched if need be.
-
-    Raises:
-        ModelError: A025 for a shard that is missing, A026 where there are none, M003 and following as for any base.
-    """
-    index = base_file(located, INDEX, key)
-    if index is None:
-        single = base_file(located, SINGLE, key)
-        if single is None:
-            raise ModelError.one(
-                "A026",
-                f"{key}: {located.name} has no safetensors weights; pickled ones run code and are not read",
-                help="choose a revision with safetensors, or convert it where you trust it",
-            )
-        return [single]
-    names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    found = {name: base_file(located, name, key) for name in names if Path(name).name == name}
-    missing = [name for name in names if found.get(name) is None]
-    if missing:
-        raise ModelError.one(
-            "A025",
-            f"{key}: {located.name} lacks {', '.join(missing)}, which its index names",
-            help="fetch the base's files again",
-        )
-    return [path for path in found.values() if path is not None]
-
-
-def base_file(located: Located, name: str, key: str) -> Path | None:
-    """One file of a base, fetched if need be; None where it has none of that name."""
-    with reading(key, located):
-        found = cached_file(located.path, name, revision=located.revision, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found is not None else None

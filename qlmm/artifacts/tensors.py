@@ -15,6 +15,7 @@ from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
 from qlmm.artifacts.manifest import Manifest
+from qlmm.artifacts.shards import DTYPES
 from qlmm.core.errors import ModelError
 from qlmm.model.adapters import ADAPTER_WEIGHTS, PEFT_PREFIX, attach, place
 from qlmm.model.base import Blueprint, blueprint
@@ -25,6 +26,8 @@ __all__ = ["check_tensors", "expected_tensors", "found_tensors"]
 MOST_NAMED = 3
 # LoRA is always trained; a module that is only carried along stays in the precision of its run.
 _LORA, _WHOLE = ("F32",), ("F32", "BF16", "F16")
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Shape = tuple[int, ...]
 
@@ -85,7 +88,14 @@ def expected_tensors(folder: Path, manifest: Manifest, shape: Blueprint) -> dict
     state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     values = dict(wrapped.named_parameters())
     state |= {f"{PEFT_PREFIX}{name}": values[f"{PEFT_PREFIX}{name}"] for name in placement.bare}
-    return {name: (tuple(value.shape), _LORA if ".lora_" in name else _WHOLE) for name, value in state.items()}
+    return {name: (tuple(value.shape), _dtypes(name, value)) for name, value in state.items()}
+
+
+def _dtypes(name: str, value: torch.Tensor) -> tuple[str, ...]:
+    """What a tensor may be stored as; a batch norm counts its batches in integers."""
+    if not value.is_floating_point():
+        return (_NAMES[value.dtype],)
+    return _LORA if ".lora_" in name else _WHOLE
 
 
 def _whole(folder: Path, parts: Parts) -> frozenset[PartName]:

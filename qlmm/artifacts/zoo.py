@@ -22,12 +22,13 @@ from qlmm.artifacts.zoo_entry import Entry, HubWeights, entries, read_entry
 from qlmm.core import env
 from qlmm.core.errors import ModelError
 from qlmm.core.files import file_sha256
+from qlmm.recipe.schema import BaseSection
 from qlmm.recipe.zoo import PREFIX, entry_folder
 
 __all__ = ["WEIGHTS", "build", "complete", "located", "readme", "written_by_base"]
 
 WEIGHTS = "adapter_model.safetensors"
-CARD = "README.md"
+CARD, TEMPLATE = "README.md", "chat_template.jinja"
 Tell = Callable[[str], None]
 
 _README = """\
@@ -41,6 +42,7 @@ qlmm zoo list
 qlmm zoo run owl_kinds                        # asks it about pictures it was not trained on
 qlmm zoo show owl_kinds                       # card, results, the command that makes it again
 qlmm zoo verify                               # hashes, and the recorded logits, of every entry
+qlmm finetune zoo:owl_kinds                   # trains it again, in the folder you are in
 qlmm ask zoo:owl_kinds --image cat.png "What kind of thing is this?"
 ```
 
@@ -80,7 +82,7 @@ def complete(name: str, tell: Tell = lambda line: None) -> Path:
     place = env.home() / "zoo" / f"{name}-{_fingerprint(source)}"
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.parent / f"{name}.lock"):
-        if not _is_whole(place, manifest):
+        if not _is_whole(place, source, manifest):
             tell(f"completing {name}")
             _make(source, entry, place, tell)
     return place
@@ -110,17 +112,17 @@ def build(source: Path, entry: Entry, stage: Path, tell: Tell) -> None:
     absent = [name for name in manifest.files if not (stage / name).is_file()]
     if absent:
         with tempfile.TemporaryDirectory() as aside:
-            _write_processor(manifest, Path(aside))
+            _write_processor(_base(manifest, stage), Path(aside))
             _take(Path(aside), stage, absent, manifest)
 
 
-def written_by_base(manifest: Manifest, least_bytes: int) -> set[str]:
+def written_by_base(adapter: Path, manifest: Manifest, least_bytes: int) -> set[str]:
     """Recorded files of at least so many bytes that the base's processor writes here just as it did for the run.
 
     Smaller ones hold settings of the surroundings, such as whether the Hub could be reached: they are no copies.
     """
     with tempfile.TemporaryDirectory() as aside:
-        _write_processor(manifest, Path(aside))
+        _write_processor(_base(manifest, adapter), Path(aside))
         files = [path for path in Path(aside).iterdir() if path.is_file() and path.stat().st_size >= least_bytes]
         return {path.name for path in files if manifest.files.get(path.name) == file_sha256(path)}
 
@@ -143,8 +145,10 @@ def _fingerprint(source: Path) -> str:
     return sha256(json.dumps(hashes).encode()).hexdigest()[:12]
 
 
-def _is_whole(place: Path, manifest: Manifest) -> bool:
-    files = {place / name: digest for name, digest in manifest.files.items()}
+def _is_whole(place: Path, source: Path, manifest: Manifest) -> bool:
+    """Whether a copy has every file of the run, and the manifest and card of the entry."""
+    papers = {name: file_sha256(source / name) for name in (MANIFEST, CARD) if (source / name).is_file()}
+    files = {place / name: digest for name, digest in (manifest.files | papers).items()}
     return all(path.is_file() and file_sha256(path) == digest for path, digest in files.items())
 
 
@@ -156,7 +160,7 @@ def _make(source: Path, entry: Entry, place: Path, tell: Tell) -> None:
     stage.mkdir()
     try:
         build(source, entry, stage, tell)
-        publish(stage, place)
+        publish(stage, place, replace=True)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -180,10 +184,18 @@ def _refuse_changed(source: Path, stage: Path, manifest: Manifest) -> None:
         raise ModelError.one("Z003", message, help=help)
 
 
-def _write_processor(manifest: Manifest, folder: Path) -> None:
+def _base(manifest: Manifest, adapter: Path) -> BaseSection:
+    """The base as the run had it; a chat template that lay with its maker is taken from the adapter, which keeps it."""
+    base = manifest.recipe.base
+    if base.chat_template is not None and base.chat_template.endswith(".jinja"):
+        return base.model_copy(update={"chat_template": str(adapter / TEMPLATE)})
+    return base
+
+
+def _write_processor(base: BaseSection, folder: Path) -> None:
     from qlmm.model.base import load_processor
 
-    load_processor(manifest.recipe.base).save_pretrained(str(folder))
+    load_processor(base).save_pretrained(str(folder))
 
 
 def _take(written: Path, stage: Path, absent: list[str], manifest: Manifest) -> None:

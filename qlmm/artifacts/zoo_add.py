@@ -8,19 +8,20 @@ Usage: ``folder = add(Request("runs/owl_kinds", "owl_kinds", summary="…", lice
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from qlmm.artifacts.adapter import publish
 from qlmm.artifacts.load import check_files
 from qlmm.artifacts.manifest import MANIFEST, Manifest, read_manifest
+from qlmm.artifacts.parcel import proof_of
 from qlmm.artifacts.scrub import scrub
 from qlmm.artifacts.verify import find_adapter
 from qlmm.artifacts.zoo import WEIGHTS, build, written_by_base
@@ -29,18 +30,22 @@ from qlmm.core.errors import Problem, UsageError
 from qlmm.core.events import Finished, Resumed
 from qlmm.core.files import atomic_write, file_sha256
 from qlmm.core.naming import NAME_RULE
+from qlmm.data.sources import BUILTIN
 from qlmm.recipe import zoo as shelf
+from qlmm.recipe.library import ZOO_RECIPE
 from qlmm.recipe.load import as_yaml
 from qlmm.training.facts import PlanFacts, Proof, from_json
 from qlmm.training.logbook import read_metrics
 from qlmm.training.run_dir import RECORD
 
-__all__ = ["RECIPE", "Request", "add"]
+__all__ = ["Request", "add"]
 
-RECIPE, CARD = "recipe.yaml", "README.md"
+PACKAGE = Path(__file__).resolve().parents[1]
+CARD = "README.md"
 # Below this a file is not worth writing again, see `written_by_base`.
 LEAST_COPY_BYTES = 256 * 1024
-PAPERS = (MANIFEST, "adapter_config.json", "probe.json")
+# Weights, pictures, and words of the base's tokenizer, any of which may look like a path; every other file is text.
+_NO_TEXT = re.compile(r".*\.(?:safetensors|png|model|tiktoken|spm)|tokenizer\.json|vocab\..*|merges\.txt")
 _PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 
 
@@ -73,7 +78,7 @@ def add(request: Request, tell: Callable[[str], None] = lambda line: None) -> Pa
     Raises:
         UsageError: A012, Z010 for a run that is not finished and proven, Z011 for a name that is taken or none, Z012
             for weights that are too large, Z013 for local paths or access keys, Z014 for a wrong ``hub``, Z015 for
-            facts that make no entry.
+            facts that make no entry, Z016 where this qlmm is no checkout.
         ModelError: whatever keeps the entry from being completed.
     """
     place = _place(request.name)
@@ -82,7 +87,7 @@ def add(request: Request, tell: Callable[[str], None] = lambda line: None) -> Pa
     check_files(adapter, manifest)
     proof = _proof(adapter, manifest)
     weights = _weights(request.hub, adapter)
-    _refuse_local(adapter)
+    _refuse_local(adapter, manifest)
     entry = _entry(request, adapter, manifest, proof, weights)
     stage = place.with_name(f".{request.name}.part")
     shutil.rmtree(stage, ignore_errors=True)
@@ -100,7 +105,11 @@ def _place(name: str) -> Path:
     if not re.fullmatch(NAME_RULE, name):
         help = "small letters, digits and _, a letter first, such as owl_kinds"
         raise UsageError.one("Z011", f"`{name}` is no name for an adapter of the zoo", help=help)
-    place = shelf.folder() / name
+    zoo = shelf.folder()
+    if PACKAGE in zoo.parents or not os.access(zoo, os.W_OK):
+        help = "clone the repository, `pip install -e .` in it, and run the same command again"
+        raise UsageError.one("Z016", f"entries are added to a checkout of qlmm; {zoo} cannot take one", help=help)
+    place = zoo / name
     if place.exists():
         help = "take another name, or delete that folder first; nothing is overwritten"
         raise UsageError.one("Z011", f"the zoo has `{name}` already", help=help)
@@ -111,8 +120,8 @@ def _proof(adapter: Path, manifest: Manifest) -> Proof:
     if not (adapter.parent / RECORD).is_file():
         help = "name the run directory; its record says how long the run took, and on what"
         raise UsageError.one("Z010", f"{adapter} does not lie in the directory of its run", help=help)
-    proof = from_json(Proof, manifest.proof) if manifest.proof is not None else None
-    if proof is None or not proof.holds:
+    proof = proof_of(manifest)
+    if not proof.holds:
         help = "the report of the run says which promise was broken"
         raise UsageError.one("Z010", f"{adapter} is not proven, and the zoo shows nothing else", help=help)
     return proof
@@ -134,20 +143,37 @@ def _weights(hub: str | None, adapter: Path) -> HubWeights | None:
     return HubWeights(id=found[1], commit=found[2]) if found is not None else None
 
 
-def _refuse_local(adapter: Path) -> None:
+def _refuse_local(adapter: Path, manifest: Manifest) -> None:
+    """Stop at what nobody else has: a base in a folder, a path or an access key in any text that is copied."""
+    parts = manifest.base["parts"].values()
     problems = [
-        Problem("Z013", f"{one.where} names something of this machine: {one.before}", help=_LOCAL)
-        for value, where in _papers(adapter)
-        for one in scrub(value, where)[1]
+        Problem("Z013", f"the base {part['id']} is a folder of this machine", help=_LOCAL)
+        for part in parts
+        if not (part["revision"] or part["id"].startswith(BUILTIN))
     ]
+    commits = {part["revision"] for part in parts if part["revision"]}
+    commits |= {commit for _, commit in _PINNED.findall(manifest.model_dump_json())}
+    for name in (*manifest.files, MANIFEST, CARD):
+        if not _NO_TEXT.fullmatch(name):
+            problems += _local(adapter, name, commits)
     if problems:
         raise UsageError(problems)
 
 
-def _papers(adapter: Path) -> Iterator[tuple[Any, str]]:
-    for name in PAPERS:
-        yield json.loads((adapter / name).read_bytes()), name
-    yield (adapter / CARD).read_text("utf-8").splitlines(), CARD
+def _local(adapter: Path, name: str, commits: Iterable[str]) -> Iterator[Problem]:
+    """What a file holds of this machine or its user."""
+    try:
+        text = (adapter / name).read_bytes().decode("utf-8")
+        for commit in commits:
+            # Whole, a commit cannot be told from an access key.
+            text = text.replace(commit, commit[:7])
+        value = json.loads(text) if name.endswith(".json") else text.splitlines()
+    except ValueError as error:
+        help = "train again, or say what wrote it; only what can be looked into is taken"
+        yield Problem("Z013", f"{name} cannot be read: {error}", help=help)
+        return
+    for one in scrub(value, name)[1]:
+        yield Problem("Z013", f"{one.where} names something of this machine: {one.before}", help=_LOCAL)
 
 
 def _entry(request: Request, adapter: Path, manifest: Manifest, proof: Proof, weights: HubWeights | None) -> Entry:
@@ -156,7 +182,7 @@ def _entry(request: Request, adapter: Path, manifest: Manifest, proof: Proof, we
     try:
         return Entry(
             summary=request.summary,
-            command=f"qlmm finetune adapters_zoo/{request.name}/{RECIPE}",
+            command=f"qlmm finetune {shelf.PREFIX}{request.name}",
             weights=weights or "here",
             size_bytes=(adapter / WEIGHTS).stat().st_size,
             trained=sum(part.trained_parameters for part in proof.parts),
@@ -201,7 +227,7 @@ def _rebuilt(again: str | None, adapter: Path) -> Rebuilt | None:
 
 
 def _write(stage: Path, adapter: Path, manifest: Manifest, entry: Entry) -> None:
-    left_out = written_by_base(manifest, LEAST_COPY_BYTES)
+    left_out = written_by_base(adapter, manifest, LEAST_COPY_BYTES)
     if entry.weights != "here":
         left_out.add(WEIGHTS)
     for name in (*manifest.files, MANIFEST, CARD):
@@ -209,7 +235,7 @@ def _write(stage: Path, adapter: Path, manifest: Manifest, entry: Entry) -> None
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(adapter / name, stage / name)
     head = f"# {entry.summary}\n#\n# run: {entry.command}\n"
-    atomic_write(stage / RECIPE, head + as_yaml(manifest.recipe))
+    atomic_write(stage / ZOO_RECIPE, head + as_yaml(manifest.recipe))
     atomic_write(stage / shelf.ENTRY, entry.model_dump_json(indent=1) + "\n")
 
 

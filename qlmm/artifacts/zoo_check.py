@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from qlmm.artifacts.manifest import Manifest, read_manifest
+from qlmm.artifacts.parcel import proof_of
 from qlmm.artifacts.verify import NO_BASE, Check, Verdict, verify
 from qlmm.artifacts.zoo import WEIGHTS, complete
 from qlmm.artifacts.zoo_entry import Entry, Results, read_entry
 from qlmm.core.errors import ModelError, QlmmError
+from qlmm.recipe.library import ZOO_RECIPE
 from qlmm.recipe.load import load_recipe
 from qlmm.recipe.zoo import entry_folder
-from qlmm.training.facts import Proof, from_json
 
 __all__ = ["check_entry"]
 
@@ -44,8 +45,8 @@ def check_entry(name: str, tell: Callable[[str], None] = lambda line: None) -> V
 
 
 def _compare_facts(entry: Entry, manifest: Manifest) -> None:
-    proof = from_json(Proof, manifest.proof) if manifest.proof is not None else None
-    if proof is None or not proof.holds:
+    proof = proof_of(manifest)
+    if not proof.holds:
         raise ModelError.one("Z020", "the run's proof does not hold", help="make the entry again from a proven run")
     measured = Results(
         before=proof.before, after=proof.after, pairs_before=proof.pairs_before, pairs_after=proof.pairs_after
@@ -53,10 +54,14 @@ def _compare_facts(entry: Entry, manifest: Manifest) -> None:
     if measured != entry.results:
         help = "make the entry again with qlmm zoo add; its facts are not written by hand"
         raise ModelError.one("Z020", "entry.json tells other results than qlmm.json", help=help)
+    again = entry.rebuilt
+    if again is not None and again.equal is not (again.sha256 == manifest.files[WEIGHTS]):
+        help = "compare again: qlmm zoo add with --again"
+        raise ModelError.one("Z020", "entry.json and the hash of the weights made again disagree", help=help)
 
 
 def _compare_files(source: Path, entry: Entry, manifest: Manifest) -> None:
-    recipe, weights = source / "recipe.yaml", source / WEIGHTS
+    recipe, weights = source / ZOO_RECIPE, source / WEIGHTS
     if load_recipe(recipe).recipe != manifest.recipe:
         help = "make the entry again with qlmm zoo add, or take recipe.yaml from the repository"
         raise ModelError.one("Z020", f"{recipe} is not the recipe of the run", help=help)

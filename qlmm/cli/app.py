@@ -59,7 +59,7 @@ def _recipe_names(incomplete: str) -> list[str]:
 
 Recipe = Annotated[
     str,
-    typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.", autocompletion=_recipe_names),
+    typer.Argument(metavar="RECIPE", help="A recipe file, a shipped name, or zoo:NAME.", autocompletion=_recipe_names),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -152,6 +152,8 @@ def _load(adapter: Path) -> LoadedAdapter:
 
     quiet()
     from qlmm.artifacts.load import load
+    from qlmm.model.precision import choose
 
     out.talk(f"loading {adapter}")
-    return load(adapter)
+    # The best this machine has: answers need not be those of the run to the last bit.
+    return load(adapter, precision=choose("auto", "auto"))

@@ -1,23 +1,22 @@
 """``qlmm combine``: several adapters of one base made into one, and what each of them loses on the same rows.
 
-Usage: ``combine(["runs/a", "runs/b"], Path("both"), Asked("linear", "0.5,0.5"), as_json=False)``
+Usage: ``combine(["runs/a", "runs/b"], Path("both"), Asked("cat", "0.5,0.5"), as_json=False)``
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qlmm.cli.console import out, visible
 from qlmm.cli.quiet import quiet
-from qlmm.cli.zoo_app import from_zoo
-from qlmm.core.errors import QlmmError, UsageError
+from qlmm.core.errors import UsageError
 
 if TYPE_CHECKING:
     from qlmm.artifacts.combine import Combined
-    from qlmm.data.sample import Sample
 
 __all__ = ["Asked", "combine", "read_weights"]
 
@@ -31,7 +30,7 @@ class Asked:
         weights: numbers with commas between them.
         density: share of values that ties and dare keep.
         seed: decides which ones dare keeps.
-        rows: rows to measure on; unset: those that the first adapter's run held out.
+        rows: rows to measure on; unset: those that the adapters' runs held out.
         image_root: where the pictures of these rows are.
     """
 
@@ -72,47 +71,30 @@ def combine(adapters: Sequence[str], folder: Path, asked: Asked, *, as_json: boo
     quiet()
     from qlmm.artifacts.combine import Settings
     from qlmm.artifacts.combine import combine as run
-    from qlmm.artifacts.combine_checks import check_settings
-    from qlmm.evaluation.combined import losses
+    from qlmm.evaluation.combined import measure_on
 
-    check_settings(adapters, folder, asked.method, weights, asked.density)
-    adapters = [str(from_zoo(Path(one))) if one.startswith("zoo:") else one for one in adapters]
-    samples = _rows(adapters[0], asked.rows, asked.image_root)
-
-    def measure(folders: Sequence[Path]) -> list[float]:
-        out.talk(f"measuring each adapter on {len(samples)} rows")
-        return losses(folders, samples)
-
-    settings = Settings(asked.method, weights, asked.density, asked.seed)
-    made = run(adapters, folder, settings, measure=measure if samples else None, tell=out.talk)
+    made = run(
+        adapters,
+        folder,
+        Settings(asked.method, weights, asked.density, asked.seed),
+        measuring=partial(measure_on, file=asked.rows, image_root=asked.image_root),
+        tell=out.talk,
+    )
     if as_json:
-        facts = {"folder": str(made.folder), "rank": made.rank, "losses": dict(made.losses)}
+        facts = {"folder": str(made.folder), "rank": made.rank, "losses": dict(made.losses), "rows": made.rows}
         out.json(facts | {"max_difference": made.proof.max_difference})
     else:
         _show(made)
-
-
-def _rows(first: str, rows: Path | None, image_root: Path | None) -> tuple[Sample, ...]:
-    """What is measured on; nothing where the run's rows are gone and no others were named."""
-    from qlmm.artifacts.manifest import read_manifest
-    from qlmm.artifacts.verify import find_adapter
-    from qlmm.evaluation.combined import held_out, rows_of
-
-    if rows is not None:
-        return rows_of(rows, image_root)
-    manifest = read_manifest(find_adapter(first))
-    try:
-        return held_out(manifest)
-    except (QlmmError, OSError) as error:
-        why = error.problems[0].message if isinstance(error, QlmmError) else str(error)
-        out.talk(f"note: the first adapter's rows cannot be read any more ({why}); --rows FILE measures on others")
-        return ()
 
 
 def _show(made: Combined) -> None:
     out.print(f"combined: {visible(str(made.folder))} (rank {made.rank})")
     for name, loss in made.losses.items():
         out.print(f"held-out loss of {visible(name)}: {loss:.4f} nats per token")
+    if made.losses:
+        out.print(f"measured on {visible(made.rows)}")
+    else:
+        out.print(f"note: {visible(made.rows)}; --rows FILE measures on others")
     found = made.proof
     out.print(f"proof: read back in a fresh process, {found.rows} rows differ by {found.max_difference:.3g} at most")
     out.print(f'next: qlmm ask {visible(str(made.folder))} --image picture.png "What is this?"')

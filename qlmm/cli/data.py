@@ -136,8 +136,7 @@ def _kind(recipe: Recipe) -> Kind:
 
 def _recipe(target: str, overrides: Sequence[str]) -> Recipe | None:
     """The recipe a target names, or None for rows."""
-    named = Path(target).suffix in (".yaml", ".yml") or (target in library.shipped() and not Path(target).exists())
-    return load_recipe(library.resolve(target), overrides).recipe if named else None
+    return load_recipe(library.resolve(target), overrides).recipe if library.is_recipe(target) else None
 
 
 def _builtin(name: str) -> Path:

@@ -41,23 +41,25 @@ def export(  # noqa: PLR0917  every parameter is an option of the command
     run(adapter, to, folder, onto=onto, outtype=outtype, converter=converter, as_json=as_json)
 
 
-@commands.command(epilog="Example: qlmm combine runs/a runs/b --method cat --weights 0.5,0.5 --out both")
+@commands.command(epilog="Example: qlmm combine runs/a runs/b --weights 0.5,0.5 --out both")
 def combine(  # noqa: PLR0913, PLR0917  every parameter is an option of the command
     adapters: Annotated[
         list[str],
-        typer.Argument(metavar="ADAPTER ADAPTER...", help="Adapter folders, run directories or Hub ids of one base."),
+        typer.Argument(metavar="ADAPTER ADAPTER...", help="Folders, runs, Hub ids or zoo:NAMEs, of one base."),
     ],
-    weights: Annotated[str, typer.Option("--weights", metavar="W,W...", help="One number per adapter.")],
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="W,W...", help="One number per adapter, in their order.")
+    ],
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="The adapter folder to make.")],
     method: Annotated[
         Literal["linear", "cat", "ties", "dare_ties", "dare_linear", "svd"],
         typer.Option("--method", help="How LoRA is combined; cat is the exact sum."),
-    ] = "linear",
+    ] = "cat",
     density: Annotated[float, typer.Option("--density", help="Share of values that ties and dare keep.")] = 0.5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what dare drops.")] = 0,
     rows: Annotated[
         Path | None,
-        typer.Option("--rows", metavar="FILE", help="Rows to measure on; unset: those the first run held out."),
+        typer.Option("--rows", metavar="FILE", help="Rows to measure on; unset: those the runs held out."),
     ] = None,
     image_root: Annotated[
         Path | None,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlmm.cli.console import out
@@ -77,7 +76,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _loaded(target: str, overrides: Sequence[str]) -> tuple[LoadedRecipe, bool]:
     """The recipe that a target names, or one that leaves everything but the base at its default; and which it is."""
-    if Path(target).suffix in (".yaml", ".yml") or (target in library.shipped() and not Path(target).exists()):
+    if library.is_recipe(target):
         return load_recipe(library.resolve(target), overrides), True
     # A recipe names rows and a run directory too; neither is looked at here.
     whole = {"version": 1, "base": {"model": target}, "data": {"sources": [{"path": "-"}]}, "output": {"dir": "-"}}

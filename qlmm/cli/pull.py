@@ -34,5 +34,5 @@ def pull(name: str, folder: Path | None) -> None:
     if not pulled.proven:
         out.warn("this adapter is not proven; its card says what is known")
     out.print(str(pulled.folder))
-    out.talk(f"{pulled.repo}@{pulled.commit}, verified; every file is as qlmm wrote it")
+    out.talk(f"{pulled.repo}@{pulled.commit}, verified: {pulled.files} files have the hashes that its qlmm.json names")
     out.talk(f'ask it with: qlmm ask {pulled.folder} --image picture.png "What is this?"')

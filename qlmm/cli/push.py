@@ -93,6 +93,7 @@ def _show(parcel: Parcel, settings: Settings) -> None:
     out.print(f"would push to {parcel.repo} ({seen}), branch {settings.revision}; nothing is sent", "")
     width = max(len(item.name) for item in parcel.items)
     out.print(*(f"  {item.name:<{width}}  {_size(item.size):>9}" for item in parcel.items))
+    out.print("", "whoever gets the adapter can read the rows in probe.json and the card, and see the pictures")
     if parcel.replaced:
         out.print("", "replaced in the copies that are sent; your own files stay as they are")
         out.print(*(f"  {one.where}: {one.before} -> {one.after}" for one in parcel.replaced))

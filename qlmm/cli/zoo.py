@@ -5,6 +5,7 @@ Usage: ``verify(["owl_kinds"], as_json=False)``
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -117,8 +118,10 @@ def add(
     from qlmm.artifacts.zoo_add import Request
     from qlmm.artifacts.zoo_add import add as make
 
-    out.print(str(make(Request(adapter, name, summary, licence, machine, hub, again), out.talk)))
-    out.talk("bring the page up to date: qlmm zoo list --markdown > adapters_zoo/README.md")
+    folder = make(Request(adapter, name, summary, licence, machine, hub, again), out.talk)
+    out.print(str(folder))
+    page = folder.parent / "README.md"
+    out.talk(f"bring the page up to date: qlmm zoo list --markdown > {shlex.quote(str(page))}")
 
 
 def run(name: str, question: str | None = None, image: Path | None = None) -> None:

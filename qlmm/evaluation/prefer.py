@@ -33,6 +33,7 @@ from qlmm.evaluation.records import Records
 from qlmm.evaluation.sampling import Draw, draw
 from qlmm.model import builtin
 from qlmm.model.base import blueprint, identity, load_processor
+from qlmm.model.precision import choose
 from qlmm.recipe.schema import Source
 
 __all__ = ["Outcome", "PromptDone", "Settings", "prefer", "records_of"]
@@ -164,7 +165,7 @@ class _Maker:
         Raises:
             UsageError: whatever keeps them from being loaded, D042 for a prompt without a picture that one needs.
         """
-        answering = load(adapter)
+        answering = load(adapter, precision=choose("auto", "auto"))
         _check_pictures(samples, str(adapter), needed=asks_with_pictures(answering))
         if judge is None:
             return cls(answering, Judge.of(answering), how)

@@ -41,7 +41,7 @@ from qlmm.model.contract import connector as find_connector
 from qlmm.model.parts import Parts, split
 from qlmm.model.precision import Precision
 from qlmm.model.quantise import keep_trainable, quantization, skip_names
-from qlmm.model.sources import Located, config_of, config_sha256, locate, reading
+from qlmm.model.sources import Located, commit_of, config_of, config_sha256, locate, reading
 from qlmm.recipe.schema import BaseSection, ConnectorSection
 
 __all__ = [
@@ -52,6 +52,8 @@ __all__ = [
     "load_model",
     "load_processor",
     "load_saved_processor",
+    "pinned",
+    "vocabulary",
 ]
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -111,14 +113,9 @@ def load_processor(base: BaseSection) -> ProcessorMixin:
         ModelError: M040 for an unknown template, M041 when there is none at all.
     """
     template = chat_template(base)
-    if base.model is None:
-        processor = _join_processor(_pieces(base), template)
-    else:
-        located = locate(base.model)
-        with reading("base.model", located):
-            processor = AutoProcessor.from_pretrained(located.path, **located.options)
-        if template is not None:
-            processor.chat_template = template
+    processor = _base_processor(base, template)
+    if template is not None:
+        processor.chat_template = template
     if not processor.chat_template:
         raise ModelError.one(
             "M041",
@@ -126,6 +123,20 @@ def load_processor(base: BaseSection) -> ProcessorMixin:
             help=f"set base.chat_template to one of {', '.join(template_names())}, or to a .jinja file",
         )
     return processor
+
+
+def vocabulary(base: BaseSection) -> dict[str, int]:
+    """The base's tokens and their numbers; the recipe's chat template need not be at hand for it."""
+    tokens: dict[str, int] = _base_processor(base, None).tokenizer.get_vocab()
+    return tokens
+
+
+def _base_processor(base: BaseSection, template: str | None) -> ProcessorMixin:
+    if base.model is None:
+        return _join_processor(_pieces(base), template)
+    located = locate(base.model)
+    with reading("base.model", located):
+        return AutoProcessor.from_pretrained(located.path, **located.options)
 
 
 def load_saved_processor(base: BaseSection, folder: Path) -> ProcessorMixin:
@@ -150,8 +161,16 @@ def identity(base: BaseSection) -> dict[str, Any]:
 
 def _facts(located: Located, key: str) -> dict[str, str | None]:
     config = config_of(located, key)
-    commit = vars(config).get("_commit_hash")
-    return {"id": located.name, "revision": commit or located.revision, "config_sha256": config_sha256(config)}
+    revision = commit_of(located) or located.revision
+    return {"id": located.name, "revision": revision, "config_sha256": config_sha256(config)}
+
+
+def pinned(base: BaseSection) -> BaseSection:
+    """The same base with each Hub id at the commit that is used now: what a branch points to changes."""
+    names = {"model": base.model, "vision": base.vision, "language": base.language}
+    places = {key: locate(name) for key, name in names.items() if name is not None}
+    commits = {key: commit_of(place) for key, place in places.items()}
+    return base.model_copy(update={key: f"{places[key].path}@{commit}" for key, commit in commits.items() if commit})
 
 
 def answers_in_decoder(base: BaseSection) -> bool:

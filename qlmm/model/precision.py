@@ -13,7 +13,7 @@ import torch
 
 from qlmm.core.errors import ModelError
 
-__all__ = ["Precision", "choose"]
+__all__ = ["Precision", "again", "choose"]
 
 Device = Literal["auto", "cuda", "cpu"]
 Name = Literal["auto", "bf16", "fp16", "fp32"]
@@ -66,3 +66,11 @@ def choose(device: Device, name: Name) -> Precision:
     if name == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ModelError.one("M002", "this GPU has no bf16", help="set training.precision=fp16 or auto")
     return Precision("cuda", name)
+
+
+def again(name: Literal["bf16", "fp16", "fp32"]) -> Precision:
+    """What a run computed in, where this machine can; else this machine's best."""
+    try:
+        return choose("auto", name)
+    except ModelError:
+        return choose("auto", "auto")

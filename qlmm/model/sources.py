@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -21,7 +22,7 @@ from qlmm.core.errors import ModelError
 from qlmm.model import builtin
 from qlmm.model.contract import own_tower
 
-__all__ = ["Located", "config_of", "config_sha256", "locate", "reading"]
+__all__ = ["Located", "commit_of", "config_of", "config_sha256", "locate", "reading"]
 
 BUILTIN = "builtin:"
 # How transformers names a package that is not there, the surest way first.
@@ -168,6 +169,17 @@ def config_of(located: Located, key: str) -> PreTrainedConfig:
         _register_tower(located.path)
         config: PreTrainedConfig = AutoConfig.from_pretrained(located.path, **located.options)
     return config
+
+
+def commit_of(located: Located) -> str | None:
+    """The commit that the files of a model on the Hub come from; None for a folder.
+
+    Asked after its configuration was read: that has put the commit a branch points to into the cache.
+    """
+    if _is_folder(located.path):
+        return None
+    found = try_to_load_from_cache(located.path, "config.json", revision=located.revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def config_sha256(config: PreTrainedConfig) -> str:

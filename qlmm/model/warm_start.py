@@ -79,12 +79,13 @@ class Earlier:
         for role, now in base["parts"].items():
             then = recorded.get(role, now)
             copied = any(Path(str(facts["id"])).exists() for facts in (then, now))
-            if then["config_sha256"] != now["config_sha256"] or (then["id"] != now["id"] and not copied):
+            moved = then["revision"] and now["revision"] and then["revision"] != now["revision"]
+            if then["config_sha256"] != now["config_sha256"] or moved or (_named(then) != _named(now) and not copied):
                 raise ModelError.one(
                     "M053",
-                    f"adapter.start_from: {self.path.parent} was trained on {then['id']}, and this run's {role} is "
-                    f"{now['id']}",
-                    help=f"use {then['id']}, or leave adapter.start_from out",
+                    f"adapter.start_from: {self.path.parent} was trained on {_at(then)}, and this run's {role} is "
+                    f"{_at(now)}",
+                    help=f"use {_at(then)}, or leave adapter.start_from out",
                 )
 
     def check_scale(self, section: AdapterSection) -> None:
@@ -146,6 +147,15 @@ class Earlier:
             raise _does_not_fit(self.path, str(error).splitlines()[-1].strip()) from error
         if result.unexpected_keys:
             raise _does_not_fit(self.path, f"there is no place for {result.unexpected_keys[0]}")
+
+
+def _at(facts: Mapping[str, Any]) -> str:
+    """A part of a base, with its commit where that is known."""
+    return f"{_named(facts)}@{facts['revision']}" if facts["revision"] else _named(facts)
+
+
+def _named(facts: Mapping[str, Any]) -> str:
+    return str(facts["id"]).partition("@")[0] if facts["revision"] else str(facts["id"])
 
 
 def _read(path: Path) -> dict[str, Any]:

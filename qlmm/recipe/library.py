@@ -1,4 +1,4 @@
-"""The shipped recipes: found by name, listed by what their first lines say, copied to be changed.
+"""The shipped recipes, and those of the zoo: found by name, listed by what their first lines say, copied to be changed.
 
 A shipped recipe opens with a comment: one line that sums it up, then ``label: text`` lines (trains, hardware, data,
 run, override), each of which may go on over indented lines.
@@ -14,10 +14,13 @@ from pathlib import Path
 
 from qlmm.core.errors import RecipeError
 from qlmm.core.naming import NAME_RULE, close
+from qlmm.recipe import zoo
 
-__all__ = ["LABELS", "Header", "copy", "folder", "header", "readme", "resolve", "shipped"]
+__all__ = ["LABELS", "ZOO_RECIPE", "Header", "copy", "folder", "header", "is_recipe", "readme", "resolve", "shipped"]
 
 LABELS = ("trains", "hardware", "data", "run", "override")
+# The recipe beside an adapter of the zoo.
+ZOO_RECIPE = "recipe.yaml"
 
 _README = """\
 # Recipes
@@ -60,12 +63,24 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder().glob("*.yaml")) if re.fullmatch(NAME_RULE, path.stem)}
 
 
+def is_recipe(target: str) -> bool:
+    """Whether an argument that may name other things too, such as rows or a model, names a recipe."""
+    if Path(target).suffix in (".yaml", ".yml") or target.startswith(zoo.PREFIX):
+        return True
+    return target in shipped() and not Path(target).exists()
+
+
 def resolve(recipe: str) -> Path:
-    """The file that a recipe argument means: a path, or the name of a shipped recipe. A file in the way wins.
+    """The file that a recipe argument means: ``zoo:NAME``, a path, or the name of a shipped recipe.
+
+    A file in the way of a shipped name wins.
 
     Raises:
-        RecipeError: R001 when it is neither, with the nearest shipped name.
+        RecipeError: R001 when it is none of them, with the nearest shipped name.
+        UsageError: Z001 for an adapter that the zoo has not, with the nearest.
     """
+    if recipe.startswith(zoo.PREFIX):
+        return _short(zoo.entry_folder(recipe) / ZOO_RECIPE)
     path = Path(recipe)
     known = shipped()
     try:
@@ -88,7 +103,7 @@ def _require_file(path: Path, recipe: str, known: list[str]) -> None:
     if path.is_dir():
         raise RecipeError.one("R001", f"{recipe} is a folder, not a recipe file")
     if not path.exists():
-        help = f"a recipe is a YAML file or a shipped name; {close(path.stem, known)}"
+        help = f"a recipe is a YAML file, a shipped name or zoo:NAME; {close(path.stem, known)}"
         raise RecipeError.one("R001", f"there is no recipe `{recipe}`", help=help)
 
 
@@ -129,7 +144,7 @@ def readme() -> str:
 
 
 def copy(name: str, source: str, folder: Path) -> Path:
-    """Write a shipped recipe (or a recipe file) to ``folder/name.yaml`` as a start for one's own.
+    """Write a shipped recipe (or one of the zoo, or a recipe file) to ``folder/name.yaml`` as a start for one's own.
 
     Its run directory takes the new name, so that copy and original do not meet in one directory.
 
@@ -139,12 +154,12 @@ def copy(name: str, source: str, folder: Path) -> Path:
     stem = name.removesuffix(".yaml")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", stem):
         raise RecipeError.one("R050", f"`{name}` is not a name for a recipe", help="letters, digits, _ - and .")
-    original = resolve(source)
-    text = original.read_text("utf-8")
+    text = resolve(source).read_text("utf-8")
+    old = Path(source.removeprefix(zoo.PREFIX)).stem
     target = folder / f"{stem}.yaml"
     try:
         with target.open("x", encoding="utf-8") as file:
-            file.write(_renamed(text, original.stem, stem))
+            file.write(_renamed(text, old, stem))
     except FileExistsError:
         raise RecipeError.one("R051", f"{target} exists", help="take another name; nothing is overwritten") from None
     except OSError as error:
@@ -155,4 +170,4 @@ def copy(name: str, source: str, folder: Path) -> Path:
 def _renamed(text: str, old: str, new: str) -> str:
     """The text with its run directory and its commands under the new name; what other recipes write stays."""
     text = re.sub(rf"(?m)^(  dir: runs/){re.escape(old)}$", rf"\g<1>{new}", text)
-    return re.sub(rf"(qlmm finetune ){re.escape(old)}\b", rf"\g<1>{new}.yaml", text)
+    return re.sub(rf"(qlmm finetune )(?:{zoo.PREFIX})?{re.escape(old)}\b", rf"\g<1>{new}.yaml", text)

@@ -45,7 +45,7 @@ def test_show_tells_results_command_and_card(zoo: Zoo, tmp_path: Path) -> None:
     zoo.add(finished_run(tmp_path))
     done = run("zoo", "show", "mine")
     assert done.exit_code == 0, done.output
-    assert "qlmm finetune adapters_zoo/mine/recipe.yaml" in done.stdout
+    assert "qlmm finetune zoo:mine" in done.stdout
     assert "right picture 3.894, another row's 4.643" in " ".join(done.stdout.split())
     assert "# Adapter trained with qlmm" in done.stdout
     assert "base_model_relation" not in done.stdout
@@ -56,6 +56,7 @@ def test_add_says_where_and_lists_it(zoo: Zoo, tmp_path: Path) -> None:
     done = run("zoo", "add", made, "mine", "--summary", "Knows colours", "--licence", "MIT")
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(zoo.folder / "mine")
+    assert f"qlmm zoo list --markdown > {zoo.folder / 'README.md'}" in done.stderr
     assert "Knows" in run("zoo", "list").stdout
     assert run("zoo", "add", made, "other", "--summary", "x").exit_code == 2
 

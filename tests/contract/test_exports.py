@@ -8,10 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
 
+from qlmm.artifacts.adapter import file_hashes
 from qlmm.artifacts.export import EXPORTS, Export, Job, Wishes, target, targets
+from qlmm.artifacts.exports.peft import carried
 from qlmm.artifacts.manifest import read_manifest
 from qlmm.core.errors import ModelError, UsageError
+from qlmm.model.adapters import ADAPTER_WEIGHTS
 from qlmm.model.base import Blueprint
 from qlmm.model.parts import split
 from tests.tiny import tiny_llava, tiny_processor
@@ -39,16 +45,26 @@ def test_an_unknown_target_is_refused_with_the_nearest_name() -> None:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """A job on an adapter whose base is tiny; no weight of it is on the disk."""
+    """A job on an adapter whose base is tiny."""
     processor = tiny_processor()
+    model = tiny_llava(processor)
+    model.save_pretrained(tmp_path / "base")
     folder = adapter_folder(tmp_path)
     processor.save_pretrained(folder)
+    _write_lora(folder)
     facts = read_manifest(folder)
-    recipe = facts.recipe.model_copy(update={"base": facts.recipe.base.model_copy(update={"quantize": "nf4"})})
-    made = Job(folder, facts.model_copy(update={"recipe": recipe}), Wishes(onto="original"), "run", lambda line: None)
-    model = tiny_llava(processor)
+    base = facts.recipe.base.model_copy(update={"quantize": "nf4", "model": str(tmp_path / "base")})
+    changes = {"recipe": facts.recipe.model_copy(update={"base": base}), "files": file_hashes(folder)}
+    made = Job(folder, facts.model_copy(update=changes), Wishes(onto="original"), "run", lambda line: None)
     vars(made)["shape"] = Blueprint(model, split(model))
     return made
+
+
+def _write_lora(folder: Path) -> None:
+    LoraConfig(r=4, target_modules=["q_proj"]).save_pretrained(str(folder))
+    layer = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+    lora = {"A": torch.zeros(4, 64), "B": torch.zeros(64, 4)}
+    save_file({f"{layer}.lora_{key}.weight": value for key, value in lora.items()}, folder / ADAPTER_WEIGHTS)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "vllm"])
@@ -60,11 +76,36 @@ def test_a_plan_says_what_gets_lost_and_writes_nothing(name: str, job: Job) -> N
     assert sorted(job.folder.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["gguf", "hf", "ollama"])
+def test_what_cannot_be_merged_is_refused_by_the_plan(name: str, job: Job) -> None:
+    (job.folder.parent / "base" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="A026"):
+        target(name).plan(job)
+
+
+def test_a_plan_counts_what_lies_on_the_disk_at_once(job: Job) -> None:
+    """Weights of 16 bits become files of 32, beside the merged model."""
+    job.shape.model.to(torch.bfloat16).save_pretrained(job.folder.parent / "base")
+    weights = sum(value.numel() for value in job.shape.model.state_dict().values())
+    small, large = (target("gguf").plan(replace(job, wishes=Wishes("original", kind))).size for kind in ("f16", "f32"))
+    assert small > 2 * weights
+    # Not written: the tower's last block and norm, which LLaVA does not read.
+    assert large > 2 * weights + 0.8 * 4 * weights
+
+
+def test_only_files_of_an_adapter_are_carried_along(job: Job) -> None:
+    strange = {"../x.txt": "", "/etc/passwd": "", "notes.md": "", "qlmm.json": "", "held-out/0.png": "", "a.bin": ""}
+    facts = job.manifest.model_copy(update={"files": job.manifest.files | strange})
+    names = carried(replace(job, manifest=facts))
+    assert {ADAPTER_WEIGHTS, "adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= set(names)
+    assert strange.keys().isdisjoint(names)
+
+
 @pytest.mark.parametrize("name", ["gguf", "ollama"])
 def test_gguf_names_the_package_that_is_missing(name: str, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else honest(name))
-    with pytest.raises(UsageError, match=r"pip install 'qlmm\[gguf\]'"):
+    with pytest.raises(UsageError, match=r"E020[^$]*pip install 'qlmm\[gguf\]'"):
         target(name).plan(job)
 
 
@@ -86,7 +127,7 @@ def test_a_converter_that_is_not_there_is_refused(name: str, job: Job) -> None:
 
 def test_peft_refuses_an_assembled_base_and_says_what_works(tmp_path: Path) -> None:
     made = Job(tmp_path, manifest("assembled"), Wishes(), "run", lambda line: None)
-    with pytest.raises(ModelError, match="export --to hf"):
+    with pytest.raises(ModelError, match=r"E010[^$]*export --to hf"):
         target("peft").plan(made)
 
 

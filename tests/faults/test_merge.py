@@ -86,14 +86,6 @@ def _flipped_bit(place: Path) -> None:
     path.write_bytes(content)
 
 
-def _other_revision(place: Path) -> None:
-    manifest = read_manifest(place / "adapter")
-    parts = {"model": manifest.base["parts"]["model"] | {"revision": "a" * 40}}
-    rehashed(place, base=manifest.base | {"parts": parts})
-    config = place / "base" / "config.json"
-    edited(config, lambda stated: stated.update(_commit_hash="b" * 40))
-
-
 def _fewer_layers(place: Path) -> None:
     """Another base whose configuration the manifest knows: only the tensors can tell."""
     edited(place / "base" / "config.json", lambda stated: stated["text_config"].update(TEXT_LAYERS))
@@ -238,9 +230,9 @@ def test_killed_at_every_shard_nothing_lies_under_its_name(place: Path, monkeypa
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == KILLED
         assert not (place / "merged").exists()
-        assert (place / ".merged.merging").exists()
+        assert (place / ".merged.part").exists()
     merge(str(place / "adapter"), place / "merged", SHARDS)
-    assert not (place / ".merged.merging").exists()
+    assert not list(place.glob(".merged.*"))
     assert len(list((place / "merged").glob("*.safetensors"))) == count
 
 

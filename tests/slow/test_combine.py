@@ -4,43 +4,64 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from qlmm.api import finetune, load
 from qlmm.artifacts.adapter import file_hashes
 from qlmm.artifacts.combine import Settings, combine
+from qlmm.artifacts.combine_checks import read_sources, size_of
 from qlmm.artifacts.manifest import MANIFEST, read_manifest, write_manifest
+from qlmm.artifacts.parcel import pack
 from qlmm.artifacts.probe import probe_rows
 from qlmm.artifacts.verify import verify
 from qlmm.cli.app import app
 from qlmm.core.errors import UsageError
+from qlmm.evaluation.combined import measure_on
+from qlmm.training.facts import ReloadProof
+from qlmm.training.plan import make_plan
 from tests.runs import TinyRun
 from tests.slow.test_merge import CASES, assembled
 
 pytestmark = pytest.mark.slow
 
 WEIGHTS = "adapter_model.safetensors"
+ALPHA = 32
+
+
+RUNS = {
+    "a": ["training.steps=3"],
+    "b": ["training.steps=5"],
+    "rslora": ["adapter.r=8", "adapter.variant=rslora"],
+    "lora_connector": ["adapter.connector=lora"],
+    "other_seed": ["training.seed=1"],
+}
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """Two runs on one base: `a` and `b`."""
+    """Runs on one base; what a fresh process says of them is tested elsewhere."""
     run = TinyRun.make(tmp_path_factory.mktemp("combine"))
-    for name, steps in (("a", 3), ("b", 5)):
-        finetune(run.recipe(f"training.steps={steps}", "evaluation.rows=2", f"output.dir={run.folder}/{name}"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qlmm.api.prove_reload", lambda *_: ReloadProof(1, 0.0, 1.0, same=True))
+        for name, overrides in RUNS.items():
+            finetune(run.recipe("training.steps=2", "evaluation.rows=4", f"output.dir={run.folder}/{name}", *overrides))
     return run
 
 
 @pytest.fixture
-def both(tiny: TinyRun, tmp_path: Path) -> Callable[..., Path]:
-    def make(method: Any, weights: tuple[float, ...], names: str = "ab", **options: Any) -> Path:
+def both(tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Combines; no fresh process reads the result back."""
+    monkeypatch.setattr("qlmm.artifacts.combine.prove_reload", lambda *_: ReloadProof(1, 0.0, 1.0, same=True))
+
+    def make(method: Any, weights: tuple[float, ...], names: Sequence[str] = "ab", **options: Any) -> Path:
         targets = [str(tiny.folder / name) for name in names]
         return combine(targets, tmp_path / "both", Settings(method, weights, **options)).folder
 
@@ -73,29 +94,71 @@ def test_all_of_one_adapter_is_that_adapter(
     assert all(torch.equal(load_file(folder / WEIGHTS)[name], load_file(source / WEIGHTS)[name]) for name in whole)
 
 
-def test_cat_adds_the_updates_of_lora_exactly(both: Callable[..., Path], tiny: TinyRun) -> None:
-    made = load_file(both("cat", (0.7, -0.2)) / WEIGHTS)
-    a, b = (load_file(tiny.folder / name / "adapter" / WEIGHTS) for name in "ab")
-    scale = 32 / 4
-    ours, first, second = delta(made, 1.0), delta(a, scale), delta(b, scale)
-    assert ours.keys() == first.keys()
-    assert all(torch.allclose(ours[one], 0.7 * first[one] - 0.2 * second[one], atol=1e-6) for one in ours)
-    base = dict(_base(tiny).state_dict())
+@pytest.mark.parametrize(
+    ("method", "weights", "scale"),
+    [
+        ("cat", (0.5, 0.5), 1.0),
+        ("cat", (1.0, 1.0), 2.0),
+        ("cat", (0.5, -0.2), 0.3),
+        ("svd", (1.0, 1.0), 2.0),
+        ("svd", (0.5, 0.0), 0.5),
+        ("linear", (0.5, 0.5), 1.0),
+        ("linear", (0.2, 0.8), 1.0),
+        ("dare_linear", (0.2, 0.8), 1.0),
+        ("ties", (1.0, 1.0), 1.0),
+        ("ties", (0.5, 0.5), 0.5),
+        ("dare_ties", (1.0, 1.0), 1.0),
+        ("dare_ties", (2.0, 2.0), 2.0),
+    ],
+)
+def test_lora_and_connector_are_scaled_alike(
+    method: str, weights: tuple[float, ...], scale: float, both: Callable[..., Path], tiny: TinyRun
+) -> None:
+    made = load_file(both(method, weights, "aa", density=1.0) / WEIGHTS)
+    source, base = load_file(tiny.folder / "a" / "adapter" / WEIGHTS), _base(tiny)
+    found, wanted = delta(made, 1.0), delta(source, scale * ALPHA / 4)
+    assert max(float(one.abs().max()) for one in wanted.values()) > 1e-4
+    assert all(torch.allclose(found[one], wanted[one], atol=1e-6) for one in wanted)
+    whole = [name for name in made if ".lora_" not in name]
+    assert any(not torch.equal(source[name], base[name]) for name in whole)
+    for name in whole:
+        assert torch.allclose(made[name], base[name] + scale * (source[name] - base[name]), atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "rslora"), ("rslora", "a")])
+def test_cat_adds_updates_of_any_rank_exactly(names: tuple[str, str], both: Callable[..., Path], tiny: TinyRun) -> None:
+    made = load_file(both("cat", (0.7, -0.2), names) / WEIGHTS)
+    found, wanted = delta(made, 1.0), exact(tiny, names, (0.7, -0.2))
+    assert found.keys() == wanted.keys()
+    assert all(torch.allclose(found[one], wanted[one], atol=1e-6) for one in wanted)
+    base = _base(tiny)
+    first, second = (load_file(tiny.folder / name / "adapter" / WEIGHTS) for name in names)
     for name in (name for name in made if ".lora_" not in name):
-        start = base[name.removeprefix("base_model.model.")]
-        wanted = start + 0.7 * (a[name] - start) - 0.2 * (b[name] - start)
-        assert torch.allclose(made[name], wanted, atol=1e-6)
+        start = base[name]
+        update = 0.7 * (first[name] - start) - 0.2 * (second[name] - start)
+        assert torch.allclose(made[name], start + update, atol=1e-6)
 
 
-def _base(tiny: TinyRun) -> Any:
-    from transformers import AutoModelForImageTextToText
+def exact(tiny: TinyRun, names: tuple[str, str], weights: tuple[float, float]) -> dict[str, torch.Tensor]:
+    """The weighted sum of two adapters' updates."""
+    scales = {"a": ALPHA / 4, "b": ALPHA / 4, "rslora": ALPHA / 8**0.5}
+    first, second = (delta(load_file(tiny.folder / name / "adapter" / WEIGHTS), scales[name]) for name in names)
+    return {one: weights[0] * first[one] + weights[1] * second[one] for one in first}
 
-    return AutoModelForImageTextToText.from_pretrained(tiny.folder / "base", dtype=torch.float32)
+
+def test_svd_is_the_nearest_to_the_exact_sum_of_the_largest_rank(both: Callable[..., Path], tiny: TinyRun) -> None:
+    folder = both("svd", (0.7, -0.2), ("a", "rslora"))
+    assert json.loads((folder / "adapter_config.json").read_text("utf-8"))["r"] == 8
+    found = delta(load_file(folder / WEIGHTS), 1.0)
+    for one, whole in exact(tiny, ("a", "rslora"), (0.7, -0.2)).items():
+        left, sizes, right = torch.linalg.svd(whole.double(), full_matrices=False)
+        assert torch.allclose(found[one].double(), left[:, :8] * sizes[:8] @ right[:8], atol=1e-5)
 
 
-def test_svd_keeps_the_rank(both: Callable[..., Path]) -> None:
-    folder = both("svd", (0.5, 0.5))
-    assert json.loads((folder / "adapter_config.json").read_text("utf-8"))["r"] == 4
+def _base(tiny: TinyRun) -> dict[str, torch.Tensor]:
+    """The base's weights, by the names that an adapter has for them."""
+    base: Any = AutoModelForImageTextToText.from_pretrained(tiny.folder / "base", dtype=torch.float32)
+    return {f"base_model.model.{name}": value for name, value in base.state_dict().items()}
 
 
 @pytest.mark.parametrize("method", ["cat", "ties", "dare_ties", "dare_linear"])
@@ -110,17 +173,81 @@ def test_what_comes_out_verifies_and_says_what_it_is_made_of(method: str, both: 
     assert method in (folder / "README.md").read_text("utf-8")
 
 
-def test_the_command_measures_all_three_on_the_same_rows(tiny: TinyRun, tmp_path: Path) -> None:
-    sources = [str(tiny.folder / "a"), str(tiny.folder / "b")]
-    before = file_hashes(tiny.folder / "a")
-    words = ["combine", *sources, "--weights", "0.5,0.5", "--out", str(tmp_path / "both"), "--json"]
-    done = CliRunner().invoke(app, words)
+def test_the_command_names_adapters_and_measures_them_on_the_same_rows(
+    tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is called like the result, and one twice; paths stay where they are."""
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(tiny.folder / "a", tmp_path / "elsewhere" / "combined")
+    before = file_hashes(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    sources = ["elsewhere/combined", str(tiny.folder / "b"), str(tiny.folder / "b" / "adapter")]
+    done = CliRunner().invoke(app, ["combine", *sources, "--weights", "0.5,0.3,0.2", "--out", "both", "--json"])
     assert done.exit_code == 0, done.exception
     said = json.loads(done.stdout)
-    assert list(said["losses"]) == [*sources, "combined"]
-    assert read_manifest(tmp_path / "both").combined["losses"] == said["losses"]  # type: ignore[index]  # just made
-    assert file_hashes(tiny.folder / "a") == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["both"]
+    assert list(said["losses"]) == ["combined-2", "b", "b-2", "combined"]
+    assert said["rows"] == "4 rows that the runs held out, on none of which an adapter was trained"
+    made = read_manifest(tmp_path / "both").combined
+    assert made is not None
+    assert (made["method"], made["losses"], made["measured_on"]) == ("cat", said["losses"], said["rows"])
+    assert said["losses"]["b"] == said["losses"]["b-2"]
+    parcel = pack(tmp_path / "both", "me/both", unproven=True)
+    assert str(tiny.folder) not in parcel.manifest.model_dump_json() + parcel.card
+    assert all(f"| `{name}` | {loss:.4f} |" in parcel.card for name, loss in said["losses"].items())
+    assert file_hashes(tmp_path / "elsewhere") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "elsewhere"]
+
+
+def test_no_row_is_measured_that_one_of_the_adapters_was_trained_on(tiny: TinyRun) -> None:
+    """Two runs that split one file by other seeds held out rows that the other one learned from."""
+    plans = [make_plan(tiny.recipe("evaluation.rows=4", f"training.seed={seed}").recipe) for seed in (0, 1)]
+    trained = {row.content for plan in plans for row in plan.train}
+    held_out = {row.content for plan in plans for row in plan.held_out}
+    assert trained & held_out
+    sources = read_sources([str(tiny.folder / name) for name in ("a", "other_seed")])
+    left = len(held_out - trained)
+    assert left > 0
+    said = f"{left} row{'s' * (left > 1)} that the runs held out, on none of which an adapter was trained"
+    assert measure_on(sources).rows == f"{said}, without {len(held_out) - left} on which one was"
+
+
+def test_files_in_folders_of_the_processor_are_taken_along(
+    tiny: TinyRun, tmp_path: Path, both: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(tiny.folder / "a" / "adapter", folder)
+    (folder / "qformer_tokenizer").mkdir()
+    (folder / "qformer_tokenizer" / "tokenizer_config.json").write_text("{}", "utf-8")
+    edited(folder, tmp_path / "whole", lambda manifest: manifest)
+    made = both("cat", (0.5, 0.5), (str(tmp_path / "whole"), "b"))
+    assert (made / "qformer_tokenizer" / "tokenizer_config.json").read_text("utf-8") == "{}"
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_the_base_is_loaded(
+    both: Callable[..., Path], tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = size_of(read_sources([str(tiny.folder / name) for name in "ab"]), "cat")
+    made = both("cat", (0.5, 0.5))
+    assert size * 0.9 <= (made / WEIGHTS).stat().st_size <= size + 100_000
+    shutil.rmtree(made)
+    monkeypatch.setattr("qlmm.artifacts.place.free_bytes", lambda path: size)
+    monkeypatch.setattr("qlmm.artifacts.combine.load_model", lambda *_, **__: pytest.fail("the base was loaded"))
+    with pytest.raises(UsageError, match="A034"):
+        both("cat", (0.5, 0.5))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_put_into_an_adapter(tiny: TinyRun) -> None:
+    sources = [str(tiny.folder / name) for name in "ab"]
+    with pytest.raises(UsageError, match=r"A033.*lies inside"):
+        combine(sources, tiny.folder / "b" / "adapter" / "both", Settings("cat", (0.5, 0.5)))
+
+
+def test_a_connector_with_lora_and_one_trained_whole_are_refused(tiny: TinyRun, tmp_path: Path) -> None:
+    targets = [str(tiny.folder / "a"), str(tiny.folder / "lora_connector")]
+    with pytest.raises(UsageError, match=r"(?s)K006.*adapter\.connector"):
+        combine(targets, tmp_path / "both", Settings("cat", (0.5, 0.5)))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -129,6 +256,7 @@ def test_the_command_measures_all_three_on_the_same_rows(tiny: TinyRun, tmp_path
         ((1.0,), "ab", "linear", "K002"),
         ((1.0,), "a", "linear", "K001"),
         ((1.0, 1.0), "ab", "sum", "K003"),
+        ((1.0, 1.0), "ab", "linear", "K002"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused(

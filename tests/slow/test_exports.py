@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from qlmm.api import finetune, load
 from qlmm.artifacts.adapter import file_hashes
+from qlmm.artifacts.deltas import Deltas
 from qlmm.artifacts.export import Wishes, export
 from qlmm.artifacts.same import Said, same
 from qlmm.core.errors import RunError, UsageError
+from tests.assembling import image_processor, tower
 from tests.runs import TinyRun
 from tests.slow.test_merge import CASES, assembled
 
@@ -111,6 +117,21 @@ def test_a_language_only_adapter_needs_no_copy_of_the_base(tiny: TinyRun, tmp_pa
     assert "--max-lora-rank 8" in done.commands[0]
 
 
+def test_commands_are_whole_whatever_run_base_and_place_are_called(tmp_path: Path) -> None:
+    run = TinyRun.make(tmp_path / "me@home")
+    finetune(run.recipe("adapter.connector=frozen", "training.steps=2", f"output.dir={tmp_path}/LAYOUT v1"))
+    out = tmp_path / "my OUT"
+    done = export(str(tmp_path / "LAYOUT v1"), "vllm", out, Wishes())
+    words = shlex.split(done.commands[0])
+    assert words[:4] == ["vllm", "serve", str(run.folder / "base"), "--enable-lora"]
+    assert f"LAYOUT-v1={out}/adapter" in words
+    shown = (out / "README.md").read_text("utf-8").partition("```bash\n")[2].partition("\n")[0]
+    assert "LAYOUT-v1=./adapter" in shlex.split(shown)
+    assert json.loads((out / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == words[2]
+    made = export(str(tmp_path / "LAYOUT v1"), "ollama", tmp_path / "an OUT", Wishes())
+    assert shlex.split(made.commands[0]) == ["ollama", "create", "LAYOUT-v1", "-f", f"{tmp_path}/an OUT/Modelfile"]
+
+
 @pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0", "f32"])
 def test_gguf_holds_the_merged_weights(outtype: str, made: Callable[..., Path]) -> None:
     merged = AutoModelForImageTextToText.from_pretrained(made("hf"), dtype=torch.float32)
@@ -133,16 +154,7 @@ def test_ollama_gets_a_modelfile(made: Callable[[str], Path]) -> None:
 def test_an_export_that_answers_otherwise_is_not_made(
     tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = PeftModel.from_pretrained
-
-    def tampered(model: Any, *args: Any, **options: Any) -> Any:
-        wrapped = honest(model, *args, **options)
-        for name, weight in wrapped.named_parameters():
-            if "lora_B" in name:
-                weight.data += 0.1
-        return wrapped
-
-    monkeypatch.setattr("qlmm.artifacts.same.PeftModel.from_pretrained", tampered)
+    monkeypatch.setattr(Deltas, "_merge", lambda self, name, base, dtype: base.to(dtype) + 0.1)
     with pytest.raises(RunError, match="E005"):
         export(str(tiny.folder / "run"), "hf", tmp_path / "out", Wishes())
     assert list(tmp_path.iterdir()) == []
@@ -170,7 +182,7 @@ def test_llama_cpps_own_converter_is_used_for_what_is_not_known(
     assert any("not compared" in drop for drop in done.drops)
     assert all("1 tensors" in line for line in done.proof)
     converter.write_text("raise SystemExit('no such architecture')\n")
-    with pytest.raises(RunError, match="no such architecture"):
+    with pytest.raises(RunError, match=r"E025.*no such architecture"):
         export(str(tiny.folder / "run"), "gguf", tmp_path / "again", Wishes(converter=converter))
     assert not (tmp_path / "again").exists()
 
@@ -199,6 +211,54 @@ def test_an_assembled_model_is_exported_proven_or_refused(
         with pytest.raises(UsageError, match=r"E013|E033"):
             export(str(adapter), to, tmp_path / "out", Wishes())
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def of_own_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter whose base is LLaVA's class with a tower that transformers lacks."""
+    folder = tmp_path_factory.mktemp("own")
+    loaded = assembled(folder, CASES["mlp"], "training.steps=2")
+    shutil.rmtree(folder / "vision")
+    tower("efficientnet_lite0").save_pretrained(folder / "vision")
+    image_processor("efficientnet_lite0").save_pretrained(folder / "vision")
+    finetune(loaded)
+    return folder / "run" / "adapter"
+
+
+def _runs(page: str, folder: Path) -> str:
+    """What the page's code leads to in a fresh process: the class of the model it loads."""
+    code = page.partition("```python\n")[2].partition("```")[0].replace("PATH", str(folder))
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint(type(model).__name__)"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_a_model_with_a_tower_of_qlmms_own_says_how_it_is_loaded(of_own_tower: Path, tmp_path: Path) -> None:
+    done = export(str(of_own_tower), "hf", tmp_path / "out", Wishes())
+    assert any("no class" in drop for drop in done.drops)
+    assert _runs((tmp_path / "out" / "README.md").read_text("utf-8"), tmp_path / "out") == (
+        "LlavaForConditionalGeneration"
+    )
+
+
+def test_the_card_of_an_assembled_model_works_as_it_stands(assembled_adapter: tuple[str, Path], tmp_path: Path) -> None:
+    kind, adapter = assembled_adapter
+    done = export(str(adapter), "hf", tmp_path / "out", Wishes())
+    assert any("no class" in drop for drop in done.drops) is (kind == "abstractor")
+    assert _runs((tmp_path / "out" / "README.md").read_text("utf-8"), tmp_path / "out") == (
+        "AssembledForConditionalGeneration" if kind == "abstractor" else "LlavaForConditionalGeneration"
+    )
+
+
+@pytest.mark.parametrize(("to", "code"), [("vllm", "E013"), ("gguf", "E033"), ("peft", "E010")])
+def test_no_other_program_is_given_a_tower_it_has_no_class_for(
+    to: str, code: str, of_own_tower: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=code):
+        export(str(of_own_tower), to, tmp_path / "out", Wishes())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

@@ -1,83 +1,42 @@
-"""Push and pull against a Hub on this machine: whole or not at all, nothing but the list, refusals with a way out."""
+"""Push against a Hub on this machine: whole or not at all, nothing but the list, refusals with a way out."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.utils import _http, close_session
 from typer.testing import CliRunner, Result
 
 from qlmm.artifacts.adapter import UNPROVEN
-from qlmm.artifacts.hub import Pushed, pull, push
-from qlmm.artifacts.manifest import MANIFEST, read_manifest
+from qlmm.artifacts.hub import pull, push
+from qlmm.artifacts.manifest import MANIFEST, read_manifest, write_manifest
 from qlmm.artifacts.parcel import CARD, pack
 from qlmm.cli.app import app
-from qlmm.core.errors import QlmmError
 from tests.hub import READER, TOKEN, WRONG, Hub, Repo
 from tests.run_facts import PROOF
-from tests.sharing import PRIVATE, contents, shared_adapter
+from tests.sharing import COMMIT, PRIVATE, REPO, contents, pushed, refusal, served, shared_adapter, waits
 
-REPO = "me/owl"
 # What of the invented adapter is rewritten on its way: the card gets its address, papers lose their local paths.
 REWRITTEN = {CARD, MANIFEST, "adapter_config.json"}
 
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that would have been waited, by the client and by qlmm."""
-    waits: list[float] = []
-    monkeypatch.setattr("qlmm.artifacts.hub_talk.time", SimpleNamespace(sleep=waits.append))
-    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=waits.append))
-    monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=waits.append))
-    return waits
+    return waits(monkeypatch)
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> Iterator[Hub]:
-    """A Hub of its own, that the client knows, with a base whose licence it states."""
-    with Hub().running() as one:
-        one.repos["some/llava"] = Repo(card={"license": "apache-2.0"})
-        settings = {
-            "ENDPOINT": one.address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": one.address + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
-        }
-        for name, value in settings.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.chdir(tmp_path)
-        yield one
-        close_session()
+    yield from served(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     return shared_adapter(tmp_path)
-
-
-def pushed(folder: Path, repo: str = REPO, **options: Any) -> Pushed:
-    return push(pack(folder, repo, unproven=False), **options)
-
-
-def refusal(act: Callable[[], object]) -> tuple[str, str]:
-    """Code and whole text of the one refusal that an act ends in; it always says what to do."""
-    with pytest.raises(QlmmError) as caught:
-        act()
-    (problem,) = caught.value.problems
-    assert problem.help
-    assert TOKEN not in str(caught.value)
-    return problem.code, f"{problem.message} | {problem.help}"
 
 
 def test_what_is_pushed_comes_back_byte_for_byte(hub: Hub, adapter: Path, tmp_path: Path) -> None:
@@ -137,6 +96,7 @@ def test_a_dry_run_asks_for_nothing(hub: Hub, adapter: Path, monkeypatch: pytest
     assert hub.requests == []
     assert all(name in done.stdout for name in contents(adapter))
     assert f"recipe.output.dir: {PRIVATE}/run -> run" in done.stdout
+    assert "whoever gets the adapter can read the rows" in done.stdout
     assert "# Adapter trained with qlmm" in done.stdout
 
 
@@ -164,40 +124,6 @@ def test_a_push_that_is_cut_off_anywhere_is_completed_by_the_next(hub: Hub, adap
         assert {name for name, content in hub.repos[REPO].files.items() if content != whole[name]} == {CARD}
         assert contents(adapter) == before
     assert codes == {"H008"}
-
-
-def test_a_pull_that_is_cut_off_anywhere_leaves_nothing_and_is_completed_by_the_next(
-    hub: Hub, adapter: Path, tmp_path: Path, slept: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pushed(adapter)
-    hub.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "first"))
-    expected = contents(pull(REPO, tmp_path / "whole").folder)
-    needed = len(hub.requests)
-    assert needed > 3
-    for answered in range(needed):
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / f"cache-{answered}"))
-        hub.requests.clear()
-        hub.dies_after, target = answered, tmp_path / f"pulled-{answered}"
-        code, said = refusal(partial(pull, REPO, target))
-        assert code == "H008"
-        assert "run the same command again" in said
-        assert not target.exists()
-        assert not list(tmp_path.glob(".*.part"))
-        hub.dies_after = None
-        assert contents(pull(REPO, target).folder) == expected
-
-
-def test_a_download_that_breaks_goes_on_where_it_was(
-    hub: Hub, adapter: Path, slept: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
-    pushed(adapter)
-    name = "adapter_model.safetensors"
-    hub.halves.add(name)
-    there = contents(pull(REPO).folder)
-    assert there[name] == (adapter / name).read_bytes()
-    assert hub.continued == [8000]
 
 
 def test_a_busy_hub_is_waited_for_within_limits(hub: Hub, adapter: Path, slept: list[float]) -> None:
@@ -286,6 +212,11 @@ def test_who_can_read_it_is_never_a_surprise(hub: Hub, adapter: Path) -> None:
     pushed(adapter)
     assert pushed(adapter, public=True, tell=told.append).private
     assert told == ["me/owl stays private: make it public on its settings page"]
+    hub.repos["other/open"] = Repo()
+    code, said = refusal(lambda: pushed(adapter, "other/open"))
+    assert code == "H003"
+    assert "other/open belongs to other" in said
+    assert "--public" not in said
 
 
 def test_a_branch_is_made_and_main_stays_as_it_is(hub: Hub, adapter: Path) -> None:
@@ -294,6 +225,49 @@ def test_a_branch_is_made_and_main_stays_as_it_is(hub: Hub, adapter: Path) -> No
     pushed(adapter, branch="trial")
     assert set(contents(pull(f"{REPO}@trial", Path("x")).folder)) == set(contents(adapter))
     assert refusal(lambda: pull(f"{REPO}@nowhere", Path("y")))[0] == "H020"
+
+
+def test_no_branch_is_made_where_nothing_is_pushed(hub: Hub, adapter: Path) -> None:
+    hub.repos["me/model"] = Repo(private=True)
+    hub.repos["me/model"].add("main", {"config.json": b"{}"}, "a whole model")
+    assert refusal(lambda: pushed(adapter, "me/model", branch="trial"))[0] == "H005"
+    assert set(hub.repos["me/model"].branches) == {"main"}
+
+
+def test_a_card_that_the_hub_refuses_is_to_be_mended(hub: Hub, adapter: Path) -> None:
+    text = (adapter / CARD).read_text("utf-8")
+    (adapter / CARD).write_text(text.replace("---\n", "---\nlicense: mine\n", 1), "utf-8")
+    code, said = refusal(lambda: pushed(adapter))
+    assert code == "H016"
+    assert '"license" must be one of [apache-2.0, mit, ...]' in said
+    assert "mend the lines between the two `---`" in said
+    assert set(hub.repos[REPO].files) == {".gitattributes"}
+
+
+def test_a_second_name_is_told_throughout(hub: Hub, adapter: Path) -> None:
+    pushed(adapter)
+    copy = pull(REPO).folder
+    card = (copy / CARD).read_text("utf-8")
+    (copy / CARD).write_text(f"{card}\nBetter than me/owl.\n", "utf-8")
+    pushed(copy, "me/other")
+    text = hub.repos["me/other"].files[CARD].decode()
+    assert 'PeftModel.from_pretrained(base, "me/other")' in text
+    assert "qlmm pull me/other" in text
+    assert text.count("me/owl") == 1
+    assert text.endswith("\nBetter than me/owl.\n")
+    assert f"| {COMMIT} | apache-2.0 |" in text
+
+
+def test_a_source_that_is_no_name_of_the_hub_is_not_asked_for(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "rows--v2").mkdir()
+    folder = shared_adapter(tmp_path)
+    made = read_manifest(folder)
+    for path in ("/data/mine/squad", "rows--v2", "gone--rows"):
+        data = {"sha256": "f", "sources": [{"path": path, "kept": 3}]}
+        write_manifest(folder, made.model_copy(update={"data": data}))
+        (folder / CARD).unlink(missing_ok=True)
+        pushed(folder)
+    assert hub.asked("datasets") == []
 
 
 def test_two_who_push_at_once_do_not_overwrite_each_other(
@@ -325,60 +299,6 @@ def test_an_unproven_adapter_says_so_on_the_hub(hub: Hub, tmp_path: Path) -> Non
     text = hub.repos[REPO].files[CARD].decode()
     assert text.index("**Unproven.**") < text.index("# Adapter")
     assert PROOF.holds
-
-
-def test_only_an_adapter_of_qlmm_is_pulled(hub: Hub, adapter: Path) -> None:
-    assert refusal(lambda: pull("me/nothing"))[0] == "H020"
-    hub.repos["me/plain"] = Repo()
-    hub.repos["me/plain"].add("main", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}, "peft")
-    code, said = refusal(lambda: pull("me/plain"))
-    assert code == "H021"
-    assert "PeftModel.from_pretrained" in said
-    hub.repos["me/plain"].add("main", {"config.json": b"{}"}, "model")
-    assert refusal(lambda: pull("me/plain"))[0] == "H021"
-    assert not list(Path().glob("*plain*"))
-
-
-def test_a_damaged_or_strange_adapter_is_not_kept(hub: Hub, adapter: Path) -> None:
-    pushed(adapter)
-    repo, whole = hub.repos[REPO], hub.repos[REPO].files
-    repo.add("main", whole | {"chat_template.jinja": b"{{ other }}"}, "changed by hand")
-    code, said = refusal(lambda: pull(REPO))
-    assert code == "H021"
-    assert "chat_template.jinja" in said
-    strange = whole[MANIFEST].replace(b'"chat_template.jinja"', b'"../../evil.bin"')
-    repo.add("main", whole | {MANIFEST: strange}, "strange")
-    code, said = refusal(lambda: pull(REPO))
-    assert code == "H021"
-    assert "../../evil.bin" in said
-    repo.add("main", whole | {"held-out/../../x.png": b"x"}, "a way out of the folder")
-    assert "held-out/../../x.png" in refusal(lambda: pull(REPO))[1]
-    repo.add("main", whole | {"training_args.bin": b"\x80", "held-out/x.py.png/y.png": b"x"}, "more than an adapter")
-    assert set(contents(pull(REPO).folder)) == set(contents(adapter))
-
-
-def test_nothing_is_overwritten(hub: Hub, adapter: Path, tmp_path: Path) -> None:
-    pushed(adapter)
-    (tmp_path / "owl").mkdir()
-    assert pull(REPO).folder == Path("owl")
-    hub.requests.clear()
-    assert refusal(lambda: pull(REPO))[0] == "A033"
-    assert refusal(lambda: pull(REPO, adapter / CARD))[0] == "A033"
-    assert hub.requests == []
-
-
-def test_the_disk_has_the_last_word(hub: Hub, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pushed(adapter)
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device", "x")
-
-    monkeypatch.setattr(shutil, "copyfile", full)
-    code, said = refusal(lambda: pull(REPO))
-    assert code == "H023"
-    assert "No space left on device" in said
-    assert not (tmp_path / "owl").exists()
-    assert not (tmp_path / ".owl.part").exists()
 
 
 def test_the_command_line_pushes_and_pulls(hub: Hub, adapter: Path, tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from qlmm.api import Outcome, finetune
+from qlmm.artifacts.export import Wishes, export
 from qlmm.artifacts.load import load
 from qlmm.artifacts.merge import Settings, merge
 from qlmm.artifacts.probe import probe_rows
 from qlmm.artifacts.shards import header
+from qlmm.artifacts.verify import verify
+from qlmm.core.errors import ModelError
 from qlmm.core.files import file_sha256
 from qlmm.recipe.load import parse_recipe
 from qlmm.training.plan import Plan, make_plan
@@ -27,7 +30,7 @@ from tests.families.matrix import _recipe, _template, _write_rows
 from tests.families.merging import adapter_of, merged_equals, shaken
 from tests.families.videos import videos_stood_in
 from tests.runs import RECIPE, TinyRun
-from tests.tiny import template, tiny_processor, tiny_tokenizer
+from tests.tiny import template, tiny_llava, tiny_processor, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -261,3 +264,46 @@ def test_the_folder_holds_what_a_user_needs(tmp_path: Path) -> None:
         "processor_config.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert template("vicuna") == (tmp_path / "merged" / "chat_template.jinja").read_text()
+
+
+def test_a_base_whose_weights_were_exchanged_is_noticed(tmp_path: Path) -> None:
+    run = TinyRun.make(tmp_path / "tiny")
+    finetune(run.recipe("training.steps=2"))
+    tiny_llava(tiny_processor("vicuna"), seed=7).save_pretrained(run.folder / "base")
+    for make in (
+        lambda out: merge(str(run.folder / "run"), out, Settings()),
+        lambda out: export(str(run.folder / "run"), "hf", out, Wishes()),
+        lambda out: export(str(run.folder / "run"), "peft", out, Wishes()),
+    ):
+        with pytest.raises(ModelError, match="A016"):
+            make(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_a_run_in_bf16_is_read_back_in_bf16(tmp_path: Path) -> None:
+    run = TinyRun.make(tmp_path / "tiny")
+    finetune(run.recipe("training.steps=2", "training.precision=bf16"))
+    assert load(run.folder / "run" / "adapter").precision.name == "bf16"
+    answers = verify(str(run.folder / "run")).checks[-1]
+    assert "largest difference of logits 0 " in answers.found
+    made = merge(str(run.folder / "run"), tmp_path / "merged", Settings())
+    assert made.error is not None
+    assert made.error.ways[0].largest <= min(way.largest for way in made.error.ways)
+
+
+def test_a_merged_model_that_says_no_numbers_is_not_made(
+    quantised: tuple[TinyRun, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = quantised
+    honest = AutoModelForImageTextToText.from_pretrained
+
+    def spoilt(*args: Any, **options: Any) -> Any:
+        model = honest(*args, **options)
+        if ".merged.part" in str(args[0]):
+            next(iter(model.parameters())).data.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr("qlmm.artifacts.merge_error.AutoModelForImageTextToText.from_pretrained", spoilt)
+    with pytest.raises(ModelError, match="A036"):
+        merge(str(run.folder / "run"), tmp_path / "merged", Settings())
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from qlmm.artifacts.manifest import read_manifest
 from qlmm.artifacts.zoo_check import check_entry
 from qlmm.cli.app import app
+from qlmm.recipe.library import resolve
 from qlmm.recipe.load import load_recipe
 from qlmm.recipe.zoo import shipped
 from qlmm.training.plan import make_plan
@@ -36,7 +37,7 @@ def test_an_entrys_recipe_can_be_run_on_the_same_rows(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ready = make_plan(load_recipe(shipped()[name] / "recipe.yaml").recipe)
+    ready = make_plan(load_recipe(resolve(f"zoo:{name}")).recipe)
     recorded = read_manifest(shipped()[name])
     assert ready.data == recorded.data
     assert ready.facts.steps == recorded.steps

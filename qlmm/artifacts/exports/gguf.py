@@ -5,6 +5,7 @@ Usage: ``qlmm export ADAPTER --to gguf --out DIR``
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from jinja2 import TemplateError
 from transformers import AutoModelForImageTextToText, ProcessorMixin
 
 from qlmm.artifacts.export import Export, Job, Plan, Written
-from qlmm.artifacts.exports.hf import merged, merging_drops
+from qlmm.artifacts.exports.hf import merged, merged_size, merging_drops
 from qlmm.artifacts.llamacpp.file import Stored, compare, need_gguf
 from qlmm.artifacts.llamacpp.language import Language, plan_language
 from qlmm.artifacts.llamacpp.vision import Vision, plan_vision
@@ -79,7 +80,16 @@ def plan(job: Job) -> Plan:
                 "out, so give llama.cpp one with --chat-template",
             )
     # The merged model lies beside while its weights are written anew.
-    return Plan(drops, 2 * job.weights_bytes)
+    return Plan(drops, merged_size(job) + _written_size(job, known))
+
+
+def _written_size(job: Job, known: Files | None) -> int:
+    """Bytes of both files; of those that a converter writes, those of their weights if none is kept more exactly."""
+    model = job.shape.model
+    if known is not None:
+        return sum(one.size for one in [*known.language.tensors(model), *known.vision.tensors(model)])
+    values: int = sum(weight.numel() for weight in model.state_dict().values())
+    return values * (4 if job.wishes.outtype == "f32" else 2)
 
 
 def _files(job: Job) -> Files | None:
@@ -108,9 +118,12 @@ def write(job: Job, made: Path, way: Path) -> Written:
         seen = files.vision.write(made / VISION, model)
         job.tell("reading both back")
         proof = (_proof(made / LANGUAGE, spoken), _proof(made / VISION, seen))
-    return Written(
-        proof, (f'llama-mtmd-cli -m OUT/{LANGUAGE} --mmproj OUT/{VISION} --image picture.png -p "What is this?"',)
-    )
+    return Written(proof, _commands)
+
+
+def _commands(place: str) -> tuple[str, ...]:
+    files = f"-m {shlex.quote(f'{place}/{LANGUAGE}')} --mmproj {shlex.quote(f'{place}/{VISION}')}"
+    return (f'llama-mtmd-cli {files} --image picture.png -p "What is this?"',)
 
 
 def _proof(path: Path, tensors: Sequence[Stored]) -> str:

@@ -8,6 +8,7 @@ Usage: ``qlmm export ADAPTER --to ollama --out DIR``
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,11 @@ def write(job: Job, made: Path, way: Path) -> Written:
     lines += [f'TEMPLATE """{go_template(shape)}"""'] if shape is not None else []
     lines += [f'PARAMETER stop "{stop}"' for stop in _stops(processor)]
     atomic_write(made / MODELFILE, "\n".join(lines) + "\n")
-    return Written(files.proof, (f"ollama create {job.name} -f OUT/{MODELFILE}", f"ollama run {job.name}"))
+
+    def commands(place: str) -> tuple[str, ...]:
+        return (f"ollama create {job.name} -f {shlex.quote(f'{place}/{MODELFILE}')}", f"ollama run {job.name}")
+
+    return Written(files.proof, commands)
 
 
 def _stops(processor: ProcessorMixin) -> list[str]:

@@ -9,12 +9,16 @@ import shutil
 from pathlib import Path
 
 from qlmm.artifacts.export import Export, Job, Plan, Written
+from qlmm.artifacts.manifest import MANIFEST
+from qlmm.artifacts.parcel import allowed
 from qlmm.artifacts.probe import PICTURES, PROBE
 from qlmm.artifacts.same import by_transformers, reference, same
 from qlmm.core.errors import ModelError
 from qlmm.model.sources import locate
 
-__all__ = ["EXPORT"]
+__all__ = ["EXPORT", "carried"]
+
+OURS = frozenset({MANIFEST, PROBE, "README.md"})
 
 
 def plan(job: Job) -> Plan:
@@ -35,20 +39,23 @@ def plan(job: Job) -> Plan:
         drops.append(f"PEFT does not know that the base was {base.quantize}: load it so, or answers differ a little")
     if job.shape.parts.bare and job.manifest.recipe.adapter.connector == "full":
         drops.append("PEFT rounds the connector's bare parameters to the dtype of the base")
-    return Plan(tuple(drops), sum(path.stat().st_size for path in _files(job)))
+    return Plan(tuple(drops), sum((job.folder / name).stat().st_size for name in carried(job)))
 
 
-def _files(job: Job) -> list[Path]:
-    ours = [name for name in job.manifest.files if name != PROBE and not name.startswith(f"{PICTURES}/")]
-    return [job.folder / name for name in ours]
+def carried(job: Job) -> list[str]:
+    """Names of the adapter's files that are of use without qlmm: weights, configuration, processor, templates.
+
+    A manifest can come from anywhere: what it names beyond these, or outside the folder, stays where it is.
+    """
+    names = (name for name in job.manifest.files if allowed(name, job.manifest) and name not in OURS)
+    return [name for name in names if not name.startswith(f"{PICTURES}/")]
 
 
 def write(job: Job, made: Path, way: Path) -> Written:
     """Copy, load by PEFT, compare."""
-    for path in _files(job):
-        place = made / path.relative_to(job.folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
+    for name in carried(job):
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(job.folder / name, made / name)
     located = locate(job.manifest.recipe.base.model or "")
     job.tell("comparing answers")
     ours = reference(job.folder, job.manifest, onto="original")
@@ -56,7 +63,7 @@ def write(job: Job, made: Path, way: Path) -> Written:
         located.path, made, job.folder, job.manifest, processor=made, onto="original", **located.options
     )
     line = same(ours, theirs, "the folder, loaded by transformers and PEFT on the unquantised base,", stored="fp32")
-    return Written((line,), ())
+    return Written((line,), lambda place: ())
 
 
 EXPORT = Export("the adapter as plain PEFT loads it", plan, write)

@@ -11,6 +11,7 @@ Usage: ``qlmm export ADAPTER --to vllm --out DIR``
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -18,14 +19,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qlmm.artifacts.export import Export, Job, Plan, Written, base_drops
-from qlmm.artifacts.exports.hf import stored
+from qlmm.artifacts.exports.hf import merged_size, stored
+from qlmm.artifacts.exports.peft import carried
 from qlmm.artifacts.merge import Settings, merge
 from qlmm.artifacts.same import by_transformers, reference, same
+from qlmm.artifacts.sources import is_plain
 from qlmm.core.errors import ModelError
 from qlmm.core.files import atomic_write
 from qlmm.model.adapters import ADAPTER_WEIGHTS, PEFT_PREFIX
-from qlmm.model.assembled.config import AssembledConfig
-from qlmm.model.sources import locate
+from qlmm.model.sources import Located, locate
 
 __all__ = ["EXPORT"]
 
@@ -53,11 +55,11 @@ def plan(job: Job) -> Plan:
         raise _refused("E012", "the adapter has LoRA in fused experts, which PEFT stores otherwise than vLLM reads it")
     if section.r > RANKS[-1]:
         raise _refused("E012", f"vLLM takes ranks up to {RANKS[-1]}; this adapter has {section.r}")
-    if isinstance(shape.model.config, AssembledConfig):
+    if not is_plain(shape.model):
         raise ModelError.one(
             "E013",
             "no program but qlmm has a class for this assembled model: its connector or its parts are not LLaVA's",
-            help="answer with qlmm ask, or train with base.connector.kind=mlp",
+            help="answer with qlmm ask, or train with base.connector.kind=mlp and a tower of transformers",
         )
     drops = []
     baked = _baked(job)
@@ -75,7 +77,7 @@ def plan(job: Job) -> Plan:
     drops.append(
         "whether vLLM can load this base, and apply LoRA to it, is for its list of models to say; not tried here"
     )
-    return Plan(tuple(drops), job.weights_bytes if _needs_copy(job) else 0)
+    return Plan(tuple(drops), merged_size(job) if _needs_copy(job) else 0)
 
 
 def _refused(code: str, why: str) -> ModelError:
@@ -120,18 +122,19 @@ def write(job: Job, made: Path, way: Path) -> Written:
         settings = Settings(onto=job.wishes.onto, measured=False, without=_language(job))
         merge(str(job.folder), made / "base", settings, job.tell)
         _write_page(job, made / "base")
-        base, served, options, rounded = str(made / "base"), "OUT/base", {}, stored(made / "base")
+        base, options, rounded = str(made / "base"), {}, stored(made / "base")
+        _name_base(made / "adapter", Located("base", "base", None))
     else:
-        located = locate(job.manifest.recipe.base.model or "")
-        base, served, options, rounded = located.path, located.name, located.options, "fp32"
-    _name_base(made / "adapter", "base" if _needs_copy(job) else served)
+        published = locate(job.manifest.recipe.base.model or "")
+        base, options, rounded = published.path, published.options, "fp32"
+        _name_base(made / "adapter", published)
     job.tell("comparing answers")
     ours = reference(job.folder, job.manifest, onto=job.wishes.onto)
     theirs = by_transformers(
         base, made / "adapter", job.folder, job.manifest, processor=made / "adapter", onto=job.wishes.onto, **options
     )
     line = same(ours, theirs, "base with the LoRA adapter beside it, loaded by transformers and PEFT,", stored=rounded)
-    return Written((line,), (_command(job, served),))
+    return Written((line,), lambda place: (_command(job, place),))
 
 
 def _write_page(job: Job, base: Path) -> None:
@@ -143,19 +146,21 @@ def _write_page(job: Job, base: Path) -> None:
     atomic_write(base / "README.md", page)
 
 
-def _command(job: Job, served: str) -> str:
+def _command(job: Job, place: str) -> str:
     rank = next(rank for rank in RANKS if rank >= job.manifest.recipe.adapter.r)
-    model, _, revision = served.partition("@")
-    pinned = f" --revision {revision}" if revision else ""
-    return f"vllm serve {model}{pinned} --enable-lora --lora-modules {job.name}=OUT/adapter --max-lora-rank {rank}"
+    served = locate(job.manifest.recipe.base.model or "")
+    words = ["vllm", "serve", f"{place}/base" if _needs_copy(job) else served.path]
+    words += ["--revision", served.revision] if served.revision and not _needs_copy(job) else []
+    words += ["--enable-lora", "--lora-modules", f"{job.name}={place}/adapter", "--max-lora-rank", str(rank)]
+    return shlex.join(words)
 
 
 def _write_adapter(job: Job, folder: Path) -> None:
     """The language model's LoRA alone, and the processor."""
     folder.mkdir()
-    left_out = {ADAPTER_WEIGHTS, CONFIG, "probe.json"}
-    for name in job.manifest.files:
-        if "/" not in name and name not in left_out:
+    for name in carried(job):
+        if name not in (ADAPTER_WEIGHTS, CONFIG):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(job.folder / name, folder / name)
     kept = _language(job)
     with safe_open(str(job.folder / ADAPTER_WEIGHTS), framework="pt") as file:
@@ -168,10 +173,9 @@ def _write_adapter(job: Job, folder: Path) -> None:
     atomic_write(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _name_base(folder: Path, base: str) -> None:
+def _name_base(folder: Path, base: Located) -> None:
     config = json.loads((folder / CONFIG).read_text("utf-8"))
-    name, _, revision = base.partition("@")
-    config |= {"base_model_name_or_path": name, "revision": revision or None}
+    config |= {"base_model_name_or_path": base.path, "revision": base.revision}
     atomic_write(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

@@ -47,6 +47,8 @@ ARCHITECTURES = {
     "qwen3": Architecture("qwen3", pairs=False),
 }
 ROTARY = ("default", "linear", "llama3")
+# llama.cpp computes the layers of all of these with it, whatever the file says.
+ACTIVATION = "silu"
 FILE_TYPES: dict[Outtype, str] = {
     "f32": "ALL_F32",
     "f16": "MOSTLY_F16",
@@ -150,6 +152,8 @@ def _architecture(config: PreTrainedConfig) -> Architecture:
     rotary = config.rope_parameters["rope_type"]
     if rotary not in ROTARY:
         raise _unknown(f"its rotary embeddings are of kind {rotary}")
+    if config.hidden_act != ACTIVATION:
+        raise _unknown(f"its activation is {config.hidden_act}, not {ACTIVATION}")
     return found
 
 
@@ -178,8 +182,8 @@ def _unknown(why: str) -> ModelError:
     return ModelError.one(
         "E031",
         f"{why}, which qlmm cannot write as GGUF",
-        help=f"known: {', '.join(ARCHITECTURES)} with rotary embeddings {', '.join(ROTARY)}. For another one give "
-        "--converter with the path of llama.cpp's convert_hf_to_gguf.py, or export --to hf",
+        help=f"known: {', '.join(ARCHITECTURES)} with {ACTIVATION} and rotary embeddings {', '.join(ROTARY)}. For "
+        "another one give --converter with the path of llama.cpp's convert_hf_to_gguf.py, or export --to hf",
     )
 
 

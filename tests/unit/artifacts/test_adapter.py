@@ -147,9 +147,17 @@ def test_a_rename_that_fails_leaves_no_half_adapter(
 def test_publishing_again_replaces_the_whole_folder(staged: Path, tmp_path: Path) -> None:
     (tmp_path / ADAPTER).mkdir()
     (tmp_path / ADAPTER / "old.safetensors").write_text("old")
-    place = publish(staged, tmp_path / ADAPTER)
+    with pytest.raises(OSError, match="not empty"):
+        publish(staged, tmp_path / ADAPTER)
+    assert (tmp_path / ADAPTER / "old.safetensors").exists()
+    place = publish(staged, tmp_path / ADAPTER, replace=True)
     assert not (place / "old.safetensors").exists()
     assert not staged.exists()
+
+
+def test_an_empty_folder_gives_way(staged: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert any(publish(staged, tmp_path / "out").iterdir())
 
 
 def test_an_unproven_adapter_bears_a_name_that_says_so(staged: Path, tmp_path: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from qlmm.artifacts.card import card, picture_name, placed
+from qlmm.artifacts.card import card, local_sources, picture_name, placed
 from qlmm.artifacts.manifest import versions
 from qlmm.artifacts.usage import usage
 from qlmm.recipe.load import parse_recipe
@@ -69,6 +71,51 @@ def test_only_data_sets_of_the_hub_are_named_as_such() -> None:
     )
     assert "datasets/some/rows) | 5 | cc-by-4.0 |" in shown
     assert "| 0123abc | llama2 |" in shown
+
+
+def test_only_what_stands_between_marks_is_written_anew() -> None:
+    made = manifest()
+    text = card(made, PROOF).replace("# Adapter", "First words.\n\n# Adapter", 1) + "\nLast words on me/owl.\n"
+    first = placed(text, made, "me/owl", {"llava-hf/llava-1.5-7b-hf": "llama2"}, unproven=False)
+    assert "| 0123abc | llama2 |" in first
+    second = placed(first, made, "you/cat", {}, unproven=False)
+    assert second == placed(text, made, "you/cat", {}, unproven=False)
+    assert second.count("me/owl") == 1
+    assert "First words.\n\n# Adapter" in second
+    assert second.endswith("\nLast words on me/owl.\n")
+
+
+def test_a_section_without_marks_is_found_by_its_words() -> None:
+    made = manifest()
+    old = re.sub(r"<!-- qlmm: .*?-->\n\n|\n\n<!-- qlmm: end -->", "", card(made, PROOF))
+    assert "<!--" not in old
+    assert placed(old, made, "me/owl", {}, unproven=False) == placed(
+        card(made, PROOF), made, "me/owl", {}, unproven=False
+    )
+    own = "Load it as you like.\n"
+    assert placed(own, made, "me/owl", {}, unproven=False).endswith(own)
+
+
+def test_what_was_no_data_set_of_the_hub_never_becomes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "rows").mkdir(parents=True)
+    paths = [
+        "some/rows@v1",
+        "/data/squad",
+        "~/squad",
+        "../rows",
+        "mine/rows",
+        "rows.jsonl",
+        "builtin:emoji",
+        "/x/r.csv",
+    ]
+    made = manifest(data={"sha256": "f", "sources": [{"path": path, "kept": 5} for path in paths]})
+    expected = {"/data/squad": "./squad", "~/squad": "./squad", "mine/rows": "./mine/rows"}
+    text = card(made, PROOF)
+    assert front(text)["datasets"] == ["some/rows"]
+    assert local_sources(made, text) == local_sources(made, "") == expected
+    monkeypatch.chdir("/")
+    assert local_sources(made, text) == expected
 
 
 def test_a_base_in_a_folder_is_no_model_of_the_hub() -> None:

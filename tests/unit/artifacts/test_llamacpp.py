@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     CLIPVisionConfig,
+    GPT2Config,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -114,18 +115,31 @@ def test_rows_go_into_pairs_and_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "said"),
+    ("key", "value", "said"),
     [
-        ("language", {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}, "yarn"),
-        ("outtype", "q4_k", "there is no q4_k"),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}, "yarn"),
+        ("hidden_act", "gelu", "activation is gelu"),
     ],
 )
-def test_an_unknown_language_model_is_refused(kind: str, change: Any, said: str, folder: Path) -> None:
+def test_a_language_model_that_llama_cpp_computes_otherwise_is_refused(
+    key: str, value: Any, said: str, folder: Path
+) -> None:
     model = llava()
-    if kind == "language":
-        model.config.text_config.rope_parameters = change
-    with pytest.raises(ModelError, match=said):
-        plan_language(model, folder, change if kind == "outtype" else "f16", None)
+    setattr(model.config.text_config, key, value)
+    with pytest.raises(ModelError, match=f"E031.*{said}"):
+        plan_language(model, folder, "f16", None)
+
+
+def test_a_language_model_of_another_kind_is_refused(folder: Path) -> None:
+    model = llava()
+    model.config.text_config = GPT2Config()
+    with pytest.raises(ModelError, match=r"E031.*kind gpt2"):
+        plan_language(model, folder, "f16", None)
+
+
+def test_an_unknown_way_to_store_weights_is_refused_naming_the_known_ones(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"E032.*there is no q4_k[^$]*f16, bf16, q8_0, f32"):
+        plan_language(llava(), folder, "q4_k", None)
 
 
 def smolvlm() -> PreTrainedModel:
@@ -216,7 +230,13 @@ def test_a_value_that_changed_on_its_way_is_found(kind: Any, tmp_path: Path) -> 
 
 def test_a_weight_too_large_for_halves_is_refused(tmp_path: Path) -> None:
     one = Stored("output.weight", (1, 32), "f16", lambda: torch.full((1, 32), 1e5))
-    with pytest.raises(RunError, match="--outtype bf16"):
+    with pytest.raises(RunError, match=r"E021[^$]*--outtype bf16"):
+        write_gguf(tmp_path / "a.gguf", "llama", [one], lambda writer: None)
+
+
+def test_a_weight_that_is_not_as_planned_is_refused(tmp_path: Path) -> None:
+    one = Stored("output.weight", (2, 32), "f32", lambda: torch.zeros(1, 32))
+    with pytest.raises(ModelError, match=r"E022.*output\.weight"):
         write_gguf(tmp_path / "a.gguf", "llama", [one], lambda writer: None)
 
 

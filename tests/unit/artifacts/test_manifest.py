@@ -106,3 +106,19 @@ def test_a_recipe_inside_a_manifest_is_held_to_the_rules_of_recipes(tmp_path: Pa
 def test_unknown_facts_about_a_run_cannot_be_written() -> None:
     with pytest.raises(ValueError, match="extra"):
         Manifest(**manifest().model_dump(), another="fact")
+
+
+@pytest.mark.parametrize("name", ["../x.json", "/x.json", "a/../../x", "..", "a\\b", ""])
+def test_no_file_of_a_manifest_leads_out_of_its_folder(name: str, tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest().model_copy(update={"files": {name: "0" * 64}}))
+    with pytest.raises(ModelError, match=r"A002.*leads out of the folder"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "base", [{}, {"kind": "native", "parts": {}}, {"kind": "native", "parts": {"model": {"id": "x"}}}, {"kind": "odd"}]
+)
+def test_a_base_that_is_not_described_is_refused(base: dict[str, object], tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest().model_copy(update={"base": base}))
+    with pytest.raises(ModelError, match=r"A002.*does not say what the base is"):
+        read_manifest(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qlmm.artifacts.place import check_place, check_room, sources_of
+from qlmm.artifacts.place import check_place, check_room, sources_of, staged
 from qlmm.core.errors import UsageError
 from tests.unit.artifacts.adapters import manifest
 
@@ -55,3 +55,38 @@ def test_a_disk_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("qlmm.artifacts.place.free_bytes", lambda path: 1 << 20)
     with pytest.raises(UsageError, match=r"A034.*needed"):
         check_room(tmp_path / "out", 1 << 10)
+
+
+def test_the_current_folder_cannot_be_renamed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for here in (Path(), Path("../") / tmp_path.name, tmp_path):
+        with pytest.raises(UsageError, match=r"A033.*current folder"):
+            check_place(here)
+
+
+def test_a_stage_is_gone_afterwards_whatever_happened(tmp_path: Path) -> None:
+    left = tmp_path / "deep" / ".out.part"
+    left.mkdir(parents=True)
+    (left / "of a process that was killed").touch()
+    seen = []
+
+    def interrupted() -> None:
+        with staged(tmp_path / "deep" / "out") as stage:
+            seen.extend(stage.iterdir())
+            (stage / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert seen == []
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_two_do_not_make_the_same_folder(tmp_path: Path) -> None:
+    with staged(tmp_path / "out") as stage:
+        (stage / "mine").touch()
+        with pytest.raises(UsageError, match=r"A033.*another process"), staged(tmp_path / "out"):
+            pass
+        with staged(tmp_path / "other"):
+            pass
+        assert (stage / "mine").exists()

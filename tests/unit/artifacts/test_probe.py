@@ -10,7 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from qlmm.artifacts.probe import MOST_BYTES, PROBE, ROWS, difference, probe_rows, tolerance, write_probe
+from qlmm.artifacts.probe import (
+    MOST_BYTES,
+    PROBE,
+    ROWS,
+    check_answers,
+    difference,
+    explained,
+    probe_rows,
+    tolerance,
+    write_probe,
+)
 from qlmm.core.errors import ModelError
 from qlmm.data.encode import Encoder
 from qlmm.data.images import decode
@@ -103,3 +113,22 @@ def test_a_probe_cannot_point_elsewhere(picture: str, parts: tuple[torch.nn.Modu
 def test_an_adapter_without_a_probe_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"A011.*missing"):
         probe_rows(tmp_path)
+
+
+def test_answers_are_checked_against_the_recorded_ones(parts: tuple[torch.nn.Module, Encoder], tmp_path: Path) -> None:
+    model, encoder = parts
+    write_probe(tmp_path, model, encoder, FP32, [row(noise(tmp_path / "x.png", 40))])
+    assert "1 rows, largest difference of logits 0 " in check_answers(tmp_path, model, encoder, FP32)
+    with pytest.raises(ModelError, match="A016"):
+        check_answers(tmp_path, tiny_llava(tiny_processor("vicuna"), seed=1), encoder, FP32)
+
+
+def test_a_probe_without_rows_proves_nothing(parts: tuple[torch.nn.Module, Encoder], tmp_path: Path) -> None:
+    (tmp_path / PROBE).write_text('{"version": 1, "precision": "fp32", "rows": []}')
+    with pytest.raises(ModelError, match="A011"):
+        check_answers(tmp_path, *parts, FP32)
+
+
+def test_larger_logits_are_rounded_in_larger_steps() -> None:
+    assert explained(5.0, ["fp32"]) == explained(10.0, ["fp32"]) == pytest.approx(1e-4)
+    assert explained(30.0, ["fp32", "bf16"]) == pytest.approx(0.3)

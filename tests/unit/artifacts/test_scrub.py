@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qlmm.artifacts.scrub import Replaced, local_paths, scrub, secrets_in, shorten
+from qlmm.artifacts.scrub import Replaced, local_paths, places_in, scrub, secrets_in, shorten
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 KEY = "hf_" + "aB3dE5gH7j" * 3
@@ -68,6 +68,39 @@ def test_every_replacement_is_told_and_no_key_is_shown() -> None:
         Replaced("qlmm.json extra.0", "Hugging Face token", "<redacted>"),
         Replaced("qlmm.json other", "Weights & Biases key", "<redacted>"),
     ]
+
+
+def test_keys_are_cleaned_as_values_are_and_none_is_lost() -> None:
+    raw = {"losses": {"/runs/mine/x": 1.0, "/runs/other/x": 2.0, "x (2)": 3.0, KEY: 4.0}}
+    clean, replaced = scrub(raw, "qlmm.json")
+    assert clean == {"losses": {"x": 1.0, "x (2)": 2.0, "x (2) (2)": 3.0, "<redacted>": 4.0}}
+    assert replaced == [
+        Replaced("qlmm.json losses, a key", "/runs/mine/x", "x"),
+        Replaced("qlmm.json losses, a key", "/runs/other/x", "x"),
+        Replaced("qlmm.json losses, a key", "Hugging Face token", "<redacted>"),
+    ]
+
+
+def test_a_text_can_be_given_another_name() -> None:
+    clean, replaced = scrub(["/data/x/squad", "/data/x/y"], "a", {"/data/x/squad": "./squad"})
+    assert clean == ["./squad", "y"]
+    assert replaced[0] == Replaced("a.0", "/data/x/squad", "./squad")
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("x:/home/ann", ["/home/ann"]),
+        ("file:///Users/ann/x and /home/bob.b", ["/Users/ann", "/home/bob.b"]),
+        ('"C:\\\\Users\\\\ann\\\\x"', ["C:\\\\Users\\\\ann"]),
+        ("see /srv/people/me/x", ["/srv/people/me"]),
+        ("https://some.org/home/page", []),
+        ("~/home/x, /srv/home/x, /data/x", []),
+    ],
+)
+def test_folders_of_people_are_found(text: str, places: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/srv/people/me"))
+    assert places_in(text) == places
 
 
 def test_paths_are_looked_for_elsewhere_the_longest_first(monkeypatch: pytest.MonkeyPatch) -> None:

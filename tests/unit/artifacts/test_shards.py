@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,9 @@ def test_what_fp16_cannot_hold_is_refused(tmp_path: Path) -> None:
         written(tmp_path, [output("x", large)])
 
 
-@pytest.mark.parametrize("content", [b"", b"12345678", b"\xff" * 16, (2).to_bytes(8, "little") + b"[]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"12345678", b"\xff" * 16, (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"3 "]
+)
 def test_what_is_no_file_of_the_format_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match="A020"):
@@ -91,3 +94,38 @@ def test_a_file_that_is_cut_or_has_grown_is_refused(change: int, tmp_path: Path)
     path.write_bytes(content[:change] if change < 0 else content + b"~")
     with pytest.raises(ModelError, match="A020"):
         header(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [3, 4]},
+        {"shape": [-2, -2]},
+        {"dtype": "F64"},
+        {"dtype": "F3"},
+        {"data_offsets": [4, 16]},
+        {"data_offsets": [0, 12]},
+        {"data_offsets": [0]},
+        {"shape": None},
+    ],
+    ids=str,
+)
+def test_a_header_that_contradicts_itself_is_refused_before_a_tensor_is_read(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.safetensors"
+    facts = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
+    facts["b"] = {"dtype": "F32", "shape": [1], "data_offsets": [16, 20]}
+    _write(path, facts)
+    assert [one.key for one in header(path)] == ["a", "b"]
+    _write(path, facts | {"a": facts["a"] | change})
+    with pytest.raises(ModelError, match="A020"):
+        header(path)
+    _write(path, facts | {"a": {key: value for key, value in facts["a"].items() if key not in change}})
+    with pytest.raises(ModelError, match="A020"):
+        header(path)
+
+
+def _write(path: Path, facts: dict[str, Any]) -> None:
+    text = json.dumps(facts).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(20))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from qlmm.artifacts.verify import Check, Verdict, check_finite, check_no_pickle, find_adapter
-from qlmm.core.errors import QlmmError
+from qlmm.core.errors import ModelError, QlmmError
 from tests.unit.artifacts.adapters import adapter_folder
 
 
@@ -90,3 +91,15 @@ def test_what_was_not_checked_never_counts_as_passed() -> None:
     assert holds(passed, passed)
     assert not holds(passed, unchecked)
     assert not holds(passed, failed)
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_the_length_of_a_header_is_no_pickle(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "adapter_model.safetensors"
+    facts = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    path.write_bytes(struct.pack("<Q", length) + json.dumps(facts).encode().ljust(length) + bytes(4))
+    assert load_file(path)["a"].shape == (1,)
+    check_no_pickle(tmp_path)
+    path.rename(tmp_path / "weights.dat")
+    with pytest.raises(ModelError, match="A014"):
+        check_no_pickle(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from qlmm.artifacts.zoo_entry import MOST_BYTES, HubWeights, entries, read_entry
 from qlmm.core.errors import QlmmError
 from qlmm.core.events import Finished, Resumed
 from qlmm.core.files import file_sha256
-from qlmm.recipe.load import load_recipe, parse_recipe
+from qlmm.recipe import library
+from qlmm.recipe.load import load_recipe
 from qlmm.recipe.zoo import entry_folder, shipped, start_folder
 from qlmm.training.facts import Promise
 from tests.run_facts import PROOF
-from tests.unit.artifacts.adapters import RECIPE
-from tests.zoo_runs import COMMIT, TOKENIZER, Zoo, finished_run
+from tests.zoo_runs import COMMIT, PINNED, TOKENIZER, Zoo, base, finished_run, recipe
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -55,7 +56,8 @@ def test_an_entry_tells_what_its_run_measured(zoo: Zoo, tmp_path: Path) -> None:
     assert entry.machine == "cpu (2 cores), fp32"
     assert entry.trained == 5_123_840 + 4_442_240
     assert entry.result == "gap 0.75 nats"
-    assert entry.command == "qlmm finetune adapters_zoo/mine/recipe.yaml"
+    assert entry.command == "qlmm finetune zoo:mine"
+    assert library.resolve("zoo:mine").samefile(zoo.folder / "mine" / "recipe.yaml")
     assert entry.size_bytes == (zoo.folder / "mine" / "adapter_model.safetensors").stat().st_size
 
 
@@ -76,13 +78,32 @@ def test_a_second_run_is_compared_by_its_weights(zoo: Zoo, tmp_path: Path, weigh
 
 
 BROKEN = replace(PROOF, promises=(Promise("every part moved", False, "none did"),))
-LOCAL = parse_recipe(RECIPE.format(base="model: some/llava"), "r.yaml", ["output.dir=/somewhere/private/run"]).recipe
+LOCAL = "/somewhere/private"
+KEY = "fedcba98" * 5
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "unproven": ({"proof": BROKEN}, {}, "Z010.*not proven"),
     "a name that is none": ({}, {"name": "My Adapter"}, "Z011.*no name"),
     "too large": ({"weights": MOST_BYTES // 4 + 1}, {}, "Z012.*more than the 5 MB"),
-    "a path in the recipe": ({"recipe": LOCAL}, {}, "Z013.*qlmm.json recipe.output.dir.*/somewhere/private/run"),
-    "a path in the probe": ({"probe": '{"rows": ["/somewhere/private/cat.png"]}'}, {}, "Z013.*probe.json"),
+    "a path in the recipe": (
+        {"recipe": recipe(f"output.dir={LOCAL}/run")},
+        {},
+        f"Z013.*qlmm.json recipe.output.dir.*{LOCAL}/run",
+    ),
+    **{
+        f"a path in {name}": ({"papers": {name: text}}, {}, f"Z013.*{name}.*{LOCAL}")
+        for name, text in {
+            "probe.json": f'{{"rows": ["{LOCAL}/cat.png"]}}',
+            "adapter_config.json": f'{{"base_model_name_or_path": "{LOCAL}/model"}}',
+            "tokenizer_config.json": f'{{"name_or_path": "{LOCAL}/model"}}',
+            "processor_config.json": f'{{"image_processor": {{"name_or_path": "{LOCAL}/model"}}}}',
+            "chat_template.jinja": f"{{# from {LOCAL}/chat.jinja #}}",
+            "additional_chat_templates/tools.jinja": f"{{# from {LOCAL}/tools.jinja #}}",
+            "notes.md": f"as {LOCAL}/notes.md says",
+        }.items()
+    },
+    "an access key": ({"papers": {"probe.json": json.dumps([COMMIT, KEY])}}, {}, "Z013.*probe.json.1 .*Biases key"),
+    "no text": ({"papers": {"optimizer.pt": "\udc80"}}, {}, "Z013.*optimizer.pt cannot be read"),
+    "a base in a folder": ({"base": base("models/mine", None)}, {}, "Z013.*models/mine is a folder"),
     "a branch": ({}, {"hub": "user/owl@main"}, "Z014.*does not name a commit"),
     "a summary of two lines": ({}, {"summary": "one\ntwo"}, "Z015.*summary"),
 }
@@ -94,6 +115,46 @@ def test_what_is_refused_leaves_nothing(zoo: Zoo, tmp_path: Path, case: str) -> 
     with pytest.raises(QlmmError, match=match):
         zoo.add(finished_run(tmp_path, **run), **request)
     assert zoo.left() == []
+
+
+@pytest.mark.parametrize("name", [PINNED, "some/llava"])
+def test_the_commit_of_a_base_is_no_access_key(zoo: Zoo, tmp_path: Path, name: str) -> None:
+    run = finished_run(tmp_path, base=base(name))
+    assert re.search(rf"(?<![@/]){COMMIT}", (run / "adapter" / "README.md").read_text("utf-8"))
+    entry = zoo.add(run)
+    assert read_manifest(entry).base["parts"]["model"]["revision"] == COMMIT
+
+
+def test_the_commit_of_rows_is_no_access_key_either(zoo: Zoo, tmp_path: Path) -> None:
+    rows = recipe(f"data.sources.0.path=some/rows@{KEY}")
+    assert zoo.add(finished_run(tmp_path, recipe=rows, papers={"notes.md": f"rows of {KEY}"})).is_dir()
+
+
+def test_an_entry_is_completed_from_anywhere_with_the_template_of_its_maker(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "{{ messages[0].content }}"
+    own = recipe("base.chat_template=mine.jinja")
+    run = finished_run(tmp_path, recipe=own, papers={"chat_template.jinja": text})
+    zoo.add(run)
+    assert not Path("mine.jinja").exists()
+    whole = complete("mine")
+    assert (whole / "chat_template.jinja").read_text() == text
+    assert file_hashes(whole) == file_hashes(run / "adapter")
+
+
+@pytest.mark.parametrize("why", ["installed", "not writable", "not there"])
+def test_only_a_checkout_takes_entries(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Refused before anything else: the run that is named does not even exist."""
+    if why == "installed":
+        monkeypatch.setattr("qlmm.artifacts.zoo_add.PACKAGE", tmp_path)
+    elif why == "not writable":
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != zoo.folder)
+    else:
+        zoo.folder.rmdir()
+    with pytest.raises(QlmmError, match=rf"Z016.*{zoo.folder} cannot take one"):
+        zoo.add(tmp_path / "no run")
 
 
 def test_a_path_in_the_card_is_refused(zoo: Zoo, tmp_path: Path) -> None:
@@ -172,6 +233,18 @@ def test_a_damaged_copy_is_made_again(zoo: Zoo, tmp_path: Path) -> None:
     assert file_hashes(whole) == file_hashes(run / "adapter")
 
 
+@pytest.mark.parametrize("name", ["qlmm.json", "README.md"])
+@pytest.mark.parametrize("damage", ["{", None])
+def test_a_copy_whose_papers_are_damaged_is_made_again(zoo: Zoo, tmp_path: Path, name: str, damage: str | None) -> None:
+    run = finished_run(tmp_path)
+    zoo.add(run)
+    paper = complete("mine") / name
+    paper.unlink()
+    if damage is not None:
+        paper.write_text(damage)
+    assert file_hashes(complete("mine")) == file_hashes(run / "adapter")
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
@@ -197,9 +270,17 @@ def test_papers_that_do_not_agree_are_found(zoo: Zoo, tmp_path: Path) -> None:
     results["after"]["right"] -= 1
     rewrite(entry / "entry.json", results=results)
     assert "other results" in check_entry("mine").checks[0].found
+    rewrite(entry / "entry.json", results=json.loads(original)["results"], rebuilt={"equal": True, "sha256": "0" * 64})
+    assert "made again disagree" in check_entry("mine").checks[0].found
     (entry / "entry.json").write_text(original, "utf-8")
-    recipe = (entry / "recipe.yaml").read_text("utf-8")
-    (entry / "recipe.yaml").write_text(recipe.replace("seed: 0", "seed: 1"), "utf-8")
+    manifest = (entry / "qlmm.json").read_text("utf-8")
+    rewrite(entry / "qlmm.json", proof={"holds": True})
+    assert "proof in qlmm.json is damaged" in check_entry("mine").checks[0].found
+    rewrite(entry / "qlmm.json", proof=None)
+    assert "proof does not hold" in check_entry("mine").checks[0].found
+    (entry / "qlmm.json").write_text(manifest, "utf-8")
+    text = (entry / "recipe.yaml").read_text("utf-8")
+    (entry / "recipe.yaml").write_text(text.replace("seed: 0", "seed: 1"), "utf-8")
     verdict = check_entry("mine")
     assert not verdict.holds
     assert "not the recipe of the run" in verdict.checks[0].found
@@ -227,6 +308,8 @@ def test_a_shipped_entry_is_small_and_whole(name: str) -> None:
     assert sum(path.stat().st_size for path in folder.rglob("*")) < MOST_BYTES + 500_000
     assert {file: there[file] for file in manifest.files if file in there}.items() <= manifest.files.items()
     assert "tokenizer.json" not in there
+    assert entry.command == f"qlmm finetune zoo:{name}"
+    assert library.header(library.resolve(f"zoo:{name}")).facts["run"] == entry.command
     results = entry.results
     assert results.after is not None
     assert results.after.gap > 0.2 or (results.pairs_after is not None and results.pairs_after.won > 0.6)

@@ -1,0 +1,152 @@
+"""Adapters are compared on rows that none of them was trained on; where that cannot be known, it is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qlmm.artifacts.combine_checks import Source
+from qlmm.core.errors import DataError
+from qlmm.data.sample import Example, ImageRef, Origin, Preference, Sample, Turn
+from qlmm.evaluation.combined import measure_on
+from tests.unit.artifacts.adapters import manifest
+
+Runs = Callable[..., list[Source]]
+NOTHING = DataError.one("D002", "/somewhere/private/rows.jsonl cannot be read")
+
+
+def text(question: str, answer: str = "yes") -> Sample:
+    return Sample((Turn("user", (question,)), Turn("assistant", (answer,))), Origin("rows.jsonl", 1))
+
+
+def shown(path: Path, question: str = "what is it ?") -> Sample:
+    return Sample((Turn("user", (ImageRef(path), question)), Turn("assistant", ("red",))), Origin("rows.jsonl", 1))
+
+
+def drawn(path: Path, shade: int) -> Path:
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(path)
+    return path
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Adapters `a`, `b`, … of runs with these held-out and training rows, or whose rows cannot be read."""
+
+    def make(*rows: tuple[Sequence[Sample], Sequence[Example]] | DataError, **changes: Any) -> list[Source]:
+        made = list(zip("abc", rows, strict=False))
+        planned = {str(seed): one for seed, (_, one) in enumerate(made)}
+
+        def plan(recipe: Any) -> Any:
+            found = planned[str(recipe.training.seed)]
+            if isinstance(found, DataError):
+                raise found
+            return SimpleNamespace(held_out=found[0], train=found[1], data={"sha256": "f" * 64})
+
+        monkeypatch.setattr("qlmm.evaluation.combined.make_plan", plan)
+        sources = []
+        for seed, (name, _) in enumerate(made):
+            one = manifest(**(changes if name == "b" else {}))
+            training = one.recipe.training.model_copy(update={"seed": seed})
+            recipe = one.recipe.model_copy(update={"training": training})
+            sources.append(Source(name, Path(name), one.model_copy(update={"recipe": recipe})))
+        return sources
+
+    return make
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Sample]]:
+    """The rows that a measure would measure on."""
+    found: list[Sample] = []
+
+    class Held:
+        def __init__(self, rows: Sequence[Sample], *_: Any) -> None:
+            found[:] = rows
+
+        def loss(self, *_: Any) -> float:
+            return 0.5
+
+    monkeypatch.setattr("qlmm.evaluation.combined.HeldOut", Held)
+    monkeypatch.setattr(
+        "qlmm.evaluation.combined.load", lambda _: SimpleNamespace(model=None, encoder=None, precision=None)
+    )
+
+    def ask(measure: Any) -> list[Sample]:
+        assert measure.losses([Path("a"), Path("b")]) == [0.5, 0.5]
+        return list(found)
+
+    return ask
+
+
+def test_rows_of_every_run_are_taken_in_turn_once(runs: Runs, measured: Callable[[Any], list[Sample]]) -> None:
+    one, two, three = (text(question) for question in ("one ?", "two ?", "three ?"))
+    measure = measure_on(runs(([one, three], []), ([two, one], [])))
+    assert measured(measure) == [one, two, three]
+    assert measure.rows == "3 rows that the runs held out, on none of which an adapter was trained"
+
+
+def test_what_one_run_held_out_and_another_was_trained_on_is_left_out(
+    runs: Runs, measured: Callable[[Any], list[Sample]], tmp_path: Path
+) -> None:
+    """Pictures are known by what is in them, whatever their name and question; rows without one by their question."""
+    red, copy, pink = drawn(tmp_path / "red.png", 255), drawn(tmp_path / "copy.png", 255), drawn(tmp_path / "b.png", 99)
+    held = [shown(red), shown(pink), text("one ?"), text("two ?")]
+    pair = Preference((Turn("user", ("one ?",)),), "yes", "no", Origin("pairs.jsonl", 1))
+    measure = measure_on(runs((held, []), ([], [shown(copy, "which colour ?"), pair])))
+    assert measured(measure) == [shown(pink), text("two ?")]
+    assert (
+        measure.rows
+        == "2 rows that the runs held out, on none of which an adapter was trained, without 2 on which one was"
+    )
+
+
+def test_nothing_is_measured_where_every_row_was_trained_on(runs: Runs) -> None:
+    measure = measure_on(runs(([text("one ?")], [text("two ?")]), ([text("two ?")], [text("one ?")])))
+    assert measure.losses is None
+    assert measure.rows == "not measured: adapters were trained on all 2 rows that the runs held out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"data": {"sha256": "0" * 64, "sources": []}}, "its rows have changed since"),
+        ({"combined": {"method": "cat"}}, "it was combined from others"),
+    ],
+)
+def test_what_an_adapter_may_have_been_trained_on_is_said(changes: dict[str, Any], why: str, runs: Runs) -> None:
+    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), **changes))
+    assert measure.rows == f"1 row that the runs held out; b may have been trained on some of them ({why})"
+
+
+def test_an_earlier_adapter_s_rows_are_not_known(runs: Runs) -> None:
+    one = manifest()
+    section = one.recipe.adapter.model_copy(update={"start_from": "runs/earlier"})
+    recipe = one.recipe.model_copy(update={"adapter": section})
+    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), recipe=recipe))
+    assert measure.losses is not None
+    assert measure.rows.startswith("2 rows")
+    assert "b may have been trained on some of them (it went on from an earlier adapter)" in measure.rows
+
+
+def test_rows_that_are_gone_are_said_without_their_place(runs: Runs) -> None:
+    measure = measure_on(runs(NOTHING, NOTHING))
+    assert measure.losses is None
+    assert measure.rows.startswith("not measured: no row that a run held out can be read; a: its rows cannot be read")
+    assert "/somewhere" not in measure.rows
+
+
+def test_rows_of_a_file_are_held_to_the_same(
+    runs: Runs, measured: Callable[[Any], list[Sample]], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [[{"role": "user", "content": one}, {"role": "assistant", "content": "yes"}] for one in ("one ?", "two ?")]
+    file.write_text("\n".join(json.dumps({"messages": row}) for row in rows), "utf-8")
+    measure = measure_on(runs(([text("three ?")], [text("one ?")]), NOTHING), file)
+    assert [row.turns[0].text for row in measured(measure)] == ["two ?"]
+    assert measure.rows.startswith("1 row of mine.jsonl, without 1 on which one was; b may have been trained on some")
