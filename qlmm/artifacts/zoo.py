@@ -79,9 +79,10 @@ def complete(name: str, tell: Tell = lambda line: None) -> Path:
     """
     source = entry_folder(name)
     entry, manifest = read_entry(source), read_manifest(source)
-    place = env.home() / "zoo" / f"{name}-{_fingerprint(source)}"
+    # The folder's own name is the entry's: whatever is made of it is called so.
+    place = env.home() / "zoo" / _fingerprint(source) / source.name
     place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.parent / f"{name}.lock"):
+    with FileLock(env.home() / "zoo" / f"{source.name}.lock"):
         if not _is_whole(place, source, manifest):
             tell(f"completing {name}")
             _make(source, entry, place, tell)

@@ -94,6 +94,7 @@ def test_other_commands_take_the_name(zoo: Zoo, tmp_path: Path) -> None:
     folder = from_zoo(Path("zoo:mine"))
     assert (folder / "tokenizer.json").is_file()
     assert folder.is_relative_to(zoo.home)
+    assert folder.name == "mine"
     assert from_zoo(Path("runs/x/adapter")) == Path("runs/x/adapter")
     for words in (("ask", "zoo:nothing", "what?"), ("verify", "zoo:nothing"), ("merge", "zoo:nothing", "out")):
         done = run(*words)
