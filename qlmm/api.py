@@ -31,7 +31,7 @@ from qlmm.evaluation.answers import answer, open_question, thumbnail
 from qlmm.evaluation.measures import Measures
 from qlmm.evaluation.plot import loss_png, preferences_png
 from qlmm.evaluation.report import RunReport, write_report
-from qlmm.model.base import identity, pinned
+from qlmm.model.base import identity
 from qlmm.recipe.compare import compare, refuse
 from qlmm.recipe.load import LoadedRecipe, as_yaml
 from qlmm.recipe.schema import Recipe
@@ -39,8 +39,9 @@ from qlmm.training.arguments import expected_first_loss
 from qlmm.training.facts import Answer, HeldOutProof, PlanFacts, Proof, ReferenceProof, from_json, to_json
 from qlmm.training.fingerprint import Start
 from qlmm.training.logbook import Logbook, read_metrics
-from qlmm.training.plan import Plan, make_plan, measured
+from qlmm.training.plan import Plan, make_plan
 from qlmm.training.promises import judge
+from qlmm.training.rows import measured
 from qlmm.training.run import build, train
 from qlmm.training.run_dir import RunDir, read_record
 
@@ -161,8 +162,7 @@ def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
     # How far the model went from its reference can be measured only until training lets go of that.
     after, drift = evaluate(job.plan.facts.steps), ended.finish()
     said_after = _answers(job, model, "after")
-    base, bare = pinned(job.plan.recipe.base), job.plan.placement.bare
-    stage = stage_adapter(model, job.plan.processor, job.run.path, base, bare=bare)
+    stage = stage_adapter(model, job.plan.processor, job.run.path, job.plan.recipe.base, bare=job.plan.placement.bare)
     write_probe(stage, model, job.plan.encoder, job.plan.precision, _probe_rows(job.plan))
     parts = start.compare(model, _largest_gradients(read_metrics(job.run.path / METRICS)))
     answers = tuple(_shown(row, *said) for row, *said in zip(job.questions, said_before, said_after, strict=True))
@@ -245,10 +245,10 @@ def _write_card_pictures(measured: _Measured) -> None:
 
 
 def _manifest(job: _Job, measured: _Measured) -> Manifest:
-    recipe, ready = job.loaded.recipe, job.plan
+    recipe, ready = job.plan.recipe, job.plan
     return Manifest(
-        base=identity(recipe.base),
-        recipe=recipe.model_copy(update={"base": pinned(recipe.base)}),
+        base=job.run.record["base"],
+        recipe=recipe,
         precision=ready.precision.name,
         seed=recipe.training.seed,
         frozen_sha256=measured.start.base_sha256,

@@ -18,7 +18,7 @@ from qlmm.model.adapters import save_adapter
 from qlmm.model.sources import locate
 from qlmm.recipe.schema import BaseSection
 
-__all__ = ["ADAPTER", "UNPROVEN", "file_hashes", "publish", "stage_adapter"]
+__all__ = ["ADAPTER", "UNPROVEN", "file_hashes", "publish", "run_name", "stage_adapter"]
 
 ADAPTER = "adapter"
 UNPROVEN = "adapter-UNPROVEN"
@@ -51,6 +51,12 @@ def file_hashes(folder: Path, *, without: frozenset[str] = frozenset()) -> dict[
     """sha256 of every file in a folder and below it, by relative name."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: file_sha256(path) for name, path in files.items() if name not in without}
+
+
+def run_name(folder: Path) -> str:
+    """What people call an adapter: its run's name where it lies in a run directory, else the folder's own."""
+    whole = folder.resolve()
+    return whole.parent.name if whole.name in (ADAPTER, UNPROVEN) else whole.name
 
 
 def publish(stage: Path, place: Path, *, replace: bool = False) -> Path:

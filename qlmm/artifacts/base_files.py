@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import _CACHED_NO_EXIST, constants, try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from pydantic import BaseModel, Field, ValidationError
 from transformers.utils.hub import cached_file
 
@@ -72,8 +72,7 @@ def _unknown(located: Located, name: str) -> bool:
     """Whether nobody could say if a file that was not found is on the Hub."""
     if Path(located.path).is_dir():
         return False
-    known = try_to_load_from_cache(located.path, name, cache_dir=constants.HF_HUB_CACHE, revision=located.revision)
-    return known is not _CACHED_NO_EXIST
+    return try_to_load_from_cache(located.path, name, constants.HF_HUB_CACHE, located.revision) is None
 
 
 def _out_of_reach(located: Located, key: str) -> ModelError:

@@ -37,7 +37,7 @@ from qlmm.artifacts.combine_checks import (
 )
 from qlmm.artifacts.load import load
 from qlmm.artifacts.manifest import MANIFEST, Manifest, versions, write_manifest
-from qlmm.artifacts.place import check_place, check_room, sources_of
+from qlmm.artifacts.place import check_place, check_room, sources_of, staged
 from qlmm.artifacts.probe import PICTURES, PROBE, probe_rows, write_probe
 from qlmm.artifacts.reload import prove_reload
 from qlmm.core.errors import RunError
@@ -127,10 +127,7 @@ def combine(
     check_place(out, [place for source in sources for place in sources_of(source.folder, source.manifest)])
     check_room(out, size_of(sources, settings.method))
     measure = measuring(sources)
-    stage = out.absolute().parent / f".{out.name}.combining"
-    shutil.rmtree(stage, ignore_errors=True)
-    try:
-        stage.mkdir(parents=True)
+    with staged(out) as stage:
         tell("loading the base")
         rank = _write_weights(stage, sources, settings, tell)
         manifest = _manifest(sources, settings, rank)
@@ -139,8 +136,6 @@ def combine(
         losses = _losses(stage, sources, measure, tell)
         _finish(stage, manifest, proof, losses, measure.rows)
         publish(stage, out.absolute())
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return Combined(out, rank, proof, losses, measure.rows)
 
 

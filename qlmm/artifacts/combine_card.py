@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 
 from qlmm.artifacts.card import base_table, data_table, public_ids
 from qlmm.artifacts.manifest import Manifest
+from qlmm.artifacts.marks import marked
 from qlmm.artifacts.scrub import shorten
 from qlmm.artifacts.usage import usage
 
@@ -32,13 +33,13 @@ def combine_card(manifest: Manifest) -> str:
     sections = [
         f"# Adapter combined with qlmm {manifest.versions['qlmm']}",
         f"Made of {len(made['sources'])} adapters of one base by {made['method']}; nothing was trained.",
-        base_table(manifest, {}),
+        marked("base", base_table(manifest, {})),
         f"## Adapters\n\n{_sources(made)}",
         "Modules that were trained whole are combined linearly, as base plus weighted differences to the base.",
         f"## Held-out loss, nats per token\n\n{_losses(made)}",
         f"## Proof\n\n- read back in a fresh process: largest difference of logits {made['reload']:.3g}",
-        data_table(manifest, {}),
-        f"## Use\n\n{usage(manifest, None)}",
+        marked("data", data_table(manifest, {})),
+        f"## Use\n\n{marked('use', usage(manifest, None))}",
     ]
     return f"---\n{front}\n---\n\n" + "\n\n".join(sections) + "\n"
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
 
-from qlmm.artifacts.load import check_base, check_files, check_revision
-from qlmm.artifacts.manifest import Manifest, read_manifest
+from qlmm.artifacts.adapter import run_name
+from qlmm.artifacts.load import check_base, check_revision
+from qlmm.artifacts.manifest import Manifest
 from qlmm.artifacts.place import check_place
 from qlmm.artifacts.scrub import secrets_in
 from qlmm.artifacts.tensors import found_tensors
-from qlmm.artifacts.verify import check_finite, check_no_pickle, find_adapter
+from qlmm.artifacts.verify import find_adapter
+from qlmm.artifacts.whole import check_adapter
 from qlmm.core.errors import ModelError, UsageError
 from qlmm.recipe.zoo import PREFIX
 
@@ -42,6 +44,8 @@ NAME = "combined"
 VARIANTS = ("plain", "rslora")
 # How far from 1 weights of few decimals may add up to.
 WHOLE = 1e-6
+# Digits of a commit that tell it from others.
+SHORT = 7
 PROCESSOR = ("tokenizer.json", "processor_config.json", "chat_template.jinja")
 
 
@@ -111,10 +115,7 @@ def read_sources(targets: Sequence[str]) -> list[Source]:
     sources: list[Source] = []
     for target in targets:
         folder = find_adapter(target)
-        manifest = read_manifest(folder)
-        check_no_pickle(folder)
-        check_files(folder, manifest)
-        check_finite(folder)
+        manifest = check_adapter(folder)
         sources.append(Source(_name(target, folder, {NAME, *(one.name for one in sources)}), folder, manifest))
     check_base(sources[0].manifest)
     check_revision(sources[0].manifest)
@@ -125,9 +126,10 @@ def _name(target: str, folder: Path, taken: set[str]) -> str:
     """The target itself where it is an id or from the zoo, else the run's name; numbered where that is taken."""
     name = target
     if not target.startswith(PREFIX) and Path(target).is_dir():
-        whole = folder.resolve()
-        name = whole.parent.name if whole.name.startswith("adapter") else whole.name
-    # A commit, as in the Hub's cache, reads like an access key.
+        name = run_name(folder)
+    # A commit reads like an access key; the manifest holds it in full.
+    id, _, revision = name.partition("@")
+    name = f"{id}@{revision[:SHORT]}" if revision else id
     name = "adapter" if not name or secrets_in(name) else name
     others = (f"{name}-{number}" for number in range(2, len(taken) + 3))
     return next(one for one in (name, *others) if one not in taken)

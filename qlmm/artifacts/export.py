@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from qlmm.artifacts.adapter import publish
+from qlmm.artifacts.adapter import publish, run_name
 from qlmm.artifacts.deltas import Way
 from qlmm.artifacts.manifest import Manifest
 from qlmm.artifacts.place import check_place, check_room, sources_of, staged
@@ -171,7 +171,7 @@ def export(
     manifest = check_adapter(folder)
     check_place(out, sources_of(folder, manifest))
     check_fits(folder, manifest)
-    job = Job(folder, manifest, wishes, _name(folder), tell)
+    job = Job(folder, manifest, wishes, _name(source, folder), tell)
     plan = wanted.plan(job)
     check_room(out, plan.size)
     for drop in plan.drops:
@@ -201,10 +201,9 @@ def base_drops(job: Job) -> tuple[str, ...]:
     return ()
 
 
-def _name(folder: Path) -> str:
-    """The run's name where the folder is that of a run, in characters that Ollama and vLLM take in a name."""
-    whole = folder.resolve()
-    name = whole.parent.name if whole.name.startswith("adapter") else whole.name
+def _name(source: str, folder: Path) -> str:
+    """What the source is called, in characters that Ollama and vLLM take in a name."""
+    name = run_name(folder) if Path(source).is_dir() else source.partition("@")[0].rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "adapter"
 
 

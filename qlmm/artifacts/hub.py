@@ -99,7 +99,7 @@ def push(
     message: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Pushed:
-    """Send an adapter in one commit; what goes wrong leaves the Hub as it was, or with an empty repository.
+    """Send an adapter in one commit; what goes wrong leaves the Hub as it was, or with an empty repository or branch.
 
     Args:
         parcel: what is sent.
@@ -109,7 +109,7 @@ def push(
         tell: is told what is going on.
 
     Raises:
-        UsageError: H001 to H006, H009, H012, H016 before anything is changed.
+        UsageError: H001 to H006, H009, H012 before anything is changed, H016 for a card that the Hub refuses.
         RunError: H007, H008, H013, H014 for what went wrong on the way.
     """
     repo = checked_name(parcel.repo)
@@ -309,7 +309,7 @@ def _check_room(hub: Hub, repo: str, commit: str, wanted: list[str], place: Path
         check_room(place, whole + fetched)
     else:
         check_room(place, whole)
-        check_room(cache, fetched)
+        check_room(cache, fetched, help="set HF_HOME to a folder on another disk")
 
 
 def _disk(path: Path) -> int:

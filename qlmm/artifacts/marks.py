@@ -38,4 +38,4 @@ def renewed(body: str, name: str, text: str, before: str) -> str:
 
 
 def _section(name: str) -> re.Pattern[str]:
-    return re.compile(rf"<!-- qlmm: {name};[^>]*-->.*?{re.escape(_END)}", re.DOTALL)
+    return re.compile(rf"<!-- qlmm: {name};[^>]*-->(?:(?!<!-- qlmm:).)*{re.escape(_END)}", re.DOTALL)

@@ -105,7 +105,7 @@ def merge(target: str, out: Path, settings: Settings, tell: Callable[[str], None
         write_shards(stage, cut(job.outputs, settings.shard_bytes), tell)
         _write_rest(stage, job, settings.dtype)
         error = measure(folder, manifest, stage, settings.onto, job.other, tell) if settings.measured else None
-        card = merge_card(manifest, settings.onto, error, plain=job.sources.plain, size=size)
+        card = merge_card(manifest, settings.onto, error, job.sources.merged, plain=job.sources.plain, size=size)
         atomic_write(stage / "README.md", card)
         publish(stage, out.absolute())
     return Merged(out, job.sources.plain, size, error)

@@ -17,7 +17,6 @@ from qlmm.artifacts.merge_error import MergeError
 from qlmm.artifacts.scrub import shorten
 from qlmm.core.units import memory
 from qlmm.model.adapters import ADAPTER_WEIGHTS
-from qlmm.model.base import blueprint
 
 __all__ = ["merge_card"]
 
@@ -27,18 +26,21 @@ _WAYS: dict[Way, str] = {
 }
 
 
-def merge_card(manifest: Manifest, way: Way, error: MergeError | None, *, plain: bool, size: int) -> str:
+def merge_card(
+    manifest: Manifest, way: Way, error: MergeError | None, model: PreTrainedModel, *, plain: bool, size: int
+) -> str:
     """The card's text, with the Hub's metadata on top.
 
     Args:
         manifest: the adapter's.
         way: what it was merged into.
         error: what merging cost; None where that was not measured.
+        model: the merged model, on the meta device.
         plain: whether transformers alone loads it.
         size: bytes of its weights.
     """
     front = yaml.safe_dump(_metadata(manifest), sort_keys=False, allow_unicode=True)
-    sections = [_title(manifest, way, size), _error(error), _use(manifest, plain=plain)]
+    sections = [_title(manifest, way, size), _error(error), _use(model, plain=plain)]
     return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -82,7 +84,7 @@ def _error(error: MergeError | None) -> str:
     )
 
 
-def _use(manifest: Manifest, *, plain: bool) -> str:
+def _use(model: PreTrainedModel, *, plain: bool) -> str:
     if plain:
         lines = [
             "from transformers import AutoModelForImageTextToText, AutoProcessor",
@@ -92,7 +94,6 @@ def _use(manifest: Manifest, *, plain: bool) -> str:
         ]
         needs = ""
     else:
-        model = blueprint(manifest.recipe.base).model
         kind = type(model)
         source = "transformers" if kind.__module__.startswith("transformers.") else kind.__module__
         lines = [

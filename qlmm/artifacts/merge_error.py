@@ -23,12 +23,13 @@ from qlmm.artifacts.deltas import Way
 from qlmm.artifacts.load import load
 from qlmm.artifacts.manifest import Manifest
 from qlmm.artifacts.probe import PROBE, check_answers, probe_rows
+from qlmm.artifacts.run_rows import rows_of_run
 from qlmm.artifacts.shards import Output, Reader
 from qlmm.core.errors import ModelError, QlmmError
 from qlmm.data.sample import Sample
 from qlmm.model.losses import IGNORED, supervised
 from qlmm.model.precision import Precision
-from qlmm.training.plan import make_plan
+from qlmm.training.rows import measured
 
 __all__ = ["MergeError", "WayError", "measure"]
 
@@ -102,7 +103,7 @@ def measure(
             merged model says nothing that is a number.
     """
     probed = probe_rows(folder) if (folder / PROBE).is_file() else ()
-    held_out = _held_out(manifest, tell)
+    held_out = _held_out(folder, manifest, tell)
     rows = [*probed, *held_out]
     if not rows:
         raise ModelError.one(
@@ -126,18 +127,15 @@ def measure(
     return MergeError(tuple(ways), len(rows), len(held_out), tokens)
 
 
-def _held_out(manifest: Manifest, tell: Callable[[str], None]) -> tuple[Sample, ...]:
+def _held_out(folder: Path, manifest: Manifest, tell: Callable[[str], None]) -> tuple[Sample, ...]:
     """Rows that the run held out, as long as its data are still there and the same."""
     tell("looking for the run's held-out rows")
     try:
-        plan = make_plan(manifest.recipe)
+        rows = rows_of_run(folder, manifest)
     except (QlmmError, OSError) as error:
-        tell(f"the run's rows cannot be read any more ({_first(error)}); only the probe's are compared")
+        tell(f"the run's held-out rows cannot be had any more ({_first(error)}); only the probe's are compared")
         return ()
-    if plan.data["sha256"] != manifest.data["sha256"]:
-        tell("the run's rows have changed; only the probe's are compared")
-        return ()
-    return plan.held_out[:HELD_OUT]
+    return tuple(measured(row) for row in rows.held_out[:HELD_OUT])
 
 
 def _first(error: QlmmError | OSError) -> str:

@@ -179,9 +179,14 @@ def _refuse_dangers(folder: Path) -> None:
 def _refuse_incomplete(folder: Path, manifest: Manifest) -> None:
     """Stop where a file that the adapter needs cannot go with it: nobody could pull what arrives."""
     strange = [name for name in manifest.files if not allowed(name, manifest)]
-    _refuse(
-        folder, [Problem("H011", f"{MANIFEST} names {name}, which is no kind of file to share") for name in strange]
-    )
+    if strange:
+        help = "nothing was sent; an adapter with such a file is shared by other means, or trained again without it"
+        raise ModelError(
+            [
+                Problem("H011", f"{MANIFEST} names {name}, which is no kind of file to share", help=help)
+                for name in strange
+            ]
+        )
 
 
 def check_contents(folder: Path, names: Iterable[str]) -> None:

@@ -55,12 +55,13 @@ def check_place(out: Path, sources: Iterable[Path] = ()) -> None:
         raise UsageError.one("A033", f"{out} cannot be made: {above} {why}", help="name another folder")
 
 
-def check_room(out: Path, needed: int) -> None:
+def check_room(out: Path, needed: int, *, help: str = "name a folder on another disk") -> None:
     """Refuse what would fill the disk.
 
     Args:
         out: the folder to make.
         needed: bytes of weights that lie on the disk at once while it is made.
+        help: what to do about it.
 
     Raises:
         UsageError: A034 with the space needed and the space there is.
@@ -70,7 +71,7 @@ def check_room(out: Path, needed: int) -> None:
         raise UsageError.one(
             "A034",
             f"not enough room for {out}: {memory(needed)} needed while it is made, {memory(free)} free",
-            help="name a folder on another disk",
+            help=help,
         )
 
 

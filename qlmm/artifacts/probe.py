@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from itertools import count
-from math import isqrt
+from math import isfinite, isqrt
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -151,13 +151,15 @@ def tolerance(folder: Path, precision: Precision) -> float:
         ModelError: A011 when there is no probe, or it is damaged.
     """
     probe = _read(folder)
-    peak = max(abs(value) for row in probe.rows for values in row.values for value in values)
+    peak = max((abs(value) for row in probe.rows for values in row.values for value in values), default=0.0)
     return explained(peak, [probe.precision] if probe.precision == precision.name else TOLERANCE)
 
 
 def explained(peak: float, precisions: Iterable[str]) -> float:
     """How far logits of this size may be apart when they were computed, or weights stored, in these precisions."""
-    return max(TOLERANCE[name] for name in precisions) * max(1.0, peak / USUAL_LOGITS)
+    # Logits that are no numbers explain nothing.
+    larger = max(1.0, peak / USUAL_LOGITS) if isfinite(peak) else 1.0
+    return max(TOLERANCE[name] for name in precisions) * larger
 
 
 def _read(folder: Path) -> _Probe:

@@ -36,7 +36,7 @@ PICKLE_MARKS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 # What the base could not be had for: not there, remote code, a package, a licence, packaged weights.
 NO_BASE = ("M003", "M004", "M005", "M006", "B001", "B002", "B003", "B004", "B005")
 # All that an adapter of ours consists of; whatever else lies in a repository is not fetched.
-FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", ADAPTER_WEIGHTS, "held-out/*.png")
+FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.md", ADAPTER_WEIGHTS, "held-out/*.png")
 
 
 @dataclass(frozen=True, slots=True)

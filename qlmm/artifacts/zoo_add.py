@@ -154,7 +154,7 @@ def _refuse_local(adapter: Path, manifest: Manifest) -> None:
     commits = {part["revision"] for part in parts if part["revision"]}
     commits |= {commit for _, commit in _PINNED.findall(manifest.model_dump_json())}
     for name in (*manifest.files, MANIFEST, CARD):
-        if not _NO_TEXT.fullmatch(name):
+        if not _NO_TEXT.fullmatch(name.rpartition("/")[2]):
             problems += _local(adapter, name, commits)
     if problems:
         raise UsageError(problems)

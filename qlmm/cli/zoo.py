@@ -143,9 +143,10 @@ def run(name: str, question: str | None = None, image: Path | None = None) -> No
         ask(folder, question or _question(rows[0]), [image])
         return
     from qlmm.artifacts.load import load
+    from qlmm.model.precision import choose
 
     out.talk(f"loading {folder}")
-    _ask_own(load(folder), rows, question)
+    _ask_own(load(folder, precision=choose("auto", "auto")), rows, question)
 
 
 def _checks(verdict: Verdict) -> Table:

@@ -9,7 +9,6 @@ Usage: ``measure = measure_on(sources, Path("rows.jsonl")); measure.rows; measur
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from pathlib import Path
 from qlmm.artifacts.combine import Measure
 from qlmm.artifacts.combine_checks import Source
 from qlmm.artifacts.load import load
-from qlmm.artifacts.manifest import Manifest
+from qlmm.artifacts.run_rows import rows_of_run
 from qlmm.artifacts.scrub import shorten
 from qlmm.core.errors import QlmmError
 from qlmm.core.files import file_sha256
@@ -29,7 +28,7 @@ from qlmm.data.sample import Example, ImageRef, Sample
 from qlmm.evaluation.heldout import HeldOut
 from qlmm.model import builtin
 from qlmm.recipe import schema
-from qlmm.training.plan import make_plan, measured
+from qlmm.training.rows import measured
 
 __all__ = ["measure_on"]
 
@@ -57,7 +56,7 @@ def measure_on(sources: Sequence[Source], file: Path | None = None, image_root: 
     Raises:
         DataError: when the file cannot be read.
     """
-    runs = {source.name: _rows(source.manifest) for source in sources}
+    runs = {source.name: _rows(source) for source in sources}
     if file is not None:
         rows, whose = _rows_of(file, image_root), f"of {file.name}"
     else:
@@ -85,32 +84,24 @@ def _why(runs: Mapping[str, _Rows]) -> list[str]:
     return [f"{name}: {run.unsure}" for name, run in runs.items() if run.unsure]
 
 
-def _rows(manifest: Manifest) -> _Rows:
+def _rows(source: Source) -> _Rows:
     """The rows of an adapter's run, as far as they can be read here and are those of then."""
-    if manifest.combined is not None:
+    if source.manifest.combined is not None:
         return _Rows(unsure="it was combined from others")
-    recipe = manifest.recipe
-    # Where a run would write, and to whom it would report, is of no interest here.
-    changes = {
-        "adapter": recipe.adapter.model_copy(update={"start_from": None}),
-        "output": recipe.output.model_copy(update={"dir": tempfile.gettempdir(), "trackers": ()}),
-    }
     try:
-        plan = make_plan(recipe.model_copy(update=changes))
+        rows = rows_of_run(source.folder, source.manifest)
     except (QlmmError, OSError) as error:
         why = error.problems[0].message if isinstance(error, QlmmError) else str(error)
-        return _Rows(unsure=f"its rows cannot be read: {shorten(why)}")
-    if plan.data["sha256"] != manifest.data["sha256"]:
-        return _Rows(unsure="its rows have changed since")
-    unsure = "it went on from an earlier adapter" if recipe.adapter.start_from is not None else ""
-    return _Rows(plan.held_out, plan.train, unsure)
+        return _Rows(unsure=f"its rows cannot be had: {shorten(why)}")
+    unsure = "it went on from an earlier adapter" if source.manifest.recipe.adapter.start_from is not None else ""
+    return _Rows(tuple(measured(row) for row in rows.held_out), rows.train.samples, unsure)
 
 
 def _rows_of(path: Path, image_root: Path | None) -> list[Sample]:
-    """The first rows of a file; of pairs, the chosen answer counts."""
+    """The rows of a file; of pairs, the chosen answer counts."""
     source = schema.Source(path=str(path), image_root=str(image_root) if image_root is not None else None)
     found = load_samples((source,), kind=None, resolve=builtin.path, check_pictures=True).samples
-    return [measured(row) for row in found[:ROWS]]
+    return [measured(row) for row in found]
 
 
 def _unseen(rows: Sequence[Sample], trained: Sequence[Example]) -> list[Sample]:

@@ -169,7 +169,7 @@ class _Maker:
         _check_pictures(samples, str(adapter), needed=asks_with_pictures(answering))
         if judge is None:
             return cls(answering, Judge.of(answering), how)
-        judging = Judge.of(load(judge) if _is_adapter(judge) else load_base(judge, precision=answering.precision))
+        judging = Judge.of((load if _is_adapter(judge) else load_base)(judge, precision=answering.precision))
         _check_pictures(samples, judge, needed=judging.needs_pictures)
         return cls(answering, judging, how)
 

@@ -16,19 +16,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = ["SharedPrefix"]
 
 # The forms of attention that take a mask of any shape.
 MASKED_FREELY = ("sdpa", "eager")
+# Kinds of layers, in transformers' words, that look at other tokens through a mask and in no other way.
+MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class SharedPrefix:
     """Hooks on a model's decoder and backbone that do nothing until a layout is set.
 
     Attributes:
-        possible: whether the model's attention takes a mask of any shape, as far as its configuration says.
+        objection: why the model's configuration says that it cannot be; None where it may.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
@@ -36,7 +38,7 @@ class SharedPrefix:
         decoder = base.get_decoder()
         self._dtype = base.dtype
         self._additive = decoder.config._attn_implementation == "eager"
-        self.possible = decoder.config._attn_implementation in MASKED_FREELY
+        self.objection = _objection(decoder.config)
         decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)
         base.base_model.register_forward_hook(self._after_backbone)
 
@@ -88,6 +90,14 @@ class SharedPrefix:
             rows = torch.arange(len(hidden), device=hidden.device).repeat(2)[:, None]
             output.last_hidden_state = hidden[rows, self._layout["take"]]
         return output
+
+
+def _objection(config: PreTrainedConfig) -> str | None:
+    """What in a decoder's configuration stands against a mask of our own."""
+    if config._attn_implementation not in MASKED_FREELY:
+        return "this form of attention takes no mask of its own (base attention is neither sdpa nor eager)"
+    others = sorted(set(config.to_dict().get("layer_types") or ()) - MASKED_LAYERS)
+    return f"no mask keeps one answer from another in layers of kind {', '.join(others)}" if others else None
 
 
 def _restarted(

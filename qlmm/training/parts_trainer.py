@@ -22,7 +22,8 @@ from qlmm.model.losses import token_losses
 from qlmm.model.parts import PartName, Parts
 from qlmm.model.vision_once import VisionOnce
 from qlmm.recipe.schema import TrainingSection
-from qlmm.training.plan import Plan, measured
+from qlmm.training.plan import Plan
+from qlmm.training.rows import measured
 from qlmm.training.run_dir import RunDir
 
 __all__ = ["PartsTrainer", "masters_of", "peak_rates"]

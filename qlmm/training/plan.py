@@ -11,9 +11,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,14 +22,13 @@ from transformers import ProcessorMixin
 from qlmm.core.errors import DataError, UsageError, Where
 from qlmm.core.files import free_bytes
 from qlmm.core.units import memory
-from qlmm.data.encode import Encoder, Fitted, Lengths
+from qlmm.data.encode import Encoder, Lengths
 from qlmm.data.images import BadImage, decode
-from qlmm.data.load import KIND_OF, Bad, Loaded, load_samples
+from qlmm.data.load import KIND_OF, Bad
 from qlmm.data.mixture import Mixture, MixtureSampler
-from qlmm.data.sample import Example, Feedback, Preference, Sample
-from qlmm.model import builtin
+from qlmm.data.sample import Example, Preference, Sample
 from qlmm.model.adapters import Placement, check_variant, place
-from qlmm.model.base import Blueprint, blueprint, identity, load_processor
+from qlmm.model.base import Blueprint, blueprint, identity, load_processor, pinned
 from qlmm.model.encoder import make_encoder
 from qlmm.model.estimate import Load, estimate, trained_parameters, trained_sizes
 from qlmm.model.losses import has_backbone, needs_pictures
@@ -38,13 +36,13 @@ from qlmm.model.parts import PART_NAMES, PartName
 from qlmm.model.precision import Precision, choose
 from qlmm.model.quantise import check_experts
 from qlmm.model.warm_start import Earlier
-from qlmm.recipe.schema import Recipe, Source
+from qlmm.recipe.schema import Recipe
 from qlmm.training import feedback
 from qlmm.training.arguments import OBJECTIVES, trainer_config
 from qlmm.training.facts import PartFacts, PlanFacts, TokenFacts
-from qlmm.training.split import set_aside
+from qlmm.training.rows import Rows, measured, read_rows
 
-__all__ = ["Plan", "make_plan", "measured"]
+__all__ = ["Plan", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +109,7 @@ def make_plan(recipe: Recipe) -> Plan:
         earlier.check_fits(shape.model, shape.parts, placement)
     processor = load_processor(recipe.base)
     encoder, pictures = make_encoder(recipe.base, recipe.data, processor)
-    rows = _rows(recipe, encoder)
+    rows = read_rows(recipe, encoder)
     needs = not encoder.takes_text_only or needs_pictures(shape.model)
     _check_kinds_of_rows(recipe, rows, needs=needs)
     _check_pictures(recipe, placement, rows)
@@ -119,7 +117,8 @@ def make_plan(recipe: Recipe) -> Plan:
     facts = replace(_facts(recipe, precision, shape, placement, rows, steps), pictures=pictures)
     _check_disk(facts)
     return Plan(
-        recipe=recipe,
+        # The configuration has been read by now: what is loaded is the commit that was looked at.
+        recipe=recipe.model_copy(update={"base": pinned(recipe.base)}),
         facts=facts,
         precision=precision,
         placement=placement,
@@ -137,75 +136,6 @@ def make_plan(recipe: Recipe) -> Plan:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    encoder: Encoder
-    loaded: Loaded[Example]
-    train: Fitted[Example]
-    held_out: tuple[Example, ...]
-    mixture: Mixture
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """The rows as the manifest names them."""
-        return {"sha256": self.loaded.fingerprint, "sources": [asdict(count) for count in self.loaded.sources]}
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Rows left out, by reason; token counts differ from row to row and are left out of the reason."""
-        reasons = Counter(
-            "over data.max_length" if ">" in one.reason else "nothing to learn" for one in self.train.dropped
-        )
-        return {**reasons, **({"bad row": len(self.loaded.bad)} if self.loaded.bad else {})}
-
-
-def _rows(recipe: Recipe, encoder: Encoder) -> _Rows:
-    """Read, split and fit the rows of a recipe."""
-    data, evaluation = recipe.data, recipe.evaluation
-    loaded = _load(recipe, data.sources)
-    learn = list(range(len(loaded.samples)))
-    if evaluation.sources:
-        others: Sequence[Example] = _load(recipe, evaluation.sources).samples
-    else:
-        learn, aside = set_aside(loaded.samples, evaluation.rows, seed=recipe.training.seed)
-        others = [loaded.samples[row] for row in aside]
-    taught = [(row, one) for row in learn for one in feedback.taught_by(loaded.samples[row], recipe.training.objective)]
-    fitted = encoder.fit([one for _, one in taught])
-    if not fitted.samples:
-        first = fitted.dropped[0] if fitted.dropped else None
-        raise DataError.one(
-            "D040",
-            f"no row is left to learn from: {first.origin}: {first.reason}"
-            if first
-            else "no row is left to learn from",
-            help="raise data.max_length, or set data.overlong=shorten",
-        )
-    held_out = encoder.fit([row for row in others if feedback.exemplary(row)]).samples[: evaluation.rows]
-    sources = [loaded.source[taught[place][0]] for place in fitted.kept]
-    weights = [source.weight for source in data.sources]
-    mixture = Mixture.of(fitted.samples, sources, weights, text_ratio=data.text_ratio)
-    return _Rows(encoder, loaded, fitted, held_out, mixture)
-
-
-def measured(row: Example) -> Sample:
-    """What of a row is measured and asked: of a pair, its chosen side."""
-    if isinstance(row, Feedback):
-        return row.sample
-    return row.side("chosen") if isinstance(row, Preference) else row
-
-
-def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded[Example]:
-    data = recipe.data
-    return load_samples(
-        sources,
-        kind=KIND_OF[recipe.training.objective],
-        max_bad_rows=data.max_bad_rows,
-        resolve=builtin.path,
-        max_frames=data.max_frames,
-        check_pictures=True,
-    )
-
-
 def _steps(recipe: Recipe, epoch_rows: int) -> int:
     training = recipe.training
     if training.steps is not None:
@@ -215,7 +145,7 @@ def _steps(recipe: Recipe, epoch_rows: int) -> int:
 
 
 def _facts(
-    recipe: Recipe, precision: Precision, shape: Blueprint, placement: Placement, rows: _Rows, steps: int
+    recipe: Recipe, precision: Precision, shape: Blueprint, placement: Placement, rows: Rows, steps: int
 ) -> PlanFacts:
     """The plan screen's figures."""
     tokens = _tokens(rows.train.lengths)
@@ -287,7 +217,7 @@ def _tokens(lengths: Sequence[Lengths]) -> TokenFacts:
     )
 
 
-def _warnings(recipe: Recipe, rows: _Rows) -> tuple[str, ...]:
+def _warnings(recipe: Recipe, rows: Rows) -> tuple[str, ...]:
     found = list(feedback.warnings(recipe.training, rows.mixture, rows.train.samples))
     if rows.loaded.bad:
         found.append(f"{len(rows.loaded.bad)} bad rows are left out; skipped.jsonl in the run directory names them")
@@ -324,7 +254,7 @@ def _check_trackers(recipe: Recipe) -> None:
             )
 
 
-def _check_kinds_of_rows(recipe: Recipe, rows: _Rows, *, needs: bool) -> None:
+def _check_kinds_of_rows(recipe: Recipe, rows: Rows, *, needs: bool) -> None:
     """Refuse rows that this base cannot be given, before anything is loaded.
 
     Raises:
@@ -351,7 +281,7 @@ def _check_kinds_of_rows(recipe: Recipe, rows: _Rows, *, needs: bool) -> None:
         )
 
 
-def _check_pictures(recipe: Recipe, placement: Placement, rows: _Rows) -> None:
+def _check_pictures(recipe: Recipe, placement: Placement, rows: Rows) -> None:
     """Refuse what would end unproven for certain, and decode the few pictures that are measured before training.
 
     Raises:

@@ -19,7 +19,7 @@ from tests.talking import Loaded
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
     stub = Loaded()
-    monkeypatch.setitem(sys.modules, "qlmm.artifacts.load", SimpleNamespace(load=lambda folder: stub))
+    monkeypatch.setitem(sys.modules, "qlmm.artifacts.load", SimpleNamespace(load=lambda folder, precision: stub))
     monkeypatch.setattr(module, "_check_adapter", lambda folder: None)
     return stub
 

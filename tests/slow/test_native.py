@@ -16,7 +16,8 @@ from qlmm.data.sample import Sample
 from qlmm.evaluation.answers import answer
 from qlmm.model.losses import token_losses
 from qlmm.recipe.load import LoadedRecipe, parse_recipe
-from qlmm.training.plan import make_plan, measured
+from qlmm.training.plan import make_plan
+from qlmm.training.rows import measured
 from qlmm.training.run import build
 from qlmm.training.trainers.sft import SftTrainer
 from tests.families.build import Family, family, save

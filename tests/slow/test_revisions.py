@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
+from qlmm import api
 from qlmm.api import finetune, load
 from qlmm.artifacts.export import Wishes, export
 from qlmm.artifacts.load import check_revision
@@ -92,6 +94,27 @@ def test_another_commit_is_another_base(trained: tuple[TinyRun, Cache]) -> None:
     with pytest.raises(ModelError, match=r"(?s)A005.*--revision"):
         check_revision(read_manifest(adapter))
     assert not verify(str(adapter)).holds
+
+
+def test_a_branch_that_moves_while_the_run_goes_on_changes_nothing(
+    trained: tuple[TinyRun, Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, cache = trained
+    honest = api.train
+
+    def moving(*args: Any, **options: Any) -> Any:
+        ended = honest(*args, **options)
+        cache.main(SECOND)
+        return ended
+
+    monkeypatch.setattr(api, "train", moving)
+    done = finetune(
+        run.recipe("base.model=me/tiny", "training.steps=2", "evaluation.answers=0", f"output.dir={run.folder}/other")
+    )
+    assert done.status == "finished"
+    manifest = read_manifest(run.folder / "other" / "adapter")
+    assert manifest.base["parts"]["model"]["revision"] == FIRST
+    assert manifest.recipe.base.model == f"me/tiny@{FIRST}"
 
 
 def test_folders_have_no_commit(trained: tuple[TinyRun, Cache]) -> None:

@@ -10,6 +10,7 @@ from qlmm.artifacts.adapter import file_hashes
 from qlmm.artifacts.combine_card import combine_card
 from qlmm.artifacts.combine_checks import check_settings, read_sources
 from qlmm.artifacts.manifest import MANIFEST, read_manifest, write_manifest
+from qlmm.artifacts.marks import between
 from qlmm.artifacts.parcel import pack
 from qlmm.core.errors import UsageError
 from tests.sharing import COMMIT, PRIVATE, contents, shared_adapter
@@ -64,13 +65,23 @@ def base_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_adapter_is_called_by_its_id_or_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, snapshot = shared_adapter(tmp_path / "owl"), shared_adapter(tmp_path / "snapshots", name=COMMIT)
     moved = shared_adapter(tmp_path, name="combined")
-    fetched = {"me/owl": snapshot, "me/owl@v2": snapshot, "zoo:owl_kinds": snapshot}
+    fetched = {"me/owl": snapshot, "me/owl@v2": snapshot, f"me/owl@{COMMIT}": snapshot, "zoo:owl_kinds": snapshot}
+    pulled = shared_adapter(tmp_path, name="adapter-cats")
     monkeypatch.setattr(
         "qlmm.artifacts.combine_checks.find_adapter", lambda target: fetched.get(target) or Path(target)
     )
-    targets = [*fetched, str(run), str(run), str(moved), str(snapshot)]
+    targets = [*fetched, str(run), str(run), str(moved), str(snapshot), str(pulled)]
     names = [source.name for source in read_sources(targets)]
-    assert names == ["me/owl", "me/owl@v2", "zoo:owl_kinds", "owl", "owl-2", "combined-2", "adapter"]
+    short = f"me/owl@{COMMIT[:7]}"
+    assert names == [
+        "me/owl",
+        "me/owl@v2",
+        short,
+        "zoo:owl_kinds",
+        *("owl", "owl-2", "combined-2"),
+        "adapter",
+        pulled.name,
+    ]
 
 
 def test_the_card_names_base_data_and_losses_and_can_be_pushed(tmp_path: Path) -> None:
@@ -99,3 +110,4 @@ def test_the_card_names_base_data_and_losses_and_can_be_pushed(tmp_path: Path) -
         assert wanted in parcel.card
     assert PRIVATE not in parcel.card + parcel.manifest.model_dump_json()
     assert contents(folder)["README.md"] != parcel.card.encode()
+    assert all(between(parcel.card, section) for section in ("base", "data", "use"))

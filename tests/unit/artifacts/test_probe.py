@@ -132,3 +132,25 @@ def test_a_probe_without_rows_proves_nothing(parts: tuple[torch.nn.Module, Encod
 def test_larger_logits_are_rounded_in_larger_steps() -> None:
     assert explained(5.0, ["fp32"]) == explained(10.0, ["fp32"]) == pytest.approx(1e-4)
     assert explained(30.0, ["fp32", "bf16"]) == pytest.approx(0.3)
+    assert explained(float("inf"), ["fp32"]) == explained(float("nan"), ["fp32"]) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("values", [[[float("inf")]], [[float("nan")]]])
+def test_logits_that_are_no_numbers_prove_nothing(
+    values: list[list[float]], parts: tuple[torch.nn.Module, Encoder], tmp_path: Path
+) -> None:
+    write_probe(tmp_path, *parts, FP32, [row(noise(tmp_path / "x.png", 40))])
+    probe = json.loads((tmp_path / PROBE).read_text("utf-8"))
+    probe["rows"][0] |= {"ids": [[0]] * 4, "values": values * 4}
+    (tmp_path / PROBE).write_text(json.dumps(probe))
+    with pytest.raises(ModelError, match="A016"):
+        check_answers(tmp_path, *parts, FP32)
+
+
+def test_a_row_without_logits_is_no_crash(parts: tuple[torch.nn.Module, Encoder], tmp_path: Path) -> None:
+    write_probe(tmp_path, *parts, FP32, [row(noise(tmp_path / "x.png", 40))])
+    probe = json.loads((tmp_path / PROBE).read_text("utf-8"))
+    probe["rows"][0] |= {"ids": [[]], "values": [[]]}
+    (tmp_path / PROBE).write_text(json.dumps(probe))
+    with pytest.raises(ModelError, match=r"A011|A016"):
+        check_answers(tmp_path, *parts, FP32)

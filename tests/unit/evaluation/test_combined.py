@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from qlmm.artifacts.combine_checks import Source
-from qlmm.core.errors import DataError
+from qlmm.core.errors import DataError, ModelError, QlmmError
 from qlmm.data.sample import Example, ImageRef, Origin, Preference, Sample, Turn
 from qlmm.evaluation.combined import measure_on
 from tests.unit.artifacts.adapters import manifest
@@ -38,24 +38,18 @@ def drawn(path: Path, shade: int) -> Path:
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Adapters `a`, `b`, … of runs with these held-out and training rows, or whose rows cannot be read."""
 
-    def make(*rows: tuple[Sequence[Sample], Sequence[Example]] | DataError, **changes: Any) -> list[Source]:
+    def make(*rows: tuple[Sequence[Sample], Sequence[Example]] | QlmmError, **changes: Any) -> list[Source]:
         made = list(zip("abc", rows, strict=False))
-        planned = {str(seed): one for seed, (_, one) in enumerate(made)}
+        known = dict(made)
 
-        def plan(recipe: Any) -> Any:
-            found = planned[str(recipe.training.seed)]
-            if isinstance(found, DataError):
+        def read(folder: Path, _: Any) -> Any:
+            found = known[folder.name]
+            if isinstance(found, QlmmError):
                 raise found
-            return SimpleNamespace(held_out=found[0], train=found[1], data={"sha256": "f" * 64})
+            return SimpleNamespace(held_out=found[0], train=SimpleNamespace(samples=tuple(found[1])))
 
-        monkeypatch.setattr("qlmm.evaluation.combined.make_plan", plan)
-        sources = []
-        for seed, (name, _) in enumerate(made):
-            one = manifest(**(changes if name == "b" else {}))
-            training = one.recipe.training.model_copy(update={"seed": seed})
-            recipe = one.recipe.model_copy(update={"training": training})
-            sources.append(Source(name, Path(name), one.model_copy(update={"recipe": recipe})))
-        return sources
+        monkeypatch.setattr("qlmm.evaluation.combined.rows_of_run", read)
+        return [Source(name, Path(name), manifest(**(changes if name == "b" else {}))) for name in known]
 
     return make
 
@@ -112,16 +106,32 @@ def test_nothing_is_measured_where_every_row_was_trained_on(runs: Runs) -> None:
     assert measure.rows == "not measured: adapters were trained on all 2 rows that the runs held out"
 
 
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"data": {"sha256": "0" * 64, "sources": []}}, "its rows have changed since"),
-        ({"combined": {"method": "cat"}}, "it was combined from others"),
-    ],
-)
-def test_what_an_adapter_may_have_been_trained_on_is_said(changes: dict[str, Any], why: str, runs: Runs) -> None:
-    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), **changes))
+def test_a_combined_adapter_may_have_been_trained_on_anything(runs: Runs) -> None:
+    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), combined={"method": "cat"}))
+    why = "it was combined from others"
     assert measure.rows == f"1 row that the runs held out; b may have been trained on some of them ({why})"
+
+
+def test_rows_that_have_changed_are_not_those_of_the_run(runs: Runs) -> None:
+    changed = ModelError.one("A037", "the rows have changed since the run")
+    measure = measure_on(runs(([text("one ?")], []), changed))
+    why = "its rows cannot be had: the rows have changed since the run"
+    assert measure.rows == f"1 row that the runs held out; b may have been trained on some of them ({why})"
+
+
+def test_rows_of_a_file_are_looked_through_to_its_end(
+    runs: Runs, measured: Callable[[Any], list[Sample]], tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    lines = [
+        {"messages": [{"role": "user", "content": f"{n} ?"}, {"role": "assistant", "content": "x"}]} for n in range(200)
+    ]
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    trained = [text(f"{number} ?") for number in range(100)]
+    measure = measure_on(runs(([], trained), ([], [])), file)
+    assert [row.turns[0].text for row in measured(measure)] == [f"{number} ?" for number in range(100, 164)]
+    assert "64 rows of rows.jsonl" in measure.rows
+    assert "without 100 on which one was" in measure.rows
 
 
 def test_an_earlier_adapter_s_rows_are_not_known(runs: Runs) -> None:
@@ -137,7 +147,7 @@ def test_an_earlier_adapter_s_rows_are_not_known(runs: Runs) -> None:
 def test_rows_that_are_gone_are_said_without_their_place(runs: Runs) -> None:
     measure = measure_on(runs(NOTHING, NOTHING))
     assert measure.losses is None
-    assert measure.rows.startswith("not measured: no row that a run held out can be read; a: its rows cannot be read")
+    assert measure.rows.startswith("not measured: no row that a run held out can be read; a: its rows cannot be had")
     assert "/somewhere" not in measure.rows
 
 

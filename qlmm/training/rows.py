@@ -1,0 +1,106 @@
+"""The rows of a run: read from its sources, split into those to learn from and those to measure on, and made to fit.
+
+Usage: ``rows = read_rows(recipe, encoder); rows.train.samples; rows.held_out``
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qlmm.core.errors import DataError
+from qlmm.data.encode import Encoder, Fitted
+from qlmm.data.load import KIND_OF, Loaded, load_samples
+from qlmm.data.mixture import Mixture
+from qlmm.data.sample import Example, Feedback, Preference, Sample
+from qlmm.model import builtin
+from qlmm.recipe.schema import Recipe, Source
+from qlmm.training import feedback
+from qlmm.training.split import set_aside
+
+__all__ = ["Rows", "measured", "read_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a run.
+
+    Attributes:
+        encoder: how they become tokens.
+        loaded: everything that was read, bad rows too.
+        train: the rows to learn from, all of them within `data.max_length`.
+        held_out: the rows to measure on.
+        mixture: what an epoch is made of.
+    """
+
+    encoder: Encoder
+    loaded: Loaded[Example]
+    train: Fitted[Example]
+    held_out: tuple[Example, ...]
+    mixture: Mixture
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The rows as the manifest names them."""
+        return {"sha256": self.loaded.fingerprint, "sources": [asdict(count) for count in self.loaded.sources]}
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Rows left out, by reason; token counts differ from row to row and are left out of the reason."""
+        reasons = Counter(
+            "over data.max_length" if ">" in one.reason else "nothing to learn" for one in self.train.dropped
+        )
+        return {**reasons, **({"bad row": len(self.loaded.bad)} if self.loaded.bad else {})}
+
+
+def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
+    """Read, split and fit the rows of a recipe; base, machine and disk are not looked at.
+
+    Raises:
+        DataError: for rows that cannot be read, D040 when none is left to learn from.
+    """
+    data, evaluation = recipe.data, recipe.evaluation
+    loaded = _load(recipe, data.sources)
+    learn = list(range(len(loaded.samples)))
+    if evaluation.sources:
+        others: Sequence[Example] = _load(recipe, evaluation.sources).samples
+    else:
+        learn, aside = set_aside(loaded.samples, evaluation.rows, seed=recipe.training.seed)
+        others = [loaded.samples[row] for row in aside]
+    taught = [(row, one) for row in learn for one in feedback.taught_by(loaded.samples[row], recipe.training.objective)]
+    fitted = encoder.fit([one for _, one in taught])
+    if not fitted.samples:
+        first = fitted.dropped[0] if fitted.dropped else None
+        raise DataError.one(
+            "D040",
+            f"no row is left to learn from: {first.origin}: {first.reason}"
+            if first
+            else "no row is left to learn from",
+            help="raise data.max_length, or set data.overlong=shorten",
+        )
+    held_out = encoder.fit([row for row in others if feedback.exemplary(row)]).samples[: evaluation.rows]
+    sources = [loaded.source[taught[place][0]] for place in fitted.kept]
+    weights = [source.weight for source in data.sources]
+    mixture = Mixture.of(fitted.samples, sources, weights, text_ratio=data.text_ratio)
+    return Rows(encoder, loaded, fitted, held_out, mixture)
+
+
+def measured(row: Example) -> Sample:
+    """What of a row is measured and asked: of a pair, its chosen side."""
+    if isinstance(row, Feedback):
+        return row.sample
+    return row.side("chosen") if isinstance(row, Preference) else row
+
+
+def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded[Example]:
+    data = recipe.data
+    return load_samples(
+        sources,
+        kind=KIND_OF[recipe.training.objective],
+        max_bad_rows=data.max_bad_rows,
+        resolve=builtin.path,
+        max_frames=data.max_frames,
+        check_pictures=True,
+    )
