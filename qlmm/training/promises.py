@@ -83,6 +83,6 @@ def _reference(reference: ReferenceProof | None) -> Iterator[Promise]:
 def _reload(reload: ReloadProof | None) -> Iterator[Promise]:
     if reload is not None:
         detail = (
-            f"largest difference {reload.max_difference:.2g} over {reload.rows} rows, tolerance {reload.tolerance:g}"
+            f"largest difference {reload.max_difference:.2g} over {reload.rows} rows, tolerance {reload.tolerance:.2g}"
         )
         yield Promise("the adapter read back in a fresh process gives the same logits", reload.same, detail)
