@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from qlmm.artifacts.adapter import publish
+from qlmm.artifacts.base_files import base_file
 from qlmm.artifacts.deltas import Deltas, Way
 from qlmm.artifacts.held import held_by
 from qlmm.artifacts.manifest import MANIFEST, Manifest
@@ -28,7 +29,7 @@ from qlmm.artifacts.merge_error import MergeError, measure
 from qlmm.artifacts.place import check_place, check_room, sources_of, staged
 from qlmm.artifacts.probe import PICTURES, PROBE
 from qlmm.artifacts.shards import Output, cut, write_shards
-from qlmm.artifacts.sources import Sources, base_file
+from qlmm.artifacts.sources import Sources
 from qlmm.artifacts.verify import find_adapter
 from qlmm.artifacts.whole import check_adapter, check_fits
 from qlmm.core.files import atomic_write

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-from qlmm.artifacts.base_files import base_file, weight_files
+from qlmm.artifacts.base_files import weight_files
 from qlmm.artifacts.deltas import Deltas
 from qlmm.artifacts.keys import Group, Keys
 from qlmm.artifacts.manifest import Manifest
@@ -27,7 +27,7 @@ from qlmm.model.base import Blueprint
 from qlmm.model.contract import connector as find_connector
 from qlmm.model.sources import locate
 
-__all__ = ["Sources", "base_file", "is_plain"]
+__all__ = ["Sources", "is_plain"]
 
 PROJECTOR = "model.multi_modal_projector"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,10 @@ from qlmm.artifacts.parcel import CARD, pack
 from qlmm.cli.app import app
 from tests.hub import READER, TOKEN, WRONG, Hub, Repo
 from tests.run_facts import PROOF
-from tests.sharing import COMMIT, PRIVATE, REPO, contents, pushed, refusal, served, shared_adapter, waits
+from tests.sharing import COMMIT, PRIVATE, REPO, contents, pushed, refusal, shared_adapter
 
 # What of the invented adapter is rewritten on its way: the card gets its address, papers lose their local paths.
 REWRITTEN = {CARD, MANIFEST, "adapter_config.json"}
-
-
-@pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    return waits(monkeypatch)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> Iterator[Hub]:
-    yield from served(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    return shared_adapter(tmp_path)
 
 
 def test_what_is_pushed_comes_back_byte_for_byte(hub: Hub, adapter: Path, tmp_path: Path) -> None:

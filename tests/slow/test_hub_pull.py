@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,7 @@ from qlmm.artifacts.manifest import MANIFEST, read_manifest
 from qlmm.artifacts.parcel import CARD
 from qlmm.cli.app import app
 from tests.hub import Hub, Repo
-from tests.sharing import REPO, contents, pushed, refusal, served, shared_adapter, waits
-
-
-@pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    return waits(monkeypatch)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> Iterator[Hub]:
-    yield from served(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    return shared_adapter(tmp_path)
+from tests.sharing import REPO, contents, pushed, refusal
 
 
 def test_a_pull_that_is_cut_off_anywhere_leaves_nothing_and_is_completed_by_the_next(

@@ -70,7 +70,7 @@ def plan_vision(shape: PreTrainedModel, processor: ProcessorMixin, outtype: Outt
     """
     plan = VISION.get(shape.config.model_type)
     if plan is None:
-        raise _unknown(f"{type(shape).__name__} is not among the models whose pictures qlmm can hand to llama.cpp")
+        raise _unknown(f"the base is {type(shape).__name__}")
     return plan(shape, processor, outtype)
 
 
