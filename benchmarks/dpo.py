@@ -32,11 +32,11 @@ from trl import DPOConfig, DPOTrainer
 
 from benchmarks.machine import write_result
 from benchmarks.shapes import PICTURE, Shape
-from qlmm.cli.quiet import quiet
-from qlmm.data.images import decode
+from qlmm.cli.output.library_noise import quiet
+from qlmm.data.media.images import decode
 from qlmm.data.sample import Preference
-from qlmm.model.adapters import lora_config
-from qlmm.model.base import load_model
+from qlmm.model.loading.base import load_model
+from qlmm.model.peft.adapter import lora_config
 from qlmm.recipe.load import parse_recipe
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import build, trainer_of

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import RESULTS
-from qlmm.cli.quiet import quiet
+from qlmm.cli.output.library_noise import quiet
 from qlmm.core.files import free_bytes
 from qlmm.core.units import memory
 

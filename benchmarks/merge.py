@@ -26,12 +26,12 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaCon
 
 from benchmarks.machine import write_result
 from benchmarks.shapes import PATCH, PICTURE, STD, tokenizer
-from qlmm.artifacts.adapter import file_hashes, stage_adapter
-from qlmm.artifacts.manifest import MANIFEST, Manifest, versions, write_manifest
-from qlmm.artifacts.merge import Settings, merge
-from qlmm.artifacts.shards import Output, Reader, cut, header, write_shards
-from qlmm.model.adapters import attach, place
-from qlmm.model.base import blueprint, identity, load_processor
+from qlmm.artifacts.adapter.folder import file_hashes, stage_adapter
+from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, versions, write_manifest
+from qlmm.artifacts.merge.merge import Settings, merge
+from qlmm.artifacts.safetensors_stream import Output, Reader, cut, header, write_shards
+from qlmm.model.loading.base import blueprint, identity, load_processor
+from qlmm.model.peft.adapter import attach, place
 from qlmm.recipe.load import parse_recipe
 
 __all__ = ["FULL", "SMALL", "Size"]

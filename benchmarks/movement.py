@@ -21,12 +21,12 @@ import torch
 from benchmarks.machine import write_result
 from benchmarks.peer import plain_trl
 from benchmarks.shapes import TINY
-from qlmm.cli.quiet import quiet
-from qlmm.model.base import load_model
-from qlmm.model.parts import split
+from qlmm.cli.output.library_noise import quiet
+from qlmm.model.loading.base import load_model
+from qlmm.model.parts.split import split
+from qlmm.proof.fingerprint import Start
+from qlmm.proof.records import PartProof
 from qlmm.recipe.load import LoadedRecipe
-from qlmm.training.facts import PartProof
-from qlmm.training.fingerprint import Start
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import build, train
 from qlmm.training.run_dir import RunDir

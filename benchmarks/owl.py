@@ -21,15 +21,15 @@ from benchmarks.machine import write_result
 from benchmarks.peer import plain_trl
 from benchmarks.shapes import Shape
 from qlmm.api import Outcome, finetune
-from qlmm.artifacts.reload import prove_reload
-from qlmm.cli.console import out
+from qlmm.artifacts.adapter.reload import prove_reload
+from qlmm.cli.output.console import out
 from qlmm.core.errors import QlmmError
 from qlmm.core.events import Answered, Evaluated, Event, Finished, StepDone
 from qlmm.core.units import memory
-from qlmm.model.adapters import attach
-from qlmm.model.base import load_model
+from qlmm.model.loading.base import load_model
+from qlmm.model.peft.adapter import attach
+from qlmm.proof.records import PlanFacts, ReloadProof, to_json
 from qlmm.recipe.load import LoadedRecipe
-from qlmm.training.facts import PlanFacts, ReloadProof, to_json
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import train
 from qlmm.training.run_dir import RunDir

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.clock import Clock
-from qlmm.data.collate import Collator
-from qlmm.model.adapters import lora_config
+from qlmm.data.batching.collators import Collator
+from qlmm.model.peft.adapter import lora_config
 from qlmm.training.plan import Plan
 
 __all__ = ["plain_trl"]

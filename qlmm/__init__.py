@@ -14,7 +14,7 @@ from qlmm.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from qlmm.api import finetune as finetune
-    from qlmm.artifacts.load import load as load
+    from qlmm.artifacts.adapter.load import load as load
     from qlmm.core.errors import QlmmError as QlmmError
     from qlmm.recipe.load import load_recipe as load_recipe
 
@@ -23,7 +23,7 @@ __all__ = ["QlmmError", "__version__", "finetune", "load", "load_recipe"]
 _HOMES = {
     "QlmmError": "qlmm.core.errors",
     "finetune": "qlmm.api",
-    "load": "qlmm.artifacts.load",
+    "load": "qlmm.artifacts.adapter.load",
     "load_recipe": "qlmm.recipe.load",
 }
 

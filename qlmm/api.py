@@ -17,33 +17,33 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 
-from qlmm.artifacts.adapter import ADAPTER, UNPROVEN, file_hashes, publish, stage_adapter
-from qlmm.artifacts.card import MOST_PICTURES, card, picture_name
-from qlmm.artifacts.load import LoadedAdapter, load
-from qlmm.artifacts.manifest import MANIFEST, Manifest, versions, write_manifest
-from qlmm.artifacts.probe import write_probe
-from qlmm.artifacts.reload import prove_reload
+from qlmm.artifacts.adapter.folder import ADAPTER, UNPROVEN, file_hashes, publish, stage_adapter
+from qlmm.artifacts.adapter.load import LoadedAdapter, load
+from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, versions, write_manifest
+from qlmm.artifacts.adapter.reload import prove_reload
+from qlmm.artifacts.cards.adapter_card import MOST_PICTURES, card, picture_name
 from qlmm.core.errors import RunError
 from qlmm.core.events import Answered, Event, Finished, Listener, Resumed, StepDone
 from qlmm.core.files import atomic_write
 from qlmm.data.sample import Sample
-from qlmm.evaluation.answers import answer, open_question, thumbnail
 from qlmm.evaluation.measures import Measures
-from qlmm.evaluation.plot import loss_png, preferences_png
-from qlmm.evaluation.report import RunReport, write_report
-from qlmm.model.base import identity
-from qlmm.recipe.compare import compare, refuse
+from qlmm.generation.answers import answer, open_question, thumbnail
+from qlmm.model.loading.base import identity
+from qlmm.proof.fingerprint import Start
+from qlmm.proof.probe import write_probe
+from qlmm.proof.promises import judge
+from qlmm.proof.records import Answer, HeldOutProof, PlanFacts, Proof, ReferenceProof, from_json, to_json
 from qlmm.recipe.load import LoadedRecipe, as_yaml
+from qlmm.recipe.resume_rules import compare, refuse
 from qlmm.recipe.schema import Recipe
-from qlmm.training.arguments import expected_first_loss
-from qlmm.training.facts import Answer, HeldOutProof, PlanFacts, Proof, ReferenceProof, from_json, to_json
-from qlmm.training.fingerprint import Start
+from qlmm.report.plot import loss_png, preferences_png
+from qlmm.report.report import RunReport, write_report
 from qlmm.training.logbook import Logbook, read_metrics
 from qlmm.training.plan import Plan, make_plan
-from qlmm.training.promises import judge
 from qlmm.training.rows import measured
 from qlmm.training.run import build, train
 from qlmm.training.run_dir import RunDir, read_record
+from qlmm.training.trl_settings import expected_first_loss
 
 __all__ = ["LoadedAdapter", "Outcome", "finetune", "load", "plan"]
 

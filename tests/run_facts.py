@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from qlmm.core.events import Evaluated, Event, PairsEvaluated, StepDone
-from qlmm.training.facts import (
+from qlmm.proof.records import (
     PairProof,
     PartFacts,
     PartProof,

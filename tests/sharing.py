@@ -20,14 +20,14 @@ from huggingface_hub.utils import _http, close_session
 from PIL import Image
 from safetensors.torch import save_file
 
-from qlmm.artifacts.adapter import file_hashes
-from qlmm.artifacts.card import card, picture_name
-from qlmm.artifacts.hub import Pushed, push
-from qlmm.artifacts.manifest import Manifest, write_manifest
-from qlmm.artifacts.parcel import pack
+from qlmm.artifacts.adapter.folder import file_hashes
+from qlmm.artifacts.adapter.manifest import Manifest, write_manifest
+from qlmm.artifacts.cards.adapter_card import card, picture_name
+from qlmm.artifacts.hub.package import pack
+from qlmm.artifacts.hub.transfer import Pushed, push
 from qlmm.core.errors import QlmmError
+from qlmm.proof.records import Answer, Proof, to_json
 from qlmm.recipe.load import parse_recipe
-from qlmm.training.facts import Answer, Proof, to_json
 from tests.hub import TOKEN, Hub, Repo
 from tests.run_facts import PROOF
 from tests.unit.artifacts.adapters import RECIPE, manifest
@@ -98,7 +98,7 @@ def refusal(act: Callable[[], object]) -> tuple[str, str]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that would have been waited, by the client and by qlmm."""
     slept: list[float] = []
-    monkeypatch.setattr("qlmm.artifacts.hub_talk.time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr("qlmm.artifacts.hub.connection.time", SimpleNamespace(sleep=slept.append))
     monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=slept.append))
     monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=slept.append))
     return slept

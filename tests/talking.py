@@ -66,7 +66,7 @@ class Model(nn.Module):
 
 
 class Loaded:
-    """What ``qlmm.artifacts.load.load`` gives, as far as talking needs it."""
+    """What ``qlmm.artifacts.adapter.load.load`` gives, as far as talking needs it."""
 
     def __init__(self) -> None:
         self.encoder = Prompts()

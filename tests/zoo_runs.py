@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qlmm.artifacts.adapter import file_hashes
-from qlmm.artifacts.card import card
-from qlmm.artifacts.manifest import write_manifest
-from qlmm.artifacts.zoo_add import Request, add
+from qlmm.artifacts.adapter.folder import file_hashes
+from qlmm.artifacts.adapter.manifest import write_manifest
+from qlmm.artifacts.cards.adapter_card import card
+from qlmm.artifacts.zoo.add import Request, add
 from qlmm.core.events import Event, Finished
-from qlmm.model.base import chat_template
+from qlmm.model.loading.base import chat_template
+from qlmm.proof.records import Proof, to_json
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import BaseSection, Recipe
-from qlmm.training.facts import Proof, to_json
 from qlmm.training.logbook import Logbook
 from tests.run_facts import PLAN, PROOF
 from tests.unit.artifacts.adapters import RECIPE, manifest
@@ -96,7 +96,7 @@ class Zoo:
         zoo.folder.mkdir()
         monkeypatch.setenv("QLMM_HOME", str(zoo.home))
         monkeypatch.setattr("qlmm.recipe.zoo.folder", lambda: zoo.folder)
-        monkeypatch.setattr("qlmm.artifacts.zoo._write_processor", zoo.write)
+        monkeypatch.setattr("qlmm.artifacts.zoo.catalogue._write_processor", zoo.write)
         return zoo
 
     def write(self, section: BaseSection, folder: Path) -> None:

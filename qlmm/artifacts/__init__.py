@@ -1,4 +1,4 @@
 """A run -> what others can use: the adapter folder, its manifest and card, and the way back to a model.
 
-Usage: ``from qlmm.artifacts.load import load``
+Usage: ``from qlmm.artifacts.adapter.load import load``
 """

@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 import typer
 
 from qlmm import __version__
-from qlmm.cli.handing_on import commands
-from qlmm.cli.zoo_app import from_zoo, zoo_app
+from qlmm.cli.commands.handing_on import commands
+from qlmm.cli.commands.zoo_app import from_zoo, zoo_app
 from qlmm.core import env
 from qlmm.core.errors import QlmmError
 from qlmm.core.files import atomic_write
@@ -100,7 +100,7 @@ def finetune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; nothing is written.")] = False,
 ) -> None:
     """Fine-tune by a recipe, or continue its run."""
-    from qlmm.cli.finetune import finetune as run
+    from qlmm.cli.commands.finetune import finetune as run
 
     run(recipe, overrides or [], dry_run=dry_run)
 
@@ -115,8 +115,8 @@ def ask(
     seed: Seed = 0,
 ) -> None:
     """Ask a fine-tuned model one question."""
-    from qlmm.cli.ask import Settings
-    from qlmm.cli.ask import ask as run
+    from qlmm.cli.commands.ask import Settings
+    from qlmm.cli.commands.ask import ask as run
 
     run(adapter, question, image or [], settings=Settings(max_new_tokens, sample, seed))
 
@@ -130,8 +130,8 @@ def chat(
     seed: Seed = 0,
 ) -> None:
     """Talk to a fine-tuned model."""
-    from qlmm.cli.ask import Settings
-    from qlmm.cli.ask import chat as run
+    from qlmm.cli.commands.ask import Settings
+    from qlmm.cli.commands.ask import chat as run
 
     run(adapter, image or [], settings=Settings(max_new_tokens, sample, seed))
 
@@ -160,8 +160,8 @@ def prefer(  # noqa: PLR0913, PLR0917  every parameter is an option of the comma
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make preference pairs from own answers."""
-    from qlmm.cli.prefer import prefer as run
-    from qlmm.evaluation.pairing import Settings
+    from qlmm.cli.commands.prefer import prefer as run
+    from qlmm.preference_data.pairing import Settings
 
     settings = Settings(answers, temperature, per_prompt, max_new_tokens, seed, limit)
     run(adapter, prompts, pairs, judge=judge, image_root=image_root, settings=settings, as_json=as_json)
@@ -180,8 +180,8 @@ def push(  # noqa: PLR0917  every parameter is an option of the command
     unproven: Annotated[bool, typer.Option("--unproven", help="Share an adapter that proves nothing.")] = False,
 ) -> None:
     """Share an adapter on the Hub."""
-    from qlmm.cli.push import Settings
-    from qlmm.cli.push import push as run
+    from qlmm.cli.commands.push import Settings
+    from qlmm.cli.commands.push import push as run
 
     run(adapter, repo, settings=Settings(public, dry_run, revision, message, unproven))
 
@@ -192,7 +192,7 @@ def pull(
     folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Folder to make; unset: ./NAME.")] = None,
 ) -> None:
     """Fetch an adapter from the Hub."""
-    from qlmm.cli.pull import pull as run
+    from qlmm.cli.commands.pull import pull as run
 
     run(name, folder)
 
@@ -205,7 +205,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check that an adapter is what it says."""
-    from qlmm.cli.verify import verify as run
+    from qlmm.cli.commands.verify import verify as run
 
     run(target, as_json=as_json)
 
@@ -233,7 +233,7 @@ def merge(
     ] = False,
 ) -> None:
     """Merge an adapter into its base."""
-    from qlmm.cli.merge import merge as run
+    from qlmm.cli.commands.merge import merge as run
 
     run(target, folder, onto=onto, dtype=dtype, shard_size=shard_size, measured=not no_measure)
 
@@ -243,7 +243,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what this machine has and can do."""
-    from qlmm.cli.doctor import doctor as run
+    from qlmm.cli.commands.doctor import doctor as run
 
     run(as_json=as_json)
 
@@ -262,7 +262,7 @@ def data_check(
     ] = None,
 ) -> None:
     """List every problem of the rows; count tokens."""
-    from qlmm.cli.data import check as run
+    from qlmm.cli.commands.data import check as run
 
     run(target, overrides or [], format=format, image_root=image_root)
 
@@ -274,7 +274,7 @@ def data_show(
     row: Annotated[int, typer.Option("--row", min=1, help="Which row, from 1.")] = 1,
 ) -> None:
     """Show a row: pictures, text, what is learned."""
-    from qlmm.cli.data import show as run
+    from qlmm.cli.commands.data import show as run
 
     run(recipe, overrides or [], row=row)
 
@@ -290,7 +290,7 @@ def model_show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show a model's parts, tokens, memory."""
-    from qlmm.cli.model import show as run
+    from qlmm.cli.commands.model import show as run
 
     run(target, overrides or [], size=size or [], as_json=as_json)
 
@@ -300,7 +300,7 @@ def recipe_list(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page recipes/README.md.")] = False,
 ) -> None:
     """List the shipped recipes."""
-    from qlmm.cli.recipe import list_recipes as run
+    from qlmm.cli.commands.recipe import list_recipes as run
 
     run(markdown=markdown)
 
@@ -308,7 +308,7 @@ def recipe_list(
 @recipe_app.command("show")
 def recipe_show(recipe: Recipe) -> None:
     """Print a recipe as it stands."""
-    from qlmm.cli.recipe import show as run
+    from qlmm.cli.commands.recipe import show as run
 
     run(recipe)
 
@@ -316,7 +316,7 @@ def recipe_show(recipe: Recipe) -> None:
 @recipe_app.command("check", epilog="Example: qlmm recipe check owl_lora training.steps=20")
 def recipe_check(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check a recipe, listing every problem."""
-    from qlmm.cli.recipe import check as run
+    from qlmm.cli.commands.recipe import check as run
 
     run(recipe, overrides or [])
 
@@ -331,7 +331,7 @@ def recipe_explain(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/recipe.md.")] = False,
 ) -> None:
     """Explain keys, or the values of a recipe."""
-    from qlmm.cli.recipe import tell as run
+    from qlmm.cli.commands.recipe import tell as run
 
     run(subject, overrides or [], markdown=markdown)
 
@@ -344,7 +344,7 @@ def recipe_new(
     ] = "owl_lora",
 ) -> None:
     """Copy a shipped recipe to start from."""
-    from qlmm.cli.recipe import new as run
+    from qlmm.cli.commands.recipe import new as run
 
     run(name, source)
 
@@ -367,7 +367,7 @@ def main() -> None:
 
 
 def _say(error: QlmmError) -> None:
-    from qlmm.cli.console import out
+    from qlmm.cli.output.console import out
 
     out.error(error)
     if env.flag("QLMM_DEBUG"):
@@ -376,7 +376,7 @@ def _say(error: QlmmError) -> None:
 
 def _report_bug(error: Exception) -> None:
     """One line about a bug, and its trace in a file; the trace itself only where it was asked for."""
-    from qlmm.cli.console import out
+    from qlmm.cli.output.console import out
 
     trace = _trace(error)
     place = env.home() / "crash.txt"

@@ -13,14 +13,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from qlmm.core.errors import Problem, Where
-from qlmm.data.images import BadImage, decode
-from qlmm.data.load import Loaded, load_samples
+from qlmm.data.media.images import BadImage, decode
+from qlmm.data.reading.dataset import Loaded, load_samples
+from qlmm.data.reading.readers import Resolve
 from qlmm.data.sample import Example, Feedback, ImageRef, Kind, Origin, Preference, Sample
-from qlmm.data.sources import Resolve
 from qlmm.recipe.schema import Source
 
 if TYPE_CHECKING:
-    from qlmm.data.encode import Dropped, Encoder
+    from qlmm.data.encoding.encoder import Dropped, Encoder
 
 __all__ = ["Piece", "Report", "Spread", "TokenCounts", "TracedPair", "check", "token_counts", "traced", "traced_pair"]
 
@@ -156,7 +156,7 @@ def token_counts(encoder: Encoder, samples: Sequence[Example]) -> TokenCounts:
 
 def traced(encoder: Encoder, row: Sample | Feedback) -> list[Piece]:
     """A row as a training batch has it, from its tensors: text with what is learned, pictures as token counts."""
-    from qlmm.data.encode import IGNORED
+    from qlmm.data.encoding.encoder import IGNORED
 
     if isinstance(row, Feedback):
         judged = encoder.completions([row.sample])

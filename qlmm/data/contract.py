@@ -16,7 +16,7 @@ from qlmm.core.errors import Problem, Where
 from qlmm.data.sample import ImageRef, Kind, Origin, Turn
 
 if TYPE_CHECKING:
-    from qlmm.data.paths import ImageRoot
+    from qlmm.data.media.media_root import ImageRoot
 
 __all__ = ["BadRow", "Format", "ImageSizes", "Processor", "checked", "compared", "kind_of", "present"]
 

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from qlmm.data.encode import Encoder
+from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.sample import ImageRef, Row, Sample
-from qlmm.model.losses import token_losses
-from qlmm.model.precision import Precision
-from qlmm.training.facts import PictureProof
+from qlmm.model.loading.precision import Precision
+from qlmm.model.token_losses import token_losses
+from qlmm.proof.records import PictureProof
 
 __all__ = ["HeldOut", "swap_pictures"]
 

@@ -10,7 +10,7 @@ from torch import nn
 from qlmm.core.events import Evaluated, Listener, PairsEvaluated
 from qlmm.evaluation.heldout import HeldOut
 from qlmm.evaluation.pairs import HeldOutPairs
-from qlmm.training.facts import HeldOutProof
+from qlmm.proof.records import HeldOutProof
 from qlmm.training.plan import Plan
 
 __all__ = ["Measures"]

@@ -17,13 +17,13 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from qlmm.data.encode import IGNORED, Encoder
+from qlmm.data.encoding.encoder import IGNORED, Encoder
 from qlmm.data.sample import Preference
 from qlmm.evaluation.heldout import swap_pictures
-from qlmm.model.losses import supervised
-from qlmm.model.precision import Precision
-from qlmm.training.facts import PairProof
-from qlmm.training.reference import REFERENCE
+from qlmm.model.loading.precision import Precision
+from qlmm.model.token_losses import supervised
+from qlmm.proof.records import PairProof
+from qlmm.training.trainers.reference import REFERENCE
 
 __all__ = ["HeldOutPairs"]
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from qlmm.core.errors import RecipeError
 from qlmm.core.naming import close
-from qlmm.recipe.compare import CLASSES
-from qlmm.recipe.keys import Key, keys, section_at
 from qlmm.recipe.load import LoadedRecipe
+from qlmm.recipe.resume_rules import CLASSES
 from qlmm.recipe.schema import ConnectorSection
+from qlmm.recipe.schema_keys import Key, keys, section_at
 
 __all__ = ["Explained", "describe", "explain", "explained", "reference"]
 

@@ -19,11 +19,11 @@ from pydantic import ValidationError
 
 from qlmm.core import secrets
 from qlmm.core.errors import ErrorT, Problem, RecipeError, Where
-from qlmm.recipe.keys import as_path, keys
+from qlmm.recipe.error_messages import explain_errors, where_is
 from qlmm.recipe.overrides import OVERRIDES, apply
-from qlmm.recipe.problems import explain_errors, where_is
 from qlmm.recipe.schema import Recipe
-from qlmm.recipe.strict_yaml import Document, dump, excerpt, parse
+from qlmm.recipe.schema_keys import as_path, keys
+from qlmm.recipe.yaml_reader import Document, dump, excerpt, parse
 
 __all__ = ["MAX_BYTES", "LoadedRecipe", "as_yaml", "load_recipe", "parse_recipe"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlmm.core.errors import Problem, RecipeError, Where
-from qlmm.recipe.keys import as_path
-from qlmm.recipe.strict_yaml import MAX_DEPTH, Document, KeyPath, Place, excerpt, parse
+from qlmm.recipe.schema_keys import as_path
+from qlmm.recipe.yaml_reader import MAX_DEPTH, Document, KeyPath, Place, excerpt, parse
 
 __all__ = ["OVERRIDES", "Override", "apply"]
 

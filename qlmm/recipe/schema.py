@@ -188,8 +188,9 @@ class TrainingSection(Section):
 
     objective: Literal["sft", "dpo", "orpo", "simpo", "kto"] = Field(
         "sft",
-        description="Name of a file in qlmm/training/trainers: sft learns answers; dpo, orpo and simpo learn which of "
-        "two is better, the last two without a reference; kto learns from answers judged one by one, and from pairs.",
+        description="Name of a file in qlmm/training/objectives: sft learns answers; dpo, orpo and simpo learn "
+        "which of two is better, the last two without a reference; kto learns from answers judged one by one, and "
+        "from pairs.",
     )
     losses: dict[str, PositiveFloat] = Field(
         default_factory=dict,

@@ -1,6 +1,6 @@
 """Where the adapters of the zoo lie, by name: ``zoo:owl_kinds`` in a recipe or on a command line is one of them.
 
-Only names and folders are known here, so that a recipe can start from an entry; ``qlmm.artifacts.zoo`` knows the rest.
+Only names and folders are known here, so that a recipe can start from an entry.
 
 Usage: ``folder = entry_folder("owl_kinds")``
 """

@@ -21,7 +21,7 @@ from qlmm.core.events import Listener, Saved, StepDone
 from qlmm.training.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from qlmm.training.parts_trainer import PartsTrainer
+    from qlmm.training.trainers.base import PartsTrainer
 
 __all__ = ["Evaluate", "Monitor", "peak_memory_bytes"]
 

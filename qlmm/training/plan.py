@@ -22,25 +22,25 @@ from transformers import ProcessorMixin
 from qlmm.core.errors import DataError, UsageError, Where
 from qlmm.core.files import free_bytes
 from qlmm.core.units import memory
-from qlmm.data.encode import Encoder, Lengths
-from qlmm.data.images import BadImage, decode
-from qlmm.data.load import KIND_OF, Bad
-from qlmm.data.mixture import Mixture, MixtureSampler
+from qlmm.data.batching.mixture import Mixture, MixtureSampler
+from qlmm.data.encoding.encoder import Encoder, Lengths
+from qlmm.data.media.images import BadImage, decode
+from qlmm.data.reading.dataset import KIND_OF, Bad
 from qlmm.data.sample import Example, Preference, Sample
-from qlmm.model.adapters import Placement, check_variant, place
-from qlmm.model.base import Blueprint, blueprint, identity, load_processor, pinned
-from qlmm.model.encoder import make_encoder
-from qlmm.model.estimate import Load, estimate, trained_parameters, trained_sizes
-from qlmm.model.losses import has_backbone, needs_pictures
-from qlmm.model.parts import PART_NAMES, PartName
-from qlmm.model.precision import Precision, choose
-from qlmm.model.quantise import check_experts
-from qlmm.model.warm_start import Earlier
+from qlmm.model.inspection.memory import Load, estimate, trained_parameters, trained_sizes
+from qlmm.model.loading.base import Blueprint, blueprint, identity, load_processor, pinned
+from qlmm.model.loading.encoder import make_encoder
+from qlmm.model.loading.precision import Precision, choose
+from qlmm.model.loading.quantization import check_experts
+from qlmm.model.parts.split import PART_NAMES, PartName
+from qlmm.model.peft.adapter import Placement, check_variant, place
+from qlmm.model.peft.warm_start import Earlier
+from qlmm.model.token_losses import has_backbone, needs_pictures
+from qlmm.proof.records import PartFacts, PlanFacts, TokenFacts
 from qlmm.recipe.schema import Recipe
-from qlmm.training import feedback
-from qlmm.training.arguments import OBJECTIVES, trainer_config
-from qlmm.training.facts import PartFacts, PlanFacts, TokenFacts
+from qlmm.training import verdicts as feedback
 from qlmm.training.rows import Rows, measured, read_rows
+from qlmm.training.trl_settings import OBJECTIVES, trainer_config
 
 __all__ = ["Plan", "make_plan"]
 

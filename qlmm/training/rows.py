@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qlmm.builtin import registry as builtin
 from qlmm.core.errors import DataError
-from qlmm.data.encode import Encoder, Fitted
-from qlmm.data.load import KIND_OF, Loaded, load_samples
-from qlmm.data.mixture import Mixture
+from qlmm.data.batching.holdout_split import set_aside
+from qlmm.data.batching.mixture import Mixture
+from qlmm.data.encoding.encoder import Encoder, Fitted
+from qlmm.data.reading.dataset import KIND_OF, Loaded, load_samples
 from qlmm.data.sample import Example, Feedback, Preference, Sample
-from qlmm.model import builtin
 from qlmm.recipe.schema import Recipe, Source
-from qlmm.training import feedback
-from qlmm.training.split import set_aside
+from qlmm.training import verdicts as feedback
 
 __all__ = ["Rows", "measured", "read_rows"]
 

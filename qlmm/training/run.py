@@ -17,17 +17,17 @@ from safetensors.torch import load_file
 from qlmm.core.errors import RunError
 from qlmm.core.events import Listener, Warned
 from qlmm.core.naming import load
-from qlmm.model.adapters import ADAPTER_WEIGHTS, PEFT_PREFIX, attach, to_fp32
-from qlmm.model.base import load_model
-from qlmm.model.pixels import agree
-from qlmm.training.fingerprint import Start
+from qlmm.model.image_budget.budget import agree
+from qlmm.model.loading.base import load_model
+from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX, attach, to_fp32
+from qlmm.proof.fingerprint import Start
 from qlmm.training.monitor import Evaluate, Monitor
 from qlmm.training.plan import Plan
 from qlmm.training.run_dir import RunDir
 
 __all__ = ["Ended", "build", "train", "trainer_of"]
 
-TRAINERS = "qlmm.training.trainers"
+TRAINERS = "qlmm.training.objectives"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def build(plan: Plan) -> tuple[PeftModel, Start]:
 
 
 def trainer_of(objective: str) -> Any:
-    """The trainer of an objective: what its file in `qlmm/training/trainers` exposes."""
+    """The trainer of an objective: what its file in `qlmm/training/objectives` exposes."""
     return load(TRAINERS, objective, "TRAINER")
 
 

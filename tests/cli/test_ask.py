@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from qlmm.cli import ask as module
-from qlmm.cli.ask import Settings, ask, chat
+from qlmm.cli.commands import ask as module
+from qlmm.cli.commands.ask import Settings, ask, chat
 from qlmm.core.errors import QlmmError
 from tests.talking import Loaded
 
@@ -19,7 +19,9 @@ from tests.talking import Loaded
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
     stub = Loaded()
-    monkeypatch.setitem(sys.modules, "qlmm.artifacts.load", SimpleNamespace(load=lambda folder, precision: stub))
+    monkeypatch.setitem(
+        sys.modules, "qlmm.artifacts.adapter.load", SimpleNamespace(load=lambda folder, precision: stub)
+    )
     monkeypatch.setattr(module, "_check_adapter", lambda folder: None)
     return stub
 
@@ -66,7 +68,7 @@ def test_a_question_of_another_encoding_is_asked_all_the_same(loaded: Loaded) ->
 
 @pytest.mark.parametrize("talk", [lambda folder: ask(folder, "What?"), chat])
 def test_what_is_no_adapter_is_refused_at_once(talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "qlmm.artifacts.load", None)
+    monkeypatch.setitem(sys.modules, "qlmm.artifacts.adapter.load", None)
     with pytest.raises(QlmmError) as caught:
         talk(tmp_path)
     assert caught.value.exit_code == 2
@@ -78,7 +80,7 @@ def test_a_picture_that_cannot_be_shown_is_refused_before_loading(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_check_adapter", lambda folder: None)
-    monkeypatch.setitem(sys.modules, "qlmm.artifacts.load", None)
+    monkeypatch.setitem(sys.modules, "qlmm.artifacts.adapter.load", None)
     path = tmp_path / "a.png"
     if content is not None:
         path.write_bytes(content)

@@ -13,7 +13,7 @@ import pytest
 import typer
 from PIL import Image
 
-from qlmm.cli.data import check, show
+from qlmm.cli.commands.data import check, show
 from qlmm.core.errors import DataError, ModelError, UsageError
 from tests.tiny import tiny_processor
 
@@ -40,11 +40,11 @@ def rows(folder: Path, *more: Any) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import qlmm.model.base
-    import qlmm.model.encoder
+    import qlmm.model.loading.base
+    import qlmm.model.loading.encoder
 
-    monkeypatch.setattr(qlmm.model.base, "load_processor", lambda base: tiny_processor(base.chat_template))
-    monkeypatch.setattr(qlmm.model.encoder, "answers_in_decoder", lambda base: False)
+    monkeypatch.setattr(qlmm.model.loading.base, "load_processor", lambda base: tiny_processor(base.chat_template))
+    monkeypatch.setattr(qlmm.model.loading.encoder, "answers_in_decoder", lambda base: False)
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE.format(rows=rows(tmp_path), folder=tmp_path))
     return path
@@ -102,12 +102,12 @@ def test_a_recipe_adds_tokens(recipe: Path, capsys: pytest.CaptureFixture[str]) 
 def test_without_the_base_rows_are_checked_all_the_same(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import qlmm.model.base
+    import qlmm.model.loading.base
 
     def fail(base: object) -> None:
         raise ModelError.one("M003", "some/llava is not within reach")
 
-    monkeypatch.setattr(qlmm.model.base, "load_processor", fail)
+    monkeypatch.setattr(qlmm.model.loading.base, "load_processor", fail)
     check(str(recipe))
     said = capsys.readouterr()
     assert "1 usable" in said.out
@@ -166,7 +166,7 @@ def test_a_row_that_does_not_exist_is_refused(recipe: Path) -> None:
 
 def test_checking_a_file_needs_neither_torch_nor_a_terminal_that_knows_unicode(tmp_path: Path) -> None:
     code = (
-        "import sys, typer\nfrom qlmm.cli.data import check\n"
+        "import sys, typer\nfrom qlmm.cli.commands.data import check\n"
         "try:\n    check(sys.argv[1])\nexcept typer.Exit as left:\n"
         "    sys.exit(left.exit_code if {'torch', 'transformers'}.isdisjoint(sys.modules) else 99)"
     )

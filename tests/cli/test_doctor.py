@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from qlmm.cli import doctor as module
-from qlmm.cli.doctor import doctor, examine, four_bit
+from qlmm.cli.commands import doctor as module
+from qlmm.cli.commands.doctor import doctor, examine, four_bit
 from qlmm.core.naming import names
 
 SECRET = "hf_" + "Qw3r" * 8
@@ -35,7 +35,7 @@ def test_everything_is_one_json_object(machine: None, capsys: pytest.CaptureFixt
     assert facts["devices"]["cpu"]["memory"] > 1 << 30
     assert facts["disk"]["QLMM_HOME"] == {"path": str(tmp_path / "home"), "free": facts["disk"]["QLMM_HOME"]["free"]}
     assert facts["environment"]["HF_TOKEN"] == "set, not shown"
-    assert list(facts["packaged"]) == [name.replace("_", "-") for name in names("qlmm.model.packaged")]
+    assert list(facts["packaged"]) == [name.replace("_", "-") for name in names("qlmm.builtin.assets")]
     assert not any(facts["packaged"].values())
 
 

@@ -14,10 +14,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from qlmm.cli import prefer as module
 from qlmm.cli.app import app
+from qlmm.cli.commands import prefer as module
 from qlmm.core.errors import QlmmError
-from qlmm.evaluation.preferred import Summary
+from qlmm.preference_data.summary import Summary
 from tests.unit.artifacts.adapters import adapter_folder
 
 ROW = {"messages": [{"role": "user", "content": "What?"}]}
@@ -33,8 +33,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("qlmm.evaluation.prefer.load", never)
-    monkeypatch.setattr("qlmm.evaluation.prefer.load_base", never)
+    monkeypatch.setattr("qlmm.preference_data.prefer.load", never)
+    monkeypatch.setattr("qlmm.preference_data.prefer.load_base", never)
     return tmp_path
 
 
@@ -79,7 +79,7 @@ def test_bad_input_is_refused_with_nothing_written(folder: Path, words: list[str
 
 
 def test_what_is_no_adapter_is_refused_before_anything_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "qlmm.evaluation.prefer", None)
+    monkeypatch.setitem(sys.modules, "qlmm.preference_data.prefer", None)
     with pytest.raises(QlmmError) as caught:
         module.prefer(tmp_path, "q.jsonl", tmp_path / "pairs.jsonl")
     assert caught.value.problems[0].code == "A001"
@@ -87,7 +87,7 @@ def test_what_is_no_adapter_is_refused_before_anything_heavy(tmp_path: Path, mon
 
 def ending(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
     monkeypatch.setattr(module, "read_manifest", lambda folder: None)
-    monkeypatch.setattr("qlmm.evaluation.prefer.prefer", lambda *_, **__: outcome)
+    monkeypatch.setattr("qlmm.preference_data.prefer.prefer", lambda *_, **__: outcome)
 
 
 def test_the_summary_fits_a_narrow_terminal(

@@ -99,9 +99,9 @@ def ends(
     [
         "import qlmm.cli.app",
         "import qlmm; dir(qlmm); qlmm.load_recipe",
-        "from qlmm.cli.recipe import check; check('recipes/owl_lora.yaml', ['training.steps=3'])",
-        "from qlmm.cli.recipe import list_recipes; list_recipes()",
-        "from qlmm.cli.zoo import list_entries; list_entries()",
+        "from qlmm.cli.commands.recipe import check; check('recipes/owl_lora.yaml', ['training.steps=3'])",
+        "from qlmm.cli.commands.recipe import list_recipes; list_recipes()",
+        "from qlmm.cli.commands.zoo import list_entries; list_entries()",
         "from typer.testing import CliRunner; from qlmm.cli.app import app; CliRunner().invoke(app, ['--help'])",
     ],
 )
@@ -177,7 +177,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[BaseEx
             hidden = SECRET  # noqa: F841  a local that must not reach the trace
             raise error
 
-        monkeypatch.setattr("qlmm.cli.recipe.list_recipes", fail)
+        monkeypatch.setattr("qlmm.cli.commands.recipe.list_recipes", fail)
 
     return arm
 

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qlmm.api import finetune
-from qlmm.artifacts.manifest import MANIFEST
+from qlmm.artifacts.adapter.manifest import MANIFEST
 from qlmm.cli.app import app
-from qlmm.cli.merge import shard_bytes
+from qlmm.cli.commands.merge import shard_bytes
 from qlmm.core.errors import QlmmError, UsageError
 from tests.runs import TinyRun
 

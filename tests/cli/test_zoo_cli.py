@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qlmm.cli.app import app
-from qlmm.cli.zoo_app import from_zoo
+from qlmm.cli.commands.zoo_app import from_zoo
 from qlmm.core.errors import QlmmError
 from qlmm.recipe.zoo import shipped
 from tests.zoo_runs import Zoo, finished_run

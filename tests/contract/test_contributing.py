@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from qlmm.core.naming import names
-from qlmm.data.encode import IGNORED, Encoder
-from qlmm.data.load import FORMATS, load_format
-from qlmm.data.paths import ImageRoot
+from qlmm.data.encoding.encoder import IGNORED, Encoder
+from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.reading.dataset import FORMATS, load_format
 from qlmm.data.sample import Origin, Sample, Turn
 from qlmm.model.contract import CONNECTORS, TOWERS, own_tower
 from qlmm.recipe.library import LABELS, header

@@ -12,14 +12,14 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from qlmm.artifacts.adapter import file_hashes
-from qlmm.artifacts.export import EXPORTS, Export, Job, Wishes, target, targets
-from qlmm.artifacts.exports.peft import carried
-from qlmm.artifacts.manifest import read_manifest
+from qlmm.artifacts.adapter.folder import file_hashes
+from qlmm.artifacts.adapter.manifest import read_manifest
+from qlmm.artifacts.export.export import EXPORTS, Export, Job, Wishes, target, targets
+from qlmm.artifacts.export.targets.peft import carried
 from qlmm.core.errors import ModelError, UsageError
-from qlmm.model.adapters import ADAPTER_WEIGHTS
-from qlmm.model.base import Blueprint
-from qlmm.model.parts import split
+from qlmm.model.loading.base import Blueprint
+from qlmm.model.parts.split import split
+from qlmm.model.peft.adapter import ADAPTER_WEIGHTS
 from tests.tiny import tiny_llava, tiny_processor
 from tests.unit.artifacts.adapters import adapter_folder, manifest
 

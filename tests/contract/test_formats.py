@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from qlmm.data.contract import BadRow, Format
-from qlmm.data.load import format_names, load_format
-from qlmm.data.paths import ImageRoot
+from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.reading.dataset import format_names, load_format
 from qlmm.data.sample import ImageRef, Turn
 from tests.contract import feedback_rows, preference_rows
 

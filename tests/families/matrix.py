@@ -22,12 +22,12 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from qlmm.core.errors import QlmmError
-from qlmm.model.adapters import PEFT_PREFIX, save_adapter
+from qlmm.model.peft.adapter import PEFT_PREFIX, save_adapter
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import Recipe
+from qlmm.training.objectives.sft import SftTrainer
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import build, trainer_of
-from qlmm.training.trainers.sft import SftTrainer
 from tests.families.build import Family, NotOffline, family, names, save
 from tests.families.merging import TOLERANCE, merged_equals
 from tests.families.rows import ROWS

@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from qlmm.artifacts.adapter import file_hashes, stage_adapter
-from qlmm.artifacts.manifest import MANIFEST, Manifest, versions, write_manifest
-from qlmm.artifacts.merge import Settings, merge
-from qlmm.model.base import identity
+from qlmm.artifacts.adapter.folder import file_hashes, stage_adapter
+from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, versions, write_manifest
+from qlmm.artifacts.merge.merge import Settings, merge
+from qlmm.model.loading.base import identity
 from qlmm.training.plan import Plan
 from qlmm.training.run import build
 

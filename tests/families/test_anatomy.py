@@ -10,12 +10,12 @@ from peft import PeftModel
 from torch import nn
 
 from qlmm.core.errors import ModelError
-from qlmm.model.adapters import Placement, attach, fill_bare, place, save_adapter
-from qlmm.model.anatomy import CONNECTOR_IN_TOWER, CROSS_ATTENTION, OTHER, UNSPLIT
-from qlmm.model.estimate import trained_parameters
-from qlmm.model.experts import fused_experts, routers
-from qlmm.model.parts import Parts, linear_names, split
-from qlmm.model.quantise import check_experts, skip_names
+from qlmm.model.inspection.memory import trained_parameters
+from qlmm.model.loading.quantization import check_experts, skip_names
+from qlmm.model.parts.experts import fused_experts, routers
+from qlmm.model.parts.known_names import CONNECTOR_IN_TOWER, CROSS_ATTENTION, OTHER, UNSPLIT
+from qlmm.model.parts.split import Parts, linear_names, split
+from qlmm.model.peft.adapter import Placement, attach, fill_bare, place, save_adapter
 from qlmm.recipe.schema import AdapterSection
 from tests.families.build import NotOffline, family, names, tiny_model
 

@@ -9,12 +9,12 @@ import torch
 from trl.trainer.utils import add_fused_lm_head
 
 from qlmm.core.errors import ModelError
-from qlmm.data.collate import rows
-from qlmm.data.encode import IGNORED
-from qlmm.data.feedback_collator import EXCHANGED, FeedbackCollator
+from qlmm.data.batching.collators import rows
+from qlmm.data.batching.feedback_collator import EXCHANGED, FeedbackCollator
+from qlmm.data.encoding.encoder import IGNORED
 from qlmm.data.sample import Feedback, Origin, Turn
-from qlmm.model.losses import token_losses
-from qlmm.training.trainers.kto import KtoTrainer
+from qlmm.model.token_losses import token_losses
+from qlmm.training.objectives.kto import KtoTrainer
 from tests.families.build import family, tiny_model
 from tests.families.rows import ROWS
 from tests.families.test_masks import PICTURES, encoder, usable

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qlmm.core.errors import ModelError
-from qlmm.data.encode import IGNORED, Encoder
-from qlmm.data.paths import ImageRoot
+from qlmm.data.encoding.encoder import IGNORED, Encoder
+from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import Origin, Sample, Turn
 from tests.families.build import NotOffline, family, names
 from tests.families.rows import ROWS

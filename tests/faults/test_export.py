@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from qlmm.api import finetune
-from qlmm.artifacts import export as module
-from qlmm.artifacts.export import Wishes, export
-from qlmm.artifacts.manifest import MANIFEST
+from qlmm.artifacts.adapter.manifest import MANIFEST
+from qlmm.artifacts.export import export as module
+from qlmm.artifacts.export.export import Wishes, export
 from qlmm.core.errors import QlmmError
 from tests.runs import TinyRun
 
@@ -26,11 +26,11 @@ INDEX = "model.safetensors.index.json"
 SHARDS = [f"model-{number:05}-of-00002.safetensors" for number in (1, 2)]
 # What each target does first with a file of its own.
 WRITES = {
-    "hf": "qlmm.artifacts.shards._write",
-    "vllm": "qlmm.artifacts.shards._write",
-    "gguf": "qlmm.artifacts.llamacpp.file._encoded",
-    "ollama": "qlmm.artifacts.exports.ollama.atomic_write",
-    "peft": "qlmm.artifacts.exports.peft.shutil.copyfile",
+    "hf": "qlmm.artifacts.safetensors_stream._write",
+    "vllm": "qlmm.artifacts.safetensors_stream._write",
+    "gguf": "qlmm.artifacts.export.llamacpp.file._encoded",
+    "ollama": "qlmm.artifacts.export.targets.ollama.atomic_write",
+    "peft": "qlmm.artifacts.export.targets.peft.shutil.copyfile",
 }
 MERGING = [to for to in WRITES if to != "peft"]
 
@@ -90,8 +90,8 @@ def _quantised_only(place: Path) -> None:
     path = place / "base" / "config.json"
     stated = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     path.write_text(json.dumps(stated))
-    from qlmm.artifacts.manifest import read_manifest, write_manifest
-    from qlmm.model.base import identity
+    from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
+    from qlmm.model.loading.base import identity
 
     manifest = read_manifest(Path(adapter(place)))
     write_manifest(Path(adapter(place)), manifest.model_copy(update={"base": identity(manifest.recipe.base)}))
@@ -170,7 +170,7 @@ def test_killed_on_the_way_nothing_lies_under_its_name(to: str, place: Path, mon
 
 
 def test_a_full_disk_is_seen_beforehand(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlmm.artifacts.place.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda path: 1000)
     before = listing(place)
     with pytest.raises(QlmmError, match=r"A034.*needed"):
         export(adapter(place), "gguf", place / "out", Wishes())

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from qlmm.data.images import BadImage, decode, size
+from qlmm.data.media.images import BadImage, decode, size
 from qlmm.data.sample import ImageRef
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qlmm.artifacts import merge as module
-from qlmm.artifacts import shards
-from qlmm.artifacts.adapter import file_hashes
-from qlmm.artifacts.manifest import MANIFEST, read_manifest, write_manifest
-from qlmm.artifacts.merge import Settings, merge
+from qlmm.artifacts import safetensors_stream as shards
+from qlmm.artifacts.adapter.folder import file_hashes
+from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest, write_manifest
+from qlmm.artifacts.merge import merge as module
+from qlmm.artifacts.merge.merge import Settings, merge
 from qlmm.core.errors import QlmmError
 from qlmm.training.plan import make_plan
 from tests.families.merging import adapter_of, shaken
@@ -89,7 +89,7 @@ def _flipped_bit(place: Path) -> None:
 def _fewer_layers(place: Path) -> None:
     """Another base whose configuration the manifest knows: only the tensors can tell."""
     edited(place / "base" / "config.json", lambda stated: stated["text_config"].update(TEXT_LAYERS))
-    from qlmm.model.base import identity
+    from qlmm.model.loading.base import identity
 
     rehashed(place, base=identity(read_manifest(place / "adapter").recipe.base))
 
@@ -154,7 +154,7 @@ SPOILT: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 def _known(place: Path) -> None:
-    from qlmm.model.base import identity
+    from qlmm.model.loading.base import identity
 
     rehashed(place, base=identity(read_manifest(place / "adapter").recipe.base))
 
@@ -189,7 +189,7 @@ def test_nothing_is_written_into_what_is_read(inside: str, place: Path) -> None:
 
 
 def test_a_full_disk_is_seen_beforehand(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlmm.artifacts.place.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda path: 1000)
     with pytest.raises(QlmmError, match=r"A034.*needed"):
         merge(str(place / "adapter"), place / "merged", SHARDS)
     assert not (place / "merged").exists()

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from qlmm.model.precision import Precision
+from qlmm.model.loading.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
-from qlmm.training.arguments import trainer_config
-from qlmm.training.trainers.kto import KtoTrainer
-from qlmm.training.trainers.orpo import CERTAIN, OrpoTrainer
-from qlmm.training.trainers.simpo import SimpoTrainer
+from qlmm.training.objectives.kto import KtoTrainer
+from qlmm.training.objectives.orpo import CERTAIN, OrpoTrainer
+from qlmm.training.objectives.simpo import SimpoTrainer
+from qlmm.training.trl_settings import trainer_config
 from tests.golden.test_preference_losses import POLICY, REFERENCE, said, spread
 
 MASK = torch.cat([torch.zeros(2, 1), spread((1.0, 1.0)).ne(0)], dim=1).long()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlmm.evaluation.pairing import candidates, length_filter, score
+from qlmm.preference_data.pairing import candidates, length_filter, score
 
 VERDICTS = [
     [(0.9, 0.1), (0.8, 0.2)],

@@ -17,9 +17,9 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer as OfTrl
 from trl.trainer.utils import FusedCausalLMOutput
 
-from qlmm.model.precision import Precision
+from qlmm.model.loading.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
-from qlmm.training.arguments import LOSSES, trainer_config
+from qlmm.training.trl_settings import LOSSES, trainer_config
 
 CHOSEN, REJECTED = 5, 7
 POLICY, REFERENCE = (-10.0, -14.0), (-11.0, -13.0)

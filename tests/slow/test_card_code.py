@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from qlmm.api import finetune, load
-from qlmm.artifacts.card import picture_name
-from qlmm.artifacts.manifest import read_manifest
-from qlmm.artifacts.probe import probe_rows
+from qlmm.artifacts.adapter.manifest import read_manifest
+from qlmm.artifacts.cards.adapter_card import picture_name
+from qlmm.proof.probe import probe_rows
 from tests.runs import TinyRun
 
 

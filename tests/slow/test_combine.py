@@ -15,17 +15,17 @@ from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from qlmm.api import finetune, load
-from qlmm.artifacts.adapter import file_hashes
-from qlmm.artifacts.combine import Settings, combine
-from qlmm.artifacts.combine_checks import read_sources, size_of
-from qlmm.artifacts.manifest import MANIFEST, read_manifest, write_manifest
-from qlmm.artifacts.parcel import pack
-from qlmm.artifacts.probe import probe_rows
-from qlmm.artifacts.verify import verify
+from qlmm.artifacts.adapter.folder import file_hashes
+from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest, write_manifest
+from qlmm.artifacts.adapter.verify import verify
+from qlmm.artifacts.combine.checks import read_sources, size_of
+from qlmm.artifacts.combine.combine import Settings, combine
+from qlmm.artifacts.combine.heldout import measure_on
+from qlmm.artifacts.hub.package import pack
 from qlmm.cli.app import app
 from qlmm.core.errors import UsageError
-from qlmm.evaluation.combined import measure_on
-from qlmm.training.facts import ReloadProof
+from qlmm.proof.probe import probe_rows
+from qlmm.proof.records import ReloadProof
 from qlmm.training.plan import make_plan
 from tests.runs import TinyRun
 from tests.slow.test_merge import CASES, assembled
@@ -59,7 +59,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 @pytest.fixture
 def both(tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Combines; no fresh process reads the result back."""
-    monkeypatch.setattr("qlmm.artifacts.combine.prove_reload", lambda *_: ReloadProof(1, 0.0, 1.0, same=True))
+    monkeypatch.setattr("qlmm.artifacts.combine.combine.prove_reload", lambda *_: ReloadProof(1, 0.0, 1.0, same=True))
 
     def make(method: Any, weights: tuple[float, ...], names: Sequence[str] = "ab", **options: Any) -> Path:
         targets = [str(tiny.folder / name) for name in names]
@@ -230,8 +230,10 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_the_base_is_loaded(
     made = both("cat", (0.5, 0.5))
     assert size * 0.9 <= (made / WEIGHTS).stat().st_size <= size + 100_000
     shutil.rmtree(made)
-    monkeypatch.setattr("qlmm.artifacts.place.free_bytes", lambda path: size)
-    monkeypatch.setattr("qlmm.artifacts.combine.load_model", lambda *_, **__: pytest.fail("the base was loaded"))
+    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda path: size)
+    monkeypatch.setattr(
+        "qlmm.artifacts.combine.combine.load_model", lambda *_, **__: pytest.fail("the base was loaded")
+    )
     with pytest.raises(UsageError, match="A034"):
         both("cat", (0.5, 0.5))
     assert list(tmp_path.iterdir()) == []

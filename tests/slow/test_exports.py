@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from qlmm.api import finetune, load
-from qlmm.artifacts.adapter import file_hashes
-from qlmm.artifacts.deltas import Deltas
-from qlmm.artifacts.export import Wishes, export
-from qlmm.artifacts.same import Said, same
+from qlmm.artifacts.adapter.folder import file_hashes
+from qlmm.artifacts.export.export import Wishes, export
+from qlmm.artifacts.export.parity import Said, same
+from qlmm.artifacts.merge.deltas import Deltas
 from qlmm.core.errors import RunError, UsageError
 from tests.assembling import image_processor, tower
 from tests.runs import TinyRun
@@ -59,7 +59,7 @@ def logits(model: Any, tiny: TinyRun) -> torch.Tensor:
 
 
 def _rows(tiny: TinyRun) -> Any:
-    from qlmm.artifacts.probe import probe_rows
+    from qlmm.proof.probe import probe_rows
 
     return probe_rows(tiny.folder / "run" / "adapter")
 
@@ -177,7 +177,7 @@ def test_llama_cpps_own_converter_is_used_for_what_is_not_known(
         "writer.add_tensor('a', numpy.zeros(4, dtype=numpy.float32))\n"
         "writer.write_header_to_file()\nwriter.write_kv_data_to_file()\nwriter.write_tensors_to_file()\nwriter.close()\n"
     )
-    monkeypatch.setattr("qlmm.artifacts.llamacpp.vision.VISION", {})
+    monkeypatch.setattr("qlmm.artifacts.export.llamacpp.vision.VISION", {})
     done = export(str(tiny.folder / "run"), "gguf", tmp_path / "out", Wishes(converter=converter))
     assert any("not compared" in drop for drop in done.drops)
     assert all("1 tensors" in line for line in done.proof)

@@ -10,10 +10,10 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner, Result
 
-from qlmm.artifacts.adapter import UNPROVEN
-from qlmm.artifacts.hub import pull, push
-from qlmm.artifacts.manifest import MANIFEST, read_manifest, write_manifest
-from qlmm.artifacts.parcel import CARD, pack
+from qlmm.artifacts.adapter.folder import UNPROVEN
+from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest, write_manifest
+from qlmm.artifacts.hub.package import CARD, pack
+from qlmm.artifacts.hub.transfer import pull, push
 from qlmm.cli.app import app
 from tests.hub import READER, TOKEN, WRONG, Hub, Repo
 from tests.run_facts import PROOF

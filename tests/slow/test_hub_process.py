@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qlmm.artifacts.manifest import MANIFEST
-from qlmm.artifacts.parcel import CARD
+from qlmm.artifacts.adapter.manifest import MANIFEST
+from qlmm.artifacts.hub.package import CARD
 from tests.hub import READER, TOKEN, Hub, Repo
 from tests.sharing import REPO, contents, shared_adapter
 

@@ -13,9 +13,9 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from qlmm.artifacts.hub import pull
-from qlmm.artifacts.manifest import MANIFEST, read_manifest
-from qlmm.artifacts.parcel import CARD
+from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest
+from qlmm.artifacts.hub.package import CARD
+from qlmm.artifacts.hub.transfer import pull
 from qlmm.cli.app import app
 from tests.hub import Hub, Repo
 from tests.sharing import REPO, contents, pushed, refusal
@@ -152,7 +152,7 @@ def test_room_is_asked_for_as_much_as_is_needed(hub: Hub, adapter: Path, monkeyp
     files = {name: content for name, content in hub.repos[REPO].files.items() if name != ".gitattributes"}
     size, manifest = sum(len(content) for content in files.values()), len(files[MANIFEST])
     asked: list[int] = []
-    monkeypatch.setattr("qlmm.artifacts.hub.check_room", lambda _, needed: asked.append(needed))
+    monkeypatch.setattr("qlmm.artifacts.hub.transfer.check_room", lambda _, needed: asked.append(needed))
     pull(REPO, Path("once"))
     pull(REPO, Path("twice"))
     # The manifest is read first, and what lies in the cache is not fetched again.
@@ -164,7 +164,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 ) -> None:
     pushed(adapter)
     hub.requests.clear()
-    monkeypatch.setattr("qlmm.artifacts.place.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda _: 1000)
     assert refusal(lambda: pull(REPO))[0] == "A034"
     assert hub.asked("adapter_model") == []
     assert not Path("owl").exists()

@@ -14,14 +14,14 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from qlmm.api import Outcome, finetune
-from qlmm.artifacts.export import Wishes, export
-from qlmm.artifacts.load import load
-from qlmm.artifacts.merge import Settings, merge
-from qlmm.artifacts.probe import probe_rows
-from qlmm.artifacts.shards import header
-from qlmm.artifacts.verify import verify
+from qlmm.artifacts.adapter.load import load
+from qlmm.artifacts.adapter.verify import verify
+from qlmm.artifacts.export.export import Wishes, export
+from qlmm.artifacts.merge.merge import Settings, merge
+from qlmm.artifacts.safetensors_stream import header
 from qlmm.core.errors import ModelError
 from qlmm.core.files import file_sha256
+from qlmm.proof.probe import probe_rows
 from qlmm.recipe.load import parse_recipe
 from qlmm.training.plan import Plan, make_plan
 from tests.assembling import image_processor, llama, tower
@@ -303,7 +303,7 @@ def test_a_merged_model_that_says_no_numbers_is_not_made(
             next(iter(model.parameters())).data.fill_(float("nan"))
         return model
 
-    monkeypatch.setattr("qlmm.artifacts.merge_error.AutoModelForImageTextToText.from_pretrained", spoilt)
+    monkeypatch.setattr("qlmm.artifacts.merge.fidelity.AutoModelForImageTextToText.from_pretrained", spoilt)
     with pytest.raises(ModelError, match="A036"):
         merge(str(run.folder / "run"), tmp_path / "merged", Settings())
     assert list(tmp_path.iterdir()) == []

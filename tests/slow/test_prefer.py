@@ -15,17 +15,17 @@ import pytest
 import torch
 
 from qlmm.api import LoadedAdapter, finetune, load
-from qlmm.artifacts.load import load_base
-from qlmm.cli.data import check
+from qlmm.artifacts.adapter.load import load_base
+from qlmm.cli.commands.data import check
 from qlmm.core.errors import QlmmError, RunError
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
-from qlmm.evaluation.answers import answer
-from qlmm.evaluation.judge import Judge
-from qlmm.evaluation.pairing import Settings, Verdict
-from qlmm.evaluation.prefer import Outcome, PromptDone, prefer, records_of
-from qlmm.evaluation.preferred import collect
-from qlmm.evaluation.sampling import Draw, draw
-from qlmm.model.losses import last_logits
+from qlmm.generation.answers import answer
+from qlmm.generation.sampling import Draw, draw
+from qlmm.model.token_losses import last_logits
+from qlmm.preference_data.judge import Judge
+from qlmm.preference_data.pairing import Settings, Verdict
+from qlmm.preference_data.prefer import Outcome, PromptDone, prefer, records_of
+from qlmm.preference_data.summary import collect
 from qlmm.recipe.schema import BaseSection
 from qlmm.training.plan import make_plan
 from tests.families.build import family, save
@@ -151,7 +151,7 @@ def test_a_signal_ends_a_run_after_the_prompt_under_way(tiny: TinyRun, adapter: 
 
 def test_more_prompts_may_follow(tiny: TinyRun, adapter: Path, whole: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qlmm.evaluation.prefer.collect", lambda samples, records: ([], None))
+        patch.setattr("qlmm.preference_data.prefer.collect", lambda samples, records: ([], None))
         made(tiny, adapter, "more", replace(HOW, limit=2))
     out, _ = made(tiny, adapter, "more")
     assert out.read_bytes() == whole.read_bytes()
@@ -160,7 +160,7 @@ def test_more_prompts_may_follow(tiny: TinyRun, adapter: Path, whole: Path) -> N
 def test_a_finished_run_is_repeated_without_a_model(
     tiny: TinyRun, adapter: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qlmm.evaluation.prefer.load", None)
+    monkeypatch.setattr("qlmm.preference_data.prefer.load", None)
     before = whole.read_bytes()
     whole.unlink()
     made(tiny, adapter, "whole")
@@ -251,7 +251,7 @@ def test_other_kinds_of_models_draw_and_judge_alike(
     save(one, tmp_path)
     if one.processor.chat_template is None:
         templated = BaseSection(model=str(tmp_path), quantize="none", chat_template="blip2")
-        monkeypatch.setattr("qlmm.artifacts.load.plain_base", lambda name: templated)
+        monkeypatch.setattr("qlmm.artifacts.adapter.load.plain_base", lambda name: templated)
     base = load_base(str(tmp_path))
     shown = pictures(tiny, 1 if base.model.config.is_encoder_decoder else 2)
     asked = Sample((Turn("user", (*shown, "what is this ?")),), Origin("here", 1))
@@ -276,7 +276,7 @@ def test_a_judge_without_a_chat_template_is_refused_before_anything_is_loaded(
     tiny: TinyRun, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(family("florence2"), tmp_path)
-    monkeypatch.setattr("qlmm.evaluation.prefer.load", None)
+    monkeypatch.setattr("qlmm.preference_data.prefer.load", None)
     with pytest.raises(QlmmError, match="has no chat template") as caught:
         made(tiny, adapter, "mute", judge=str(tmp_path))
     assert "the recipe gives none" not in str(caught.value)

@@ -20,15 +20,15 @@ from transformers import Blip2Config, T5Config
 
 from qlmm.api import Outcome, finetune
 from qlmm.core.naming import names
-from qlmm.data.load import load_format
-from qlmm.model.base import chat_template
+from qlmm.data.reading.dataset import load_format
 from qlmm.model.contract import TOWERS
+from qlmm.model.loading.base import chat_template
+from qlmm.proof.records import PartProof, PlanFacts
 from qlmm.recipe.load import LoadedRecipe, load_recipe
 from qlmm.recipe.schema import Recipe, Source
-from qlmm.training.facts import PartProof, PlanFacts
+from qlmm.training.objectives.sft import SftTrainer
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import build
-from qlmm.training.trainers.sft import SftTrainer
 from tests.assembling import image_processor, llama, settings_for, tower
 from tests.families.build import Family, family, save
 from tests.families.videos import videos_stood_in

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from qlmm.api import finetune
 from qlmm.core.errors import QlmmError
 from qlmm.core.events import Event, StepDone, Warned
-from qlmm.model.shared_prefix import SharedPrefix
+from qlmm.model.reuse.attention_layout import SharedPrefix
 from qlmm.recipe.load import LoadedRecipe
 from qlmm.training.logbook import read_metrics
 from qlmm.training.plan import Plan, make_plan

@@ -12,13 +12,13 @@ from huggingface_hub import constants
 
 from qlmm import api
 from qlmm.api import finetune, load
-from qlmm.artifacts.export import Wishes, export
-from qlmm.artifacts.load import check_revision
-from qlmm.artifacts.manifest import read_manifest, write_manifest
-from qlmm.artifacts.merge import Settings, merge
-from qlmm.artifacts.verify import verify
+from qlmm.artifacts.adapter.load import check_revision
+from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
+from qlmm.artifacts.adapter.verify import verify
+from qlmm.artifacts.export.export import Wishes, export
+from qlmm.artifacts.merge.merge import Settings, merge
 from qlmm.core.errors import ModelError, UsageError
-from qlmm.model.base import identity, pinned
+from qlmm.model.loading.base import identity, pinned
 from tests.runs import TinyRun
 from tests.tiny import tiny_llava, tiny_processor
 

@@ -104,7 +104,7 @@ def test_a_native_adapter_loads_with_plain_peft_without_qlmm(whole: tuple[TinyRu
         "picture = torch.linspace(-1, 1, 3 * 28 * 28).reshape(1, 3, 28, 28)\n"
         "print(repr(model(input_ids=ids, pixel_values=picture).logits[0, -1, :5].tolist()))\n"
     )
-    from qlmm.artifacts.load import load
+    from qlmm.artifacts.adapter.load import load
 
     loaded = load(outcome.adapter or Path())
     image = loaded.processor.image_token_id
@@ -223,7 +223,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_a_weight_moves(
 
 def test_a_projector_that_cannot_move_ends_unproven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The failure this project exists for: asked to train, silently frozen."""
-    from qlmm.training.trainers.sft import SftTrainer
+    from qlmm.training.objectives.sft import SftTrainer
 
     run = TinyRun.make(tmp_path)
     honest = SftTrainer.create_optimizer

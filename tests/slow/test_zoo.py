@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qlmm.artifacts.manifest import read_manifest
-from qlmm.artifacts.zoo_check import check_entry
+from qlmm.artifacts.adapter.manifest import read_manifest
+from qlmm.artifacts.zoo.check import check_entry
 from qlmm.cli.app import app
 from qlmm.recipe.library import resolve
 from qlmm.recipe.load import load_recipe

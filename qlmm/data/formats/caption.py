@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlmm.data.contract import BadRow, Format, present
-from qlmm.data.paths import ImageRoot
+from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import Part, Turn
 
 __all__ = ["FORMAT"]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qlmm.data.contract import BadRow, Format
-from qlmm.data.paths import ImageRoot
+from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import ImageRef, Part, Role, Turn
 
 __all__ = ["FORMAT"]

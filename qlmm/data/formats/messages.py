@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlmm.data.contract import BadRow, Format, present
-from qlmm.data.paths import ImageRoot
+from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import ImageRef, Part, Role, Turn
 
 __all__ = ["FORMAT", "list_of", "read_messages"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from qlmm.data.contract import BadRow, Format, present
 from qlmm.data.formats.messages import read_messages
-from qlmm.data.paths import ImageRoot
+from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import Turn
 
 __all__ = ["FORMAT"]

@@ -1,1 +1,1 @@
-"""One file per objective; the file name is the recipe's `training.objective`."""
+"""What the trainers of all objectives share."""

@@ -8,18 +8,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qlmm.artifacts.adapter import file_hashes
-from qlmm.artifacts.manifest import Manifest, versions, write_manifest
+from qlmm.artifacts.adapter.folder import file_hashes
+from qlmm.artifacts.adapter.manifest import Manifest, versions, write_manifest
+from qlmm.proof.records import to_json
 from qlmm.recipe.load import parse_recipe
-from qlmm.training.facts import to_json
 from tests.run_facts import PROOF
 
 NATIVE = "model: llava-hf/llava-1.5-7b-hf@0123abc"
-ASSEMBLED = "vision: builtin:focus-vit\n  language: some/llama\n  connector: {kind: mlp}"
+ASSEMBLED = "vision: builtin:efficientnet-lite0\n  language: some/llama\n  connector: {kind: mlp}"
 PARTS: dict[str, dict[str, Any]] = {
     "native": {"model": {"id": "llava-hf/llava-1.5-7b-hf@0123abc", "revision": "0123abc", "config_sha256": "aa"}},
     "assembled": {
-        "vision": {"id": "builtin:focus-vit", "revision": None, "config_sha256": "bb"},
+        "vision": {"id": "builtin:efficientnet-lite0", "revision": None, "config_sha256": "bb"},
         "language": {"id": "some/llama", "revision": "4567def", "config_sha256": "cc"},
     },
 }

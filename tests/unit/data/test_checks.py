@@ -11,8 +11,8 @@ from PIL import Image
 
 from qlmm.core.errors import DataError
 from qlmm.data.checks import Piece, Spread, check, token_counts, traced
-from qlmm.data.encode import Encoder
-from qlmm.data.paths import ImageRoot
+from qlmm.data.encoding.encoder import Encoder
+from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import Origin, Sample, Turn
 from qlmm.recipe.schema import Source
 from tests.tiny import TOKENS_PER_IMAGE, tiny_processor

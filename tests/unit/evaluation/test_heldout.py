@@ -14,11 +14,11 @@ from PIL import Image
 from torch import nn
 from transformers import LlamaConfig, LlavaForConditionalGeneration
 
-from qlmm.data.encode import IGNORED, Encoder
+from qlmm.data.encoding.encoder import IGNORED, Encoder
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
 from qlmm.evaluation.heldout import HeldOut, swap_pictures
-from qlmm.model.losses import token_losses
-from qlmm.model.precision import Precision
+from qlmm.model.loading.precision import Precision
+from qlmm.model.token_losses import token_losses
 from tests.tiny import tiny_llava, tiny_processor
 
 FP32 = Precision("cpu", "fp32")

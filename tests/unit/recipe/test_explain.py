@@ -8,8 +8,8 @@ import pytest
 
 from qlmm.core.errors import RecipeError
 from qlmm.recipe.explain import describe, explain, explained, reference
-from qlmm.recipe.keys import keys
 from qlmm.recipe.load import parse_recipe
+from qlmm.recipe.schema_keys import keys
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -1,0 +1,92 @@
+"""The files of a base: where they lie, whether they are there, and what nobody can say without the Hub.
+
+Usage: ``paths = weight_files(locate("some/model"), "base.model")``
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import constants, try_to_load_from_cache
+from pydantic import BaseModel, Field, ValidationError
+from transformers.utils.hub import cached_file
+
+from qlmm.core.errors import ModelError
+from qlmm.model.loading.hub import Located, reading
+
+__all__ = ["base_file", "weight_files"]
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class _Index(BaseModel):
+    """Which file each tensor is in."""
+
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
+def weight_files(located: Located, key: str) -> list[Path]:
+    """A checkpoint's safetensors files, fetched if need be, looked for in the order of ``from_pretrained``.
+
+    Raises:
+        ModelError: A025 for a shard that is missing or an index that is damaged, A026 where there are none, M003 and
+            following as for any base.
+    """
+    single = base_file(located, SINGLE, key)
+    if single is not None:
+        return [single]
+    index = base_file(located, INDEX, key)
+    if index is None:
+        if _unknown(located, SINGLE) or _unknown(located, INDEX):
+            raise _out_of_reach(located, key)
+        raise ModelError.one(
+            "A026",
+            f"{key}: {located.name} has no safetensors weights; pickled ones run code and are not read",
+            help="choose a revision with safetensors, or convert it where you trust it",
+        )
+    names = _shards(index)
+    found = {name: base_file(located, name, key) for name in names if Path(name).name == name}
+    if any(path is None and _unknown(located, name) for name, path in found.items()):
+        raise _out_of_reach(located, key)
+    missing = [name for name in names if found.get(name) is None]
+    if missing:
+        raise ModelError.one(
+            "A025",
+            f"{key}: {located.name} lacks {', '.join(missing)}, which its index names",
+            help="fetch the base's files again",
+        )
+    return [path for path in found.values() if path is not None]
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(_Index.model_validate_json(index.read_bytes()).weight_map.values()))
+    except ValidationError as error:
+        why = error.errors(include_input=False)[0]["msg"]
+        raise ModelError.one(
+            "A025", f"{index} is no index of weights: {why}", help="fetch the base's files again"
+        ) from error
+
+
+def _unknown(located: Located, name: str) -> bool:
+    """Whether nobody could say if a file that was not found is on the Hub."""
+    if Path(located.path).is_dir():
+        return False
+    return try_to_load_from_cache(located.path, name, constants.HF_HUB_CACHE, located.revision) is None
+
+
+def _out_of_reach(located: Located, key: str) -> ModelError:
+    pinned = f" --revision {located.revision}" if located.revision else ""
+    return ModelError.one(
+        "M003",
+        f"{key}: not all weights of {located.name} are in the cache, and the Hub cannot be reached",
+        help=f"`hf download {located.path}{pinned}` fetches them; offline (HF_HUB_OFFLINE=1) only what is in the cache "
+        "is found",
+    )
+
+
+def base_file(located: Located, name: str, key: str) -> Path | None:
+    """One file of a base, fetched if need be; None where it has none of that name."""
+    with reading(key, located):
+        found = cached_file(located.path, name, revision=located.revision, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found is not None else None

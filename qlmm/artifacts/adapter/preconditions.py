@@ -1,0 +1,55 @@
+"""What must be true of an adapter, and of the base it is put onto, before anything is made of them.
+
+Usage: ``manifest = check_adapter(folder); check_fits(folder, manifest)``
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qlmm.artifacts.adapter.load import check_base, check_files, check_revision
+from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
+from qlmm.artifacts.adapter.tensors import check_tensors
+from qlmm.artifacts.adapter.verify import check_finite, check_no_pickle
+from qlmm.core.errors import ModelError
+from qlmm.model.loading.base import load_saved_processor, vocabulary
+
+__all__ = ["check_adapter", "check_fits"]
+
+
+def check_adapter(folder: Path) -> Manifest:
+    """Look at an adapter's own files; the base is not needed for it.
+
+    Raises:
+        ModelError: A001 to A003, A014, A015 for what is no whole adapter.
+    """
+    manifest = read_manifest(folder)
+    check_no_pickle(folder)
+    check_files(folder, manifest)
+    check_finite(folder)
+    return manifest
+
+
+def check_fits(folder: Path, manifest: Manifest) -> None:
+    """Compare the base within reach with the one that the adapter was trained on; no weight is read.
+
+    Raises:
+        ModelError: A004, A005, A017, A032 for another base, M003 and following for one that is not within reach.
+    """
+    check_base(manifest)
+    check_revision(manifest)
+    check_tensors(folder, manifest)
+    _check_tokenizer(folder, manifest)
+
+
+def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
+    """Refuse a base whose tokens mean something else than the adapter's."""
+    base = manifest.recipe.base
+    ours, theirs = load_saved_processor(base, folder).tokenizer.get_vocab(), vocabulary(base)
+    if ours != theirs:
+        apart = len(ours.items() ^ theirs.items())
+        raise ModelError.one(
+            "A032",
+            f"the base's tokenizer differs from the one the adapter was trained with, in {apart} entries",
+            help="fetch the base and the adapter again",
+        )

@@ -1,0 +1,268 @@
+"""The adapter's README: a model card made of facts, so that it cannot promise what was not measured.
+
+A run writes it. What only the Hub knows (its address there, licences) is filled in when it is pushed, in sections
+between marks; what its owner wrote elsewhere by hand stays.
+
+Usage: ``atomic_write(folder / "README.md", card(manifest, proof, answers))``
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from qlmm.artifacts.adapter.manifest import Manifest
+from qlmm.artifacts.cards.loading_examples import usage
+from qlmm.artifacts.cards.sections import between, marked, renewed
+from qlmm.artifacts.hub.scrub import shorten
+from qlmm.core.errors import ModelError
+from qlmm.core.units import share
+from qlmm.data.reading.readers import BUILTIN, HUB_ID, SUFFIXES
+from qlmm.proof.records import Answer, PartProof, Proof
+
+__all__ = ["MOST_PICTURES", "base_table", "card", "data_table", "local_sources", "picture_name", "placed", "public_ids"]
+
+MOST_PICTURES = 4
+LONGEST_TEXT = 300
+NOT_STATED = "not stated"
+SEE_BASE = "see the base"
+UNPROVEN = (
+    "> **Unproven.** This run did not keep its promises, or nobody checked them: the adapter may not be what its "
+    "recipe says. The list under Proof says what is known."
+)
+# What Markdown or HTML would act on instead of showing it.
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>~$&])")
+
+
+def card(manifest: Manifest, proof: Proof, answers: Sequence[Answer] = ()) -> str:
+    """The card's text, with the Hub's metadata on top.
+
+    Args:
+        manifest: what the adapter is.
+        proof: what its run proved.
+        answers: held-out questions; the pictures of the first four lie beside the card, see :func:`picture_name`.
+    """
+    front = _metadata(manifest, proof).to_yaml()
+    measured = [_trained(proof), _losses(proof), _pairs(proof), _answers(answers), _promises(proof)]
+    sections = [_title(manifest), "" if proof.holds else UNPROVEN, marked("base", base_table(manifest, {})), *measured]
+    sections += [marked("data", data_table(manifest, {})), f"## Use\n\n{marked('use', usage(manifest, None))}"]
+    return f"---\n{front}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def picture_name(number: int) -> str:
+    """Where the picture of the card's question ``number``, from 1, lies in the adapter's folder."""
+    return f"held-out/answer-{number}.png"
+
+
+def placed(text: str, manifest: Manifest, repo: str, licences: Mapping[str, str], *, unproven: bool) -> str:
+    """A card as it stands on the Hub: with its address, the licences the Hub states, and a warning where one is due.
+
+    Args:
+        text: the card in the adapter's folder, edited by hand or not; only what stands between marks is written anew.
+        manifest: the manifest it was made from.
+        repo: the repository's id.
+        licences: what the Hub states, by id of a model or data set.
+        unproven: say on top that nothing is proven.
+
+    Raises:
+        ModelError: H015 when the metadata on top cannot be read.
+    """
+    try:
+        written = ModelCard(text)
+    except (ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        help = "mend the lines between the two `---`, or delete README.md: it is then made anew"
+        raise ModelError.one("H015", f"the metadata on top of README.md cannot be read: {reason}", help=help) from error
+    if written.data.eval_results:
+        written.data.model_name = repo.partition("/")[2]
+    body = written.text
+    for name, new, old in (
+        ("use", usage(manifest, repo), usage(manifest, None)),
+        ("base", base_table(manifest, licences), base_table(manifest, {})),
+        ("data", data_table(manifest, licences), data_table(manifest, {})),
+    ):
+        body = renewed(body, name, new, old)
+    if unproven and UNPROVEN not in body:
+        body = f"\n{UNPROVEN}\n{body}"
+    written.text = body
+    return str(written)
+
+
+def public_ids(manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Hub ids of the base's parts, and of the data sets, without revisions; folders and packaged things have none."""
+    parts = manifest.base["parts"].values()
+    # Only what came from the Hub has a revision.
+    bases = [str(part["id"]).partition("@")[0] for part in parts if part["revision"] and HUB_ID.fullmatch(part["id"])]
+    data = [source["path"].partition("@")[0] for source in manifest.data["sources"] if _on_the_hub(source["path"])]
+    return list(dict.fromkeys(bases)), list(dict.fromkeys(data))
+
+
+def local_sources(manifest: Manifest, text: str) -> dict[str, str]:
+    """Sources of this machine that would pass for data sets of the Hub once their paths are cut, and what they become.
+
+    A relative folder is known for one only where the run started, which is where its card was written.
+
+    Args:
+        manifest: as the run wrote it, its paths whole.
+        text: the card in the adapter's folder; empty where there is none.
+    """
+    data = {str(source["path"]) for source in manifest.data["sources"]}
+    others = {source.path for source in (*manifest.recipe.data.sources, *manifest.recipe.evaluation.sources)} - data
+    section = between(text, "data")
+    told = {path for path in data if section is None or f"({_address(path)})" in section}
+    local = {path for path in data | others if not _on_the_hub(path)} | (data - told)
+    return {path: f"./{shorten(path)}" for path in local if _like_a_data_set(shorten(path))}
+
+
+def _on_the_hub(path: str) -> bool:
+    """Whether a source is a data set of the Hub, told the way reading tells it."""
+    return _like_a_data_set(path) and not Path(path).expanduser().exists()
+
+
+def _like_a_data_set(path: str) -> bool:
+    return bool(HUB_ID.fullmatch(path)) and not path.startswith(BUILTIN) and not path.endswith(SUFFIXES)
+
+
+def _address(path: str) -> str:
+    return f"https://huggingface.co/datasets/{path.partition('@')[0]}"
+
+
+def _metadata(manifest: Manifest, proof: Proof) -> ModelCardData:
+    bases, data = public_ids(manifest)
+    recipe, results = manifest.recipe, _results(manifest, proof)
+    tags = ["lora", "vision", "qlmm", manifest.base["kind"]]
+    tags += ["qlora"] if recipe.base.quantize != "none" else []
+    tags += [recipe.training.objective] if recipe.training.objective != "sft" else []
+    return ModelCardData(
+        base_model=bases or None,
+        base_model_relation="adapter" if bases else None,
+        library_name="peft",
+        pipeline_tag="image-text-to-text",
+        datasets=data or None,
+        tags=tags,
+        model_name=Path(shorten(recipe.output.dir)).name if results else None,
+        eval_results=results or None,
+    )
+
+
+def _results(manifest: Manifest, proof: Proof) -> list[EvalResult]:
+    """What was measured on held-out rows, as the Hub lists it; numbers that are not finite are no results."""
+    values: list[tuple[str, str, float]] = []
+    if proof.after is not None:
+        losses = (("right picture", proof.after.right), ("another row's picture", proof.after.shuffled))
+        values += [("loss", f"held-out loss, {shown}, nats per token", value) for shown, value in losses]
+    if proof.pairs_after is not None:
+        values.append(("accuracy", "held-out pairs won", proof.pairs_after.won))
+    recipe = manifest.recipe
+    sources = [source.path for source in recipe.evaluation.sources or recipe.data.sources]
+    public = [path.partition("@")[0] for path in sources if _on_the_hub(path)]
+    return [
+        EvalResult(
+            task_type="image-text-to-text",
+            dataset_type=public[0] if len(sources) == len(public) == 1 else "held-out",
+            dataset_name=f"held-out rows of {', '.join(shorten(path) for path in sources)}",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for kind, name, value in values
+        if math.isfinite(value)
+    ]
+
+
+def _title(manifest: Manifest) -> str:
+    return (
+        f"# Adapter trained with qlmm {manifest.versions['qlmm']}\n\n"
+        f"{manifest.steps} steps on {'an assembled' if manifest.base['kind'] == 'assembled' else 'a native'} base, "
+        f"language model stored as {manifest.recipe.base.quantize}, computed in {manifest.precision}."
+    )
+
+
+def base_table(manifest: Manifest, licences: Mapping[str, str]) -> str:
+    """Markdown: the parts of the base, each with its revision and licence."""
+    public = public_ids(manifest)[0]
+    rows = []
+    for role, facts in manifest.base["parts"].items():
+        name = facts["id"].partition("@")[0] if facts["revision"] else shorten(facts["id"])
+        shown = f"[{name}](https://huggingface.co/{name})" if name in public else f"`{name}`"
+        rows.append(f"| {role} | {shown} | {facts['revision'] or '—'} | {licences.get(name, SEE_BASE)} |")
+    return "| part | from | revision | licence |\n|---|---|---|---|\n" + "\n".join(rows)
+
+
+def _trained(proof: Proof) -> str:
+    rows = "\n".join(_part(part) for part in proof.parts if part.trained_tensors or part.frozen_tensors)
+    head = "| part | tensors trained | weights trained | share moved | largest gradient | frozen tensors |"
+    return f"## What was trained\n\n{head}\n|---|---|---|---|---|---|\n{rows}"
+
+
+def _part(part: PartProof) -> str:
+    frozen = "—" if not part.frozen_tensors else "unchanged" if part.frozen_identical else "CHANGED"
+    moved = f"{part.moved_share:.1%}" if part.trained_tensors else "—"
+    gradient = f"{part.grad_norm_max:.3g}" if part.trained_tensors else "—"
+    return f"| {part.part} | {part.trained_tensors} | {part.trained_parameters:,} | {moved} | {gradient} | {frozen} |"
+
+
+def _losses(proof: Proof) -> str:
+    lines = [
+        f"| {when} | {loss.right:.3f} | {loss.shuffled:.3f} | {loss.none:.3f} |"
+        for when, loss in (("before", proof.before), ("after", proof.after))
+        if loss is not None
+    ]
+    if not lines:
+        return ""
+    head = "| | right picture | another row's picture | no picture |\n|---|---|---|---|"
+    return "## Held-out loss, nats per token\n\n" + head + "\n" + "\n".join(lines)
+
+
+def _pairs(proof: Proof) -> str:
+    lines = [
+        f"| {when} | {share(pairs.won)} | {share(pairs.won_swapped) if pairs.won_swapped is not None else '—'} |"
+        for when, pairs in (("before", proof.pairs_before), ("after", proof.pairs_after))
+        if pairs is not None
+    ]
+    if not lines:
+        return ""
+    head = "| | right picture | another row's picture |\n|---|---|---|"
+    return "## Held-out pairs whose chosen answer is the likelier one\n\n" + head + "\n" + "\n".join(lines)
+
+
+def _answers(answers: Sequence[Answer]) -> str:
+    """The first held-out rows, whatever came out: a choice of good ones would prove nothing."""
+    if not answers:
+        return ""
+    rows = "\n".join(
+        f"| ![held-out picture {number}]({picture_name(number)}) "
+        f"| {' | '.join(_words(text) for text in (said.question, said.expected, said.before, said.after))} |"
+        for number, said in enumerate(answers[:MOST_PICTURES], 1)
+    )
+    head = "| picture | question | expected | before | after |\n|---|---|---|---|---|"
+    return f"## Answers to held-out pictures, the first rows\n\n{head}\n{rows}"
+
+
+def _words(text: str) -> str:
+    """Words of a row or a model in one line of a table, shown and not acted upon."""
+    line = " ".join(text.split())
+    cut = line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "…"
+    return _MARKUP.sub(r"\\\1", cut) or "—"
+
+
+def _promises(proof: Proof) -> str:
+    lines = "\n".join(f"- {'kept' if p.kept else '**BROKEN**'}: {p.name} ({p.detail})" for p in proof.promises)
+    return f"## Proof\n\n{lines or 'Nothing was checked.'}"
+
+
+def data_table(manifest: Manifest, licences: Mapping[str, str]) -> str:
+    """Markdown: what was trained on, source by source, with licences."""
+    public = public_ids(manifest)[1]
+    rows = []
+    for source in manifest.data["sources"]:
+        path, name = source["path"], source["path"].partition("@")[0]
+        shown = f"[{path}]({_address(path)})" if name in public else f"`{shorten(path)}`"
+        rows.append(f"| {shown} | {source['kept']:,} | {licences.get(name, NOT_STATED)} |")
+    table = "| source | rows | licence |\n|---|---|---|\n" + "\n".join(rows)
+    return f"## Data\n\n{table}\n\nFingerprint: `{manifest.data['sha256']}`"

@@ -1,0 +1,218 @@
+"""What adapters must have in common before they can be combined; every check is made before the base is loaded.
+
+Usage: ``sources = read_sources(["runs/a", "runs/b"]); check_same_base(sources, "cat")``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, prod
+from pathlib import Path
+
+from qlmm.artifacts.adapter.folder import run_name
+from qlmm.artifacts.adapter.load import check_base, check_revision
+from qlmm.artifacts.adapter.manifest import Manifest
+from qlmm.artifacts.adapter.preconditions import check_adapter
+from qlmm.artifacts.adapter.tensors import found_tensors
+from qlmm.artifacts.adapter.verify import find_adapter
+from qlmm.artifacts.destination import check_place
+from qlmm.artifacts.hub.scrub import secrets_in
+from qlmm.core.errors import ModelError, UsageError
+from qlmm.recipe.zoo import PREFIX
+
+__all__ = [
+    "AVERAGING",
+    "METHODS",
+    "NAME",
+    "OF_FACTORS",
+    "Source",
+    "check_same_base",
+    "check_settings",
+    "read_sources",
+    "size_of",
+]
+
+METHODS = ("linear", "cat", "ties", "dare_ties", "dare_linear", "svd")
+# These add up LoRA's two factors each for itself: the product grows with the square of what the weights add up to.
+OF_FACTORS = ("linear", "dare_linear")
+# These divide by the number of adapters that agree on a value, so that weights of 1 are neutral.
+AVERAGING = ("ties", "dare_ties")
+# What the result is called among its sources.
+NAME = "combined"
+# Scalings that PEFT's arithmetic knows; the others change the base or have weights that it leaves out.
+VARIANTS = ("plain", "rslora")
+# How far from 1 weights of few decimals may add up to.
+WHOLE = 1e-6
+# Digits of a commit that tell it from others.
+SHORT = 7
+PROCESSOR = ("tokenizer.json", "processor_config.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An adapter to combine.
+
+    Attributes:
+        name: what people call it, never a path; no two of a combination have the same.
+    """
+
+    name: str
+    folder: Path
+    manifest: Manifest
+
+
+def check_settings(targets: Sequence[str], out: Path, method: str, weights: Sequence[float], density: float) -> None:
+    """Refuse a request that no adapters could satisfy.
+
+    Raises:
+        UsageError: K001 for fewer than two adapters, K002 for weights that do not fit them or the method, K003 for an
+            unknown method or an impossible density, A033 for a place that is taken.
+    """
+    if len(targets) < 2:
+        raise UsageError.one("K001", "one adapter alone cannot be combined", help="name two adapters or more")
+    if len(weights) != len(targets):
+        raise UsageError.one(
+            "K002",
+            f"--weights has {len(weights)} numbers for {len(targets)} adapters",
+            help="give one per adapter, in their order, such as --weights 0.7,0.3",
+        )
+    if method not in METHODS:
+        raise UsageError.one("K003", f"--method: there is no {method}", help=f"known: {', '.join(METHODS)}")
+    _check_weights(method, weights)
+    if not 0 < density <= 1:
+        raise UsageError.one(
+            "K003", f"--density is {density:g}", help="it is the share of values kept, above 0 up to 1"
+        )
+    check_place(out)
+
+
+def _check_weights(method: str, weights: Sequence[float]) -> None:
+    """Refuse weights that would scale LoRA by something else than modules that were trained whole."""
+    if not all(isfinite(weight) for weight in weights):
+        shown = ", ".join(f"{weight:g}" for weight in weights)
+        raise UsageError.one("K002", f"--weights: {shown}: a weight must be a finite number", help="such as 0.7,0.3")
+    help = "--method cat (exact) and svd take any weights"
+    if method in OF_FACTORS and (min(weights) < 0 or abs(sum(weights) - 1) > WHOLE):
+        raise UsageError.one(
+            "K002",
+            f"--method {method} needs weights from 0 that add up to 1, and these add up to {sum(weights):g}"
+            + (" with a negative one" if min(weights) < 0 else ""),
+            help=help,
+        )
+    if method in AVERAGING and len(set(weights)) > 1:
+        raise UsageError.one(
+            "K002", f"--method {method} scales its average by one number: all weights must be the same", help=help
+        )
+
+
+def read_sources(targets: Sequence[str]) -> list[Source]:
+    """The adapters, each checked for itself.
+
+    Raises:
+        UsageError: A001 and following for what is no whole adapter, or whose base is not at hand.
+    """
+    sources: list[Source] = []
+    for target in targets:
+        folder = find_adapter(target)
+        manifest = check_adapter(folder)
+        sources.append(Source(_name(target, folder, {NAME, *(one.name for one in sources)}), folder, manifest))
+    check_base(sources[0].manifest)
+    check_revision(sources[0].manifest)
+    return sources
+
+
+def _name(target: str, folder: Path, taken: set[str]) -> str:
+    """The target itself where it is an id or from the zoo, else the run's name; numbered where that is taken."""
+    name = target
+    if not target.startswith(PREFIX) and Path(target).is_dir():
+        name = run_name(folder)
+    # A commit reads like an access key; the manifest holds it in full.
+    id, _, revision = name.partition("@")
+    name = f"{id}@{revision[:SHORT]}" if revision else id
+    name = "adapter" if not name or secrets_in(name) else name
+    others = (f"{name}-{number}" for number in range(2, len(taken) + 3))
+    return next(one for one in (name, *others) if one not in taken)
+
+
+def size_of(sources: Sequence[Source], method: str) -> int:
+    """The most bytes that the combined weights take: whole modules once, the ranks of ``cat`` together."""
+    whole, *lora = (
+        sum(4 * prod(shape) for name, (shape, _) in found_tensors(source.folder).items() if (".lora_" in name) == kind)
+        for kind, source in ((False, sources[0]), *((True, source) for source in sources))
+    )
+    return whole + (sum(lora) if method == "cat" else max(lora))
+
+
+def check_same_base(sources: Sequence[Source], method: str) -> None:
+    """Refuse adapters whose weights mean different things.
+
+    Raises:
+        ModelError: K004 for different bases, K005 for LoRA that cannot be combined, K006 for different layers, K007 for
+            different ranks where the method needs equal ones, K008 for different processors.
+    """
+    first = sources[0]
+    for source in sources:
+        if source.manifest.recipe.adapter.variant not in VARIANTS:
+            raise ModelError.one(
+                "K005",
+                f"{source.name} is {source.manifest.recipe.adapter.variant}, which cannot be combined by arithmetic",
+                help=f"combine adapters that are {' or '.join(VARIANTS)}",
+            )
+        if "experts" in source.manifest.recipe.adapter.targets:
+            raise ModelError.one("K005", f"{source.name} has LoRA in fused experts, which PEFT cannot combine")
+        _check_base(first, source)
+        _check_layers(first, source, method)
+        _check_processor(first, source)
+
+
+def _check_base(first: Source, other: Source) -> None:
+    """Configuration and commit say which part differs; the hash of the frozen weights has the last word."""
+    for role, facts in first.manifest.base["parts"].items():
+        theirs = other.manifest.base["parts"].get(role)
+        for key, what in (("config_sha256", "configuration"), ("revision", "revision")):
+            if theirs is None or theirs[key] != facts[key]:
+                named = "nothing" if theirs is None else f"{theirs['id']} ({what} {theirs[key]})"
+                raise _other_base(first, other, f"{role}: {facts['id']} ({what} {facts[key]}) against {named}")
+    if _names(first) == _names(other) and first.manifest.frozen_sha256 != other.manifest.frozen_sha256:
+        raise _other_base(
+            first, other, "their frozen weights differ: another quantisation, precision, seed, or weights of that name"
+        )
+
+
+def _other_base(first: Source, other: Source, why: str) -> ModelError:
+    return ModelError.one(
+        "K004",
+        f"{first.name} and {other.name} were not trained on the same base; {why}",
+        help="only adapters of one base, held in one way, can be combined",
+    )
+
+
+def _names(source: Source) -> set[str]:
+    return set(found_tensors(source.folder))
+
+
+def _check_layers(first: Source, other: Source, method: str) -> None:
+    if (apart := sorted(_names(first) ^ _names(other))) != []:
+        raise ModelError.one(
+            "K006",
+            f"{first.name} and {other.name} hold different weights, such as {apart[0]}",
+            help="combine adapters of the same adapter.targets, adapter.connector and adapter.vision",
+        )
+    ours, theirs = (one.manifest.recipe.adapter.r for one in (first, other))
+    if ours != theirs and method in (*OF_FACTORS, *AVERAGING):
+        raise ModelError.one(
+            "K007",
+            f"{first.name} has rank {ours}, {other.name} {theirs}; {method} needs equal ranks",
+            help="use --method cat (exact, ranks add up) or svd (the largest rank is kept)",
+        )
+
+
+def _check_processor(first: Source, other: Source) -> None:
+    for name in PROCESSOR:
+        if first.manifest.files.get(name) != other.manifest.files.get(name):
+            raise ModelError.one(
+                "K008",
+                f"{first.name} and {other.name} were trained with different processors: {name} differs",
+                help="train both with the same base.chat_template and the same pixel budget",
+            )

@@ -1,0 +1,142 @@
+"""Held-out loss of several adapters on the same rows: what combining them has cost.
+
+A row that one run held out may be one that another learned from, where both split the same file. Such rows are left
+out; where it cannot be known what an adapter was trained on, that is said.
+
+Usage: ``measure = measure_on(sources, Path("rows.jsonl")); measure.rows; measure.losses(folders)``
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from itertools import zip_longest
+from pathlib import Path
+
+from qlmm.artifacts.adapter.load import load
+from qlmm.artifacts.adapter.run_rows import rows_of_run
+from qlmm.artifacts.combine.checks import Source
+from qlmm.artifacts.combine.combine import Measure
+from qlmm.artifacts.hub.scrub import shorten
+from qlmm.builtin import registry as builtin
+from qlmm.core.errors import QlmmError
+from qlmm.core.files import file_sha256
+from qlmm.data.reading.dataset import load_samples
+from qlmm.data.sample import Example, ImageRef, Sample
+from qlmm.evaluation.heldout import HeldOut
+from qlmm.recipe import schema
+from qlmm.training.rows import measured
+
+__all__ = ["measure_on"]
+
+ROWS = 64
+BATCH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What is known here of a run's rows; `unsure` says why it may have been trained on others too."""
+
+    held_out: tuple[Sample, ...] = ()
+    train: tuple[Example, ...] = ()
+    unsure: str = ""
+
+
+def measure_on(sources: Sequence[Source], file: Path | None = None, image_root: Path | None = None) -> Measure:
+    """Rows that none of the adapters was trained on, as far as that is known, and how to measure on them.
+
+    Args:
+        sources: the adapters.
+        file: rows in any format that can be trained on; unset: those that the adapters' runs held out.
+        image_root: where the pictures of these rows are.
+
+    Raises:
+        DataError: when the file cannot be read.
+    """
+    runs = {source.name: _rows(source) for source in sources}
+    if file is not None:
+        rows, whose = _rows_of(file, image_root), f"of {file.name}"
+    else:
+        turns = zip_longest(*(run.held_out for run in runs.values()))
+        rows, whose = [row for turn in turns for row in turn if row is not None], "that the runs held out"
+    rows = list({row.content: row for row in rows}.values())
+    unseen = _unseen(rows, [row for run in runs.values() for row in run.train])
+    chosen = unseen[:ROWS]
+    unsure = [
+        f"{name} may have been trained on some of them ({run.unsure})" for name, run in runs.items() if run.unsure
+    ]
+    if not rows:
+        return Measure("; ".join(["not measured: no row that a run held out can be read", *_why(runs)]), None)
+    if not chosen:
+        return Measure(f"not measured: adapters were trained on all {len(rows)} rows {whose}", None)
+    said = f"{len(chosen)} {'row' if len(chosen) == 1 else 'rows'} {whose}" + (
+        "" if unsure else ", on none of which an adapter was trained"
+    )
+    if len(unseen) < len(rows):
+        said += f", without {len(rows) - len(unseen)} on which one was"
+    return Measure("; ".join([said, *unsure]), partial(_losses, rows=chosen))
+
+
+def _why(runs: Mapping[str, _Rows]) -> list[str]:
+    return [f"{name}: {run.unsure}" for name, run in runs.items() if run.unsure]
+
+
+def _rows(source: Source) -> _Rows:
+    """The rows of an adapter's run, as far as they can be read here and are those of then."""
+    if source.manifest.combined is not None:
+        return _Rows(unsure="it was combined from others")
+    try:
+        rows = rows_of_run(source.folder, source.manifest)
+    except (QlmmError, OSError) as error:
+        why = error.problems[0].message if isinstance(error, QlmmError) else str(error)
+        return _Rows(unsure=f"its rows cannot be had: {shorten(why)}")
+    unsure = "it went on from an earlier adapter" if source.manifest.recipe.adapter.start_from is not None else ""
+    return _Rows(tuple(measured(row) for row in rows.held_out), rows.train.samples, unsure)
+
+
+def _rows_of(path: Path, image_root: Path | None) -> list[Sample]:
+    """The rows of a file; of pairs, the chosen answer counts."""
+    source = schema.Source(path=str(path), image_root=str(image_root) if image_root is not None else None)
+    found = load_samples((source,), kind=None, resolve=builtin.path, check_pictures=True).samples
+    return [measured(row) for row in found]
+
+
+def _unseen(rows: Sequence[Sample], trained: Sequence[Example]) -> list[Sample]:
+    """The rows none of whose pictures was trained on, and of those without one, the ones whose question was not."""
+    asked = {_question(row) for row in trained if not row.images}
+    sizes = {_size(ref) for row in rows for ref in row.images}
+    # Only a picture of the same size can be the same: the others need not be read.
+    alike = {(ref.path, ref.data) for row in trained for ref in row.images if _size(ref) in sizes}
+    shown = {_print(path, data) for path, data in alike}
+    return [
+        row
+        for row in rows
+        if (row.images or _question(row) not in asked)
+        and not any(_print(ref.path, ref.data) in shown for ref in row.images)
+    ]
+
+
+def _question(row: Example) -> str:
+    return next((turn.text for turn in reversed(row.turns) if turn.role == "user"), "")
+
+
+def _size(ref: ImageRef) -> int:
+    return ref.path.stat().st_size if ref.path is not None else len(ref.data or b"")
+
+
+def _print(path: Path | None, data: bytes | None) -> str:
+    return file_sha256(path) if path is not None else sha256(data or b"").hexdigest()
+
+
+def _losses(folders: Sequence[Path], *, rows: Sequence[Sample]) -> list[float]:
+    """Loss of each adapter in nats per supervised token; one model is loaded at a time."""
+    found = []
+    for folder in folders:
+        loaded = load(folder)
+        found.append(HeldOut(rows, loaded.encoder, loaded.precision, BATCH).loss(loaded.model, rows))
+        del loaded
+        gc.collect()
+    return found

@@ -1,0 +1,1 @@
+"""An adapter made ready for another program."""

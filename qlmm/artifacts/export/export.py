@@ -1,0 +1,223 @@
+"""An adapter, made ready for a program that is not qlmm: what gets lost is said first, that nothing else did is proven.
+
+Every target is one file of `qlmm/artifacts/export/targets`, which keeps the contract below. This file does what all
+of them need: it checks the adapter and the place, says what the target drops, writes beside the place, and renames.
+
+Usage: ``export("runs/x", "vllm", Path("served"), Wishes())``
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from qlmm.artifacts.adapter.folder import publish, run_name
+from qlmm.artifacts.adapter.manifest import Manifest
+from qlmm.artifacts.adapter.preconditions import check_adapter, check_fits
+from qlmm.artifacts.adapter.verify import find_adapter
+from qlmm.artifacts.destination import check_place, check_room, sources_of, staged
+from qlmm.artifacts.hub.scrub import shorten
+from qlmm.artifacts.merge.deltas import Way
+from qlmm.core.files import atomic_write
+from qlmm.core.naming import load, names
+from qlmm.core.version import __version__
+from qlmm.model.loading.base import Blueprint, blueprint
+
+__all__ = [
+    "EXPORTS",
+    "Export",
+    "Exported",
+    "Job",
+    "Plan",
+    "Wishes",
+    "Written",
+    "base_drops",
+    "export",
+    "target",
+    "targets",
+]
+
+EXPORTS = "qlmm.artifacts.export.targets"
+README = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asks for.
+
+    Attributes:
+        onto: the base that weights are merged into, see `qlmm merge`.
+        outtype: how GGUF files store weights.
+        converter: llama.cpp's own converter, for models that qlmm does not know.
+    """
+
+    onto: Way = "trained"
+    outtype: str = "f16"
+    converter: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export: what is read, and what is wished for.
+
+    Attributes:
+        folder: the adapter folder.
+        name: what the export is called where it needs a name.
+        tell: receives a line about what is going on.
+    """
+
+    folder: Path
+    manifest: Manifest
+    wishes: Wishes
+    name: str
+    tell: Callable[[str], None]
+
+    @cached_property
+    def shape(self) -> Blueprint:
+        """The base on the meta device."""
+        return blueprint(self.manifest.recipe.base)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known before anything is written.
+
+    Attributes:
+        drops: what the target loses or does otherwise, a sentence each.
+        size: bytes of disk that are needed while the export is made.
+    """
+
+    drops: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was made.
+
+    Attributes:
+        proof: what was compared and found equal, a sentence each.
+        commands: gives the lines for a shell that use the folder, from the place that it has.
+    """
+
+    proof: tuple[str, ...]
+    commands: Callable[[str], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """The contract of a file in `qlmm/artifacts/export/targets`.
+
+    Attributes:
+        doc: what it makes, as it follows "Makes".
+        plan: every check that stands against it, and what gets lost; nothing is written and no weight is read.
+        write: makes the export in the first folder, which is empty, and proves it; the second is for what is only
+            needed on the way.
+    """
+
+    doc: str
+    plan: Callable[[Job], Plan]
+    write: Callable[[Job, Path, Path], Written]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A finished export."""
+
+    folder: Path
+    drops: tuple[str, ...]
+    proof: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
+def targets() -> list[str]:
+    """The words that can follow ``--to``."""
+    return names(EXPORTS)
+
+
+def target(name: str) -> Export:
+    """A target by its name.
+
+    Raises:
+        UsageError: N001 when there is none.
+    """
+    found = load(EXPORTS, name, "EXPORT")
+    if not isinstance(found, Export):
+        raise TypeError(f"EXPORT of {EXPORTS}.{name} is no Export")
+    return found
+
+
+def export(
+    source: str, to: str, out: Path, wishes: Wishes, tell: Callable[[str], None] = lambda line: None
+) -> Exported:
+    """Export an adapter.
+
+    Args:
+        source: adapter folder, run directory or Hub id.
+        to: the target's name.
+        out: the folder to make; it appears when everything is in it and proven.
+        wishes: what else is asked for.
+        tell: receives what the target drops, and a line about what is going on.
+
+    Raises:
+        UsageError: whatever stands against it; nothing was written by then.
+        RunError: E005, E023 when the export is not what it should be; nothing is left then.
+        OSError: when the disk refuses; nothing is left then.
+    """
+    wanted, folder = target(to), find_adapter(source)
+    manifest = check_adapter(folder)
+    check_place(out, sources_of(folder, manifest))
+    check_fits(folder, manifest)
+    job = Job(folder, manifest, wishes, _name(source, folder), tell)
+    plan = wanted.plan(job)
+    check_room(out, plan.size)
+    for drop in plan.drops:
+        tell(f"note: {drop}")
+    with staged(out) as stage:
+        for name in ("made", "way"):
+            (stage / name).mkdir()
+        written = wanted.write(job, stage / "made", stage / "way")
+        _write_readme(stage / "made" / README, to, job, plan, written)
+        publish(stage / "made", out.absolute())
+    return Exported(out, plan.drops, written.proof, written.commands(str(out)))
+
+
+def base_drops(job: Job) -> tuple[str, ...]:
+    """What differs from the run because of the base that the adapter comes to lie on."""
+    quantize = job.manifest.recipe.base.quantize
+    if quantize != "none" and job.wishes.onto == "original":
+        return (
+            f"the adapter was trained on the {quantize} form of its base and gets the published weights: answers "
+            "differ a little from those of the run; --onto trained keeps them",
+        )
+    if quantize == "int8":
+        return (
+            "layers in int8 also round what they multiply, which no weight can repeat: answers differ a little from "
+            "those of the run",
+        )
+    return ()
+
+
+def _name(source: str, folder: Path) -> str:
+    """What the source is called, in characters that Ollama and vLLM take in a name."""
+    name = run_name(folder) if Path(source).is_dir() else source.partition("@")[0].rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "adapter"
+
+
+def _write_readme(path: Path, to: str, job: Job, plan: Plan, written: Written) -> None:
+    """What lies in the folder, as a page; a card that is there already goes on with it."""
+    sections = ["## What gets lost\n\n" + ("\n".join(f"- {one}." for one in plan.drops) or "Nothing.")]
+    sections += ["## Compared after the export\n\n" + "\n".join(f"- {one}." for one in written.proof)]
+    if (lines := "\n".join(written.commands("."))) != "":
+        sections += [f"## Commands\n\n```bash\n{lines}\n```"]
+    begin = path.read_text("utf-8").rstrip() if path.is_file() else _title(to, job)
+    atomic_write(path, "\n\n".join([begin, *sections]) + "\n")
+
+
+def _title(to: str, job: Job) -> str:
+    parts = ", ".join(f"{role} `{shorten(str(facts['id']))}`" for role, facts in job.manifest.base["parts"].items())
+    made = f"Made by qlmm {__version__} from an adapter of {job.manifest.steps} steps on {parts}."
+    return f"# {job.name} for {to}\n\n{made}"

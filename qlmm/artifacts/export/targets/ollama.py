@@ -1,0 +1,159 @@
+"""The files for llama.cpp, and a Modelfile from which Ollama makes a model of them.
+
+Ollama's templates are written in Go. The chat template is rendered with marks in place of the messages; what stands
+around the marks becomes the Go template, where that is the same in every turn.
+
+Usage: ``qlmm export ADAPTER --to ollama --out DIR``
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import ProcessorMixin
+
+from qlmm.artifacts.export.export import Export, Job, Plan, Written
+from qlmm.artifacts.export.targets.gguf import LANGUAGE, VISION
+from qlmm.artifacts.export.targets.gguf import plan as plan_gguf
+from qlmm.artifacts.export.targets.gguf import write as write_gguf
+from qlmm.core.files import atomic_write
+from qlmm.model.loading.base import load_saved_processor
+
+__all__ = ["EXPORT", "Frame", "frame", "go_template", "rendered"]
+
+MODELFILE = "Modelfile"
+ROLES = ("system", "user", "assistant", "user")
+MARKS = tuple(f"<<qlmm mark {number}>>" for number in range(len(ROLES)))
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a chat template puts around messages.
+
+    Attributes:
+        begin: at the very start, without the token that the tokenizer puts there.
+        default: after that where no system message comes first.
+        before: before a message, by role.
+        after: after a message, by role.
+    """
+
+    begin: str
+    default: str
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+
+
+def frame(processor: ProcessorMixin) -> Frame | None:
+    """What stands around messages, or None where that depends on the turn."""
+    try:
+        whole = _shown(processor, ROLES, asks=True)
+        ended = _shown(processor, ROLES[:3], asks=False)
+        bare = _shown(processor, ROLES[1:2], asks=True)
+    except (TemplateError, TypeError):
+        return None
+    if any(whole.count(mark) != 1 for mark in MARKS):
+        return None
+    first, to_user, to_answer, to_next, rest = _between(whole, MARKS)
+    end, opening = ended.partition(MARKS[2])[2], bare.partition(MARKS[0])[0]
+    user = to_next.removeprefix(end)
+    starts = to_next.startswith(end) and to_answer.startswith(rest)
+    if not (starts and to_user.endswith(user) and opening.endswith(user)):
+        return None
+    opening = opening.removesuffix(user)
+    begin = opening if first.startswith(opening) else ""
+    return Frame(
+        begin=begin,
+        default=opening.removeprefix(begin),
+        before={"system": first.removeprefix(begin), "user": user, "assistant": to_answer.removeprefix(rest)},
+        after={"system": to_user.removesuffix(user), "user": rest, "assistant": end},
+    )
+
+
+def _between(text: str, marks: Sequence[str]) -> list[str]:
+    pieces, rest = [], text
+    for mark in marks:
+        before, _, rest = rest.partition(mark)
+        pieces.append(before)
+    return [*pieces, rest]
+
+
+def _shown(processor: ProcessorMixin, roles: Sequence[str], *, asks: bool) -> str:
+    """A conversation of marks; templates of processors take lists of parts, those of tokenizers plain text."""
+    text = ""
+    for parts in (True, False):
+        messages = [{"role": role, "content": _content(mark, parts)} for role, mark in zip(roles, MARKS, strict=False)]
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        if "'type'" not in text:
+            break
+    start = processor.tokenizer.bos_token
+    # The tokenizer puts its first token there itself.
+    return text.removeprefix(start) if start and _adds_start(processor) else text
+
+
+def _content(mark: str, parts: bool) -> Any:
+    return [{"type": "text", "text": mark}] if parts else mark
+
+
+def _adds_start(processor: ProcessorMixin) -> bool:
+    ids = processor.tokenizer("a")["input_ids"]
+    return bool(ids) and ids[0] == processor.tokenizer.bos_token_id
+
+
+def go_template(shape: Frame) -> str:
+    """The same as Ollama writes it."""
+    turns = "".join(
+        f'{{{{ {word} eq .Role "{role}" }}}}{shape.before[role]}{{{{ .Content }}}}{shape.after[role]}'
+        for word, role in (("if", "system"), ("else if", "user"), ("else if", "assistant"))
+    )
+    default = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{shape.default}{{{{ end }}}}' if shape.default else ""
+    return f"{shape.begin}{default}{{{{ range .Messages }}}}{turns}{{{{ end }}}}{{{{ end }}}}"
+
+
+def rendered(shape: Frame, messages: Sequence[Mapping[str, str]]) -> str:
+    """What the Go template gives for messages, computed here to be compared."""
+    turns = (f"{shape.before[one['role']]}{one['content']}{shape.after[one['role']]}" for one in messages)
+    default = shape.default if messages[0]["role"] != "system" else ""
+    return shape.begin + default + "".join(turns)
+
+
+def plan(job: Job) -> Plan:
+    """As for llama.cpp, and the template."""
+    files = plan_gguf(job)
+    processor = load_saved_processor(job.manifest.recipe.base, job.folder)
+    drops = tuple(one for one in files.drops if "--chat-template" not in one)
+    if frame(processor) is None:
+        drops += (
+            "the chat template puts different things around different turns, which no TEMPLATE says: the Modelfile "
+            "has none, and Ollama takes the one in model.gguf or guesses",
+        )
+    else:
+        drops += ("of the chat template only system, user and assistant turns are kept: no tools, no other variables",)
+    return Plan(drops, files.size)
+
+
+def write(job: Job, made: Path, way: Path) -> Written:
+    """Write the files and the Modelfile."""
+    files = write_gguf(job, made, way)
+    processor = load_saved_processor(job.manifest.recipe.base, job.folder)
+    shape = frame(processor)
+    lines = [f"FROM ./{LANGUAGE}", f"FROM ./{VISION}"]
+    lines += [f'TEMPLATE """{go_template(shape)}"""'] if shape is not None else []
+    lines += [f'PARAMETER stop "{stop}"' for stop in _stops(processor)]
+    atomic_write(made / MODELFILE, "\n".join(lines) + "\n")
+
+    def commands(place: str) -> tuple[str, ...]:
+        return (f"ollama create {job.name} -f {shlex.quote(f'{place}/{MODELFILE}')}", f"ollama run {job.name}")
+
+    return Written(files.proof, commands)
+
+
+def _stops(processor: ProcessorMixin) -> list[str]:
+    return [processor.tokenizer.eos_token] if processor.tokenizer.eos_token else []
+
+
+EXPORT = Export("files for llama.cpp with a Modelfile for Ollama", plan, write)

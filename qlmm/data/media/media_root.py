@@ -1,0 +1,160 @@
+"""Paths of pictures and videos in rows are untrusted: they name files under one root, and nothing else is ever opened.
+
+Everything is decided from the name and the links on the way, before any file is opened.
+
+Usage: ``ImageRoot("photos").resolve("2024/cat.jpg")``
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qlmm.data.contract import BadRow
+from qlmm.data.media.images import BadImage, frames, thinned
+from qlmm.data.sample import ImageRef
+
+__all__ = ["ImageRoot"]
+
+LONGEST_NAME = 4096
+ONLY_RELATIVE = "name pictures relative to the picture folder (`image_root`), with forward slashes"
+NO_NETWORK = "qlmm fetches no pictures while reading data: download them and name local files"
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|(?:data|file|https?):", re.IGNORECASE)
+INLINE = re.compile(r"data:image/[\w.+-]+;base64,")
+# Modes that PNG holds as they are; TIFF holds the others.
+IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+IN_NEITHER = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA"}
+
+
+class ImageRoot:
+    """The folder that names of pictures and videos are relative to and may not leave.
+
+    Attributes:
+        folder: the folder.
+        max_frames: most pictures that a video is shown as.
+    """
+
+    def __init__(self, folder: str | Path, *, max_frames: int = 8) -> None:
+        self.folder = Path(folder)
+        self.max_frames = max_frames
+        self._real = os.path.realpath(self.folder)
+
+    def resolve(self, name: str) -> Path:
+        """The real path of a picture; the file need not exist.
+
+        Raises:
+            BadRow: when the name is absolute, a URL, holds ``..``, ``~``, a drive letter, a backslash or a NUL,
+                or when a link on the way leads out of the root.
+        """
+        reason = _refusal(name)
+        if reason is not None:
+            raise BadRow(f"picture path {_quoted(name)} {reason}", NO_NETWORK if "URL" in reason else ONLY_RELATIVE)
+        try:
+            real = os.path.realpath(os.path.join(self._real, name))
+        except (OSError, ValueError) as error:
+            raise BadRow(f"picture path {_quoted(name)} cannot be a file name: {error}", ONLY_RELATIVE) from None
+        if not real.startswith(os.path.join(self._real, "")):
+            raise BadRow(f"picture path {_quoted(name)} leads out of {self.folder} through a link", ONLY_RELATIVE)
+        return Path(real)
+
+    def refs(self, value: Any) -> list[ImageRef]:
+        """The pictures of a column that may hold none (null or empty text), one, or a list."""
+        if value is None or value == "":
+            return []
+        return [self.ref(one) for one in value] if isinstance(value, (list, tuple)) else [self.ref(value)]
+
+    def ref(self, value: Any) -> ImageRef:
+        """A picture as rows hold it: a name, inline base64, encoded bytes, ``{bytes, path}``, or a Pillow image.
+
+        Raises:
+            BadRow: when it is none of these, or its path is refused.
+        """
+        if isinstance(value, ImageRef):
+            return value
+        if isinstance(value, str):
+            inline = INLINE.match(value)
+            return _inline(value[inline.end() :]) if inline else ImageRef(path=self.resolve(value))
+        if isinstance(value, bytes):
+            return ImageRef(data=value)
+        if isinstance(value, Mapping):
+            if value.get("bytes") is not None:
+                return ImageRef(data=bytes(value["bytes"]))
+            if isinstance(value.get("path"), str):
+                return self.ref(value["path"])
+        encoded = _encoded(value)
+        if encoded is None:
+            raise BadRow(f"a picture must be a file name, bytes or a Pillow image, not {type(value).__name__}")
+        return ImageRef(data=encoded)
+
+    def video(self, value: Any) -> tuple[ImageRef, ...]:
+        """A video as the pictures it is shown as: a list of pictures, or a video file as rows hold files.
+
+        Raises:
+            BadRow: when it is neither, holds no frame, or cannot be decoded, or when its path is refused.
+            DataError: D009 for a video file when PyAV is not installed.
+        """
+        if isinstance(value, (list, tuple)):
+            if not value:
+                raise BadRow("a video without frames")
+            return tuple(self.ref(one) for one in thinned(value, self.max_frames))
+        ref = self.ref(value)
+        if ref.path is not None and not ref.path.is_file():
+            # Told together with missing pictures, once the row is whole.
+            return (ref,)
+        try:
+            return frames(ref, self.max_frames)
+        except BadImage as bad:
+            raise BadRow(f"video {ref.name}: {bad.reason}", "replace or remove the video") from None
+
+    def videos(self, value: Any) -> list[tuple[ImageRef, ...]]:
+        """The videos of a column that may hold none (null or empty text), one, or a list."""
+        if value is None or value == "":
+            return []
+        return [self.video(one) for one in value] if isinstance(value, (list, tuple)) else [self.video(value)]
+
+
+def _refusal(name: str) -> str | None:
+    """Why a name is refused by its spelling alone, or None."""
+    parts = name.split("/")
+    rules = {
+        "is empty": not name.strip(),
+        "is too long": len(name) > LONGEST_NAME,
+        "is a URL": bool(URL.match(name)),
+        "has a drive letter": bool(re.match(r"[A-Za-z]:", name)),
+        "holds a NUL": "\0" in name,
+        "holds a backslash": "\\" in name,
+        "is absolute": name.startswith("/"),
+        "begins with ~": name.startswith("~"),
+        "holds `..`": ".." in parts,
+    }
+    return next((reason for reason, broken in rules.items() if broken), None)
+
+
+def _quoted(name: str) -> str:
+    return f"`{name if len(name) <= 80 else name[:77] + '…'}`"
+
+
+def _inline(text: str) -> ImageRef:
+    try:
+        return ImageRef(data=base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise BadRow(f"inline picture is not base64: {error}") from None
+
+
+def _encoded(value: Any) -> bytes | None:
+    """A Pillow image as a lossless file, orientation kept; None for anything else."""
+    from PIL import Image
+
+    if not isinstance(value, Image.Image):
+        return None
+    exif = value.getexif()
+    plain = value.convert(IN_NEITHER[value.mode]) if value.mode in IN_NEITHER else value
+    stream = io.BytesIO()
+    plain.save(stream, format="PNG" if plain.mode in IN_PNG else "TIFF", exif=exif)
+    return stream.getvalue()

@@ -1,0 +1,1 @@
+"""Files and Hub data sets -> rows -> samples, with every problem found on the way."""

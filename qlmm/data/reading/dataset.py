@@ -1,0 +1,297 @@
+"""Sources -> samples, with every problem found on the way and a fingerprint of what was read.
+
+Usage: ``loaded = load_samples(recipe.data.sources, max_bad_rows=0.01, resolve=builtin_path)``
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Generic
+
+from qlmm.core import naming
+from qlmm.core.errors import DataError, Problem
+from qlmm.data.contract import BadRow, Format
+from qlmm.data.media.images import BadImage, check
+from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.reading.readers import Resolve, picture_folder, read_rows
+from qlmm.data.sample import Example, Feedback, ImageRef, Kind, Origin, Preference, Row, Sample
+from qlmm.recipe.schema import Source
+
+__all__ = ["KIND_OF", "Bad", "Loaded", "SourceCount", "format_names", "load_format", "load_samples"]
+
+FORMATS = "qlmm.data.formats"
+ROWS_TO_DETECT = 20
+MOST_NAMED = 10
+# What each objective learns from; a pair is feedback on two answers.
+KIND_OF: dict[str, Kind] = {
+    "sft": "conversation",
+    "dpo": "preference",
+    "orpo": "preference",
+    "simpo": "preference",
+    "kto": "feedback",
+}
+_TAKEN: dict[Kind, tuple[Kind, ...]] = {
+    "conversation": ("conversation",),
+    "preference": ("preference",),
+    "feedback": ("feedback", "preference"),
+}
+_SAYS: dict[Kind, str] = {
+    "conversation": "conversations, with one answer each",
+    "preference": "preferences, with a chosen and a rejected answer each",
+    "feedback": "feedback, with one judged answer each",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A row that was not taken."""
+
+    origin: Origin
+    problem: Problem
+    missing: str | None = None  # the picture, where the reason is that its file is not there
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCount:
+    """What one source gave."""
+
+    path: str
+    format: str
+    weight: float
+    rows: int
+    kept: int
+    text_only: int
+
+    @property
+    def bad(self) -> int:
+        """Rows that were not taken."""
+        return self.rows - self.kept
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[Row]):
+    """All samples in order, which source each came from, and what was left out.
+
+    Attributes:
+        samples: rows to learn from, of the kind that was asked for.
+        source: per sample, the place of its source in ``sources``.
+        bad: rows not taken, in order.
+        problems: what is wrong with them, missing pictures of a source together.
+        sources: counts per source, in the recipe's order.
+        fingerprint: sha256 over the text of all samples and over name and size of their pictures, order included.
+    """
+
+    samples: tuple[Row, ...]
+    source: tuple[int, ...]
+    bad: tuple[Bad, ...]
+    problems: tuple[Problem, ...]
+    sources: tuple[SourceCount, ...]
+    fingerprint: str
+
+
+@dataclass(slots=True)
+class _Read:
+    """One source while it is read."""
+
+    source: Source
+    images: ImageRoot
+    format_name: str = "none"
+    samples: list[Example] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
+
+    def count(self) -> SourceCount:
+        kept = len(self.samples)
+        text_only = sum(not sample.images for sample in self.samples)
+        return SourceCount(
+            self.source.path, self.format_name, self.source.weight, kept + len(self.bad), kept, text_only
+        )
+
+
+def format_names() -> list[str]:
+    """The names a recipe may give as a source's format."""
+    return naming.names(FORMATS)
+
+
+def load_format(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        UsageError: N001 when there is no such file.
+    """
+    found = naming.load(FORMATS, name, "FORMAT")
+    if not isinstance(found, Format):
+        raise TypeError(f"{FORMATS}.{name}.FORMAT is not a Format")
+    return found
+
+
+def load_samples(
+    sources: Sequence[Source],
+    *,
+    kind: Kind | None = "conversation",
+    max_bad_rows: float = 0.0,
+    resolve: Resolve = None,
+    max_frames: int = 8,
+    check_pictures: bool = False,
+) -> Loaded[Any]:
+    """Read all sources; the samples are of the class that belongs to the kind.
+
+    Args:
+        sources: what the recipe says, in order.
+        kind: what the rows must be; None takes whatever each source holds, feedback takes preferences too.
+        max_bad_rows: 0 refuses when any row is bad, with all of them listed; above 0, bad rows are left out up to
+            this share of all rows.
+        resolve: gives the file or folder of a ``builtin:`` name.
+        max_frames: most pictures that a video is shown as.
+        check_pictures: also read the header of every picture, and count unreadable or oversized ones as bad rows.
+
+    Raises:
+        DataError: D001 bad rows, D002/D003 unreadable sources, D004 unknown format, D005 missing pictures,
+            D006 too many bad rows, D007 nothing to learn from, D010 rows of the other kind.
+    """
+    parts = [_read(source, kind, resolve, max_frames, check_pictures) for source in sources]
+    bad = [one for part in parts for one in part.bad]
+    samples = [sample for part in parts for sample in part.samples]
+    problems = tuple(problem for part in parts for problem in _problems(part))
+    total = len(bad) + len(samples)
+    if bad and max_bad_rows == 0:
+        raise DataError(problems)
+    if len(bad) > max_bad_rows * total:
+        message = f"{len(bad)} of {total} rows are bad, more than data.max_bad_rows ({max_bad_rows:g})"
+        raise DataError([Problem("D006", message), *problems])
+    if not samples:
+        nothing = Problem(
+            "D007",
+            f"nothing to learn from in {', '.join(source.path for source in sources)}: no row is left",
+            help="is it the right file? `qlmm data check FILE` says what is wrong with each row",
+        )
+        raise DataError([nothing, *problems])
+    return Loaded(
+        samples=tuple(samples),
+        source=tuple(place for place, part in enumerate(parts) for _ in part.samples),
+        bad=tuple(bad),
+        problems=problems,
+        sources=tuple(part.count() for part in parts),
+        fingerprint=_fingerprint(parts),
+    )
+
+
+def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, check_pictures: bool) -> _Read:
+    read = _Read(source, ImageRoot(picture_folder(source, resolve=resolve), max_frames=max_frames))
+    rows = read_rows(source, resolve=resolve)
+    first = list(islice(rows, ROWS_TO_DETECT))
+    objects = [row for _, row in first if not isinstance(row, BadRow)]
+    if source.format is None and not objects:
+        read.bad += [Bad(origin, row.problem(origin)) for origin, row in chain(first, rows) if isinstance(row, BadRow)]
+        return read
+    read.format_name = source.format or _detected(source.path, objects, kind)
+    form = load_format(read.format_name)
+    if kind is not None and form.kind not in _TAKEN[kind]:
+        raise _other_kind(source, read.format_name, form.kind, kind)
+    for origin, row in chain(first, rows):
+        try:
+            read.samples.append(_sample(form, origin, row, read.images, check_pictures))
+        except BadRow as bad:
+            missing = str(bad.path) if isinstance(bad, _MissingPicture) else None
+            read.bad.append(Bad(origin, bad.problem(origin), missing))
+    return read
+
+
+def _other_kind(source: Source, name: str, found: Kind, wanted: Kind) -> DataError:
+    message = f"{source.path}: the rows are {_SAYS[found]} (format {name}); wanted are {_SAYS[wanted]}"
+    *others, last = [objective for objective, kind in KIND_OF.items() if found in _TAKEN[kind]]
+    named = f"{', '.join(others)} or {last}" if others else last
+    return DataError.one("D010", message, help=f"such rows belong to training.objective: {named}")
+
+
+class _MissingPicture(BadRow):
+    """A row whose picture file is not there; told apart because all of these are reported together."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"picture {path.name} is missing", "is `image_root` the folder that the paths start from?")
+        self.path = path
+
+
+def _sample(form: Format, origin: Origin, row: Any, images: ImageRoot, check_pictures: bool) -> Example:
+    if isinstance(row, BadRow):
+        raise row
+    turns = form.read(row, images)
+    sample: Example = Sample(turns, origin)
+    if form.kind == "preference":
+        sample = Preference(turns[:-2], turns[-2].text, turns[-1].text, origin)
+    elif form.kind == "feedback":
+        sample = Feedback(turns[:-1], turns[-1].text, form.desirable(row), origin)
+    for ref in sample.images:
+        if ref.path is not None and not os.path.isfile(ref.path):
+            raise _MissingPicture(ref.path)
+        if check_pictures:
+            _check_header(ref)
+    return sample
+
+
+def _check_header(ref: ImageRef) -> None:
+    try:
+        check(ref)
+    except BadImage as bad:
+        raise BadRow(f"picture {ref.name}: {bad.reason}", "replace or remove the picture") from None
+
+
+def _detected(path: str, rows: Sequence[Mapping[str, Any]], kind: Kind | None) -> str:
+    """The one format that claims the first rows; where feedback is wanted, a row without a verdict is a bad one."""
+    known = {name: load_format(name) for name in format_names()}
+    claims = [name for row in rows for name, form in known.items() if form.claims(row)]
+    wanted = [name for name in claims if kind == known[name].kind == "feedback"]
+    if claims:
+        return (wanted or claims)[0]
+    keys = ", ".join(f"`{key}`" for key in list(rows[0])[:8]) or "none"
+    needs = "; ".join(f"{name}: {' + '.join(form.required).replace('|', '/')}" for name, form in known.items())
+    message = f"{path}: the rows are in no known format; their keys are {keys}"
+    raise DataError.one("D004", message, help=f"rename the keys to what a known format needs ({needs})")
+
+
+def _problems(part: _Read) -> Iterator[Problem]:
+    """A source's problems, all missing pictures as one."""
+    missing = [bad.missing for bad in part.bad if bad.missing is not None]
+    if missing:
+        yield _missing(part, missing)
+    yield from (bad.problem for bad in part.bad if bad.missing is None)
+
+
+def _missing(part: _Read, missing: Sequence[str]) -> Problem:
+    root = part.images.folder.resolve()
+    named = [str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path for path in missing]
+    listed = ", ".join(named[:MOST_NAMED]) + (" …" if len(named) > MOST_NAMED else "")
+    total = len(part.samples) + len(part.bad)
+    message = f"{part.source.path}: {len(missing)} of {total} rows name pictures that are not in {root}: {listed}"
+    if part.source.image_root is None:
+        return Problem("D005", message, help="name the folder that the paths start from: `image_root` of this source")
+    return Problem("D005", message, help="is `image_root` the folder that the paths start from?")
+
+
+def _fingerprint(parts: Sequence[_Read]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        root = part.images.folder.resolve()
+        for sample in part.samples:
+            turns = [[turn.role, *(_told(one, root) for one in turn.parts)] for turn in sample.content]
+            digest.update(json.dumps(turns, ensure_ascii=False).encode("utf-8") + b"\n")
+    return digest.hexdigest()
+
+
+def _told(part: str | ImageRef, root: Path) -> Any:
+    """A part as the fingerprint sees it: pictures by name under their root and size, or by content where inline.
+
+    Hashing every picture would read the whole data set; a changed picture of the same size goes unnoticed.
+    """
+    if isinstance(part, str):
+        return part
+    frame = {} if part.at is None else {"at": str(part.at)}
+    if part.path is None:
+        return {"sha256": hashlib.sha256(part.data or b"").hexdigest(), **frame}
+    name = part.path.relative_to(root) if part.path.is_relative_to(root) else Path(part.path.name)
+    return {"name": name.as_posix(), "bytes": part.path.stat().st_size, **frame}

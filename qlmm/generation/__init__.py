@@ -1,0 +1,1 @@
+"""What a model says: one answer, or several samples."""

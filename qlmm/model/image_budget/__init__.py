@@ -1,0 +1,1 @@
+"""How large pictures reach the model, in pixels and tiles."""

@@ -1,0 +1,1 @@
+"""What qlmm makes of a model, from its configuration alone."""

@@ -1,0 +1,333 @@
+"""What qlmm would make of a model, from its configuration alone: parts, what is trained, what is saved, what it needs.
+
+Everything is read off the blueprint by the same functions that plan a run, so that the two cannot disagree. Memory is
+reckoned for a GPU of the usual precision, whatever this machine is.
+
+Usage: ``shown = describe(recipe); shown.parts, shown.adapter.obstacles``
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from qlmm.core.errors import ModelError
+from qlmm.model.inspection.memory import Load, estimate, frozen_bytes, lora_parameters, trained_parameters
+from qlmm.model.inspection.pictures import SIZES, PicturesShown, look
+from qlmm.model.loading.base import Blueprint, answers_in_decoder, blueprint
+from qlmm.model.loading.precision import Precision
+from qlmm.model.loading.quantization import QuantKind, check_experts, skip_names
+from qlmm.model.parts.experts import expert_layers, fused_experts, routers
+from qlmm.model.parts.split import PART_NAMES, PartName, Parts
+from qlmm.model.peft.adapter import Placement, check_variant, place
+from qlmm.model.peft.targets import linear_targets
+from qlmm.recipe.schema import AdapterSection, BaseSection, Recipe, TrainingSection
+
+__all__ = ["AdapterShown", "ExpertsShown", "LoraShown", "ModelShown", "PartShown", "alike", "describe"]
+
+ROW_TOKENS = 1024
+OWN, TOWER, CROSS, BARE = (
+    "a module of its own",
+    "inside the vision tower",
+    "cross-attention layers inside the decoder",
+    "bare parameters",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PartShown:
+    """One part of the model.
+
+    Attributes:
+        modules: names of the modules that make it up; a connector's bare parameters are in ``ModelShown.connector``.
+        stored: estimated bytes by storage, such as ``{"nf4": …, "bf16": …}``.
+        trained: weights that would be trained for it, LoRA's included.
+    """
+
+    part: PartName
+    modules: tuple[str, ...]
+    parameters: int
+    stored: dict[str, int]
+    training: Literal["frozen", "LoRA", "whole"]
+    trained: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoraShown:
+    """Where LoRA goes.
+
+    Attributes:
+        layers: adapted layers and fused weights by part.
+        endings: how many of them end in each name.
+        patterns: how many layer names there are, layer numbers left out.
+        pattern: the layers as one regular expression, as PEFT stores it.
+    """
+
+    layers: dict[PartName, int]
+    endings: dict[str, int]
+    patterns: int
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsShown:
+    """The experts of a mixture of experts.
+
+    Attributes:
+        fused: whether those of a layer are one three-dimensional weight, which bitsandbytes cannot quantise.
+        weights: how many such weights, or else linear layers, they are.
+        share: their share of the language model's parameters, 0 to 1.
+        adapted: whether LoRA goes into them.
+        routers: layers that choose experts; never quantised, never adapted.
+    """
+
+    fused: bool
+    weights: int
+    share: float
+    adapted: bool
+    routers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShown:
+    """What would be saved.
+
+    Attributes:
+        lora: tensors of LoRA.
+        whole: tensors of modules trained whole, PEFT's ``modules_to_save``.
+        bare: parameters stored under their own names.
+        size: bytes of all of them in fp32.
+        obstacles: why servers in the manner of vLLM refuse the adapter; empty where they take it.
+    """
+
+    lora: int
+    whole: int
+    bare: int
+    size: int
+    obstacles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShown:
+    """Everything known of a model without its weights.
+
+    Attributes:
+        base: the base, or its three parts, as the recipe names them.
+        quantize: how the language model's linear layers would be stored; ``none`` where the recipe's wish is refused.
+        refused: why that wish is refused.
+        compute: precision of everything else.
+        connector: its modules and bare parameters by where they are; empty where there is no connector.
+        memory: estimated bytes of training one row of ``row_tokens`` tokens, by purpose.
+        pictures: what the processor makes of pictures; None where it cannot be used, which ``unseen`` explains.
+        start_from: the adapter that a run would start with, which is not looked at.
+    """
+
+    base: str
+    kind: Literal["native", "assembled"]
+    class_name: str
+    model_type: str
+    parameters: int
+    encoder_decoder: bool
+    quantize: QuantKind
+    refused: str | None
+    compute: str
+    parts: tuple[PartShown, ...]
+    connector: dict[str, tuple[str, ...]]
+    lora: LoraShown
+    experts: ExpertsShown | None
+    adapter: AdapterShown
+    row_tokens: int
+    memory: dict[str, int]
+    pictures: PicturesShown | None
+    unseen: str | None
+    start_from: str | None
+
+
+def describe(recipe: Recipe, sizes: Sequence[tuple[int, int]] = ()) -> ModelShown:
+    """What a run of the recipe would make of its base.
+
+    Args:
+        recipe: its base, adapter, training and data sections are read; its rows are not.
+        sizes: widths and heights of pictures, in pixels, whose tokens are counted; empty: three usual ones.
+
+    Raises:
+        ModelError: M003 and following for whatever makes the base impossible, M030 and following for an adapter
+            section that does not fit it. A processor that cannot be used is told in ``unseen`` instead.
+    """
+    base = recipe.base
+    shape = blueprint(base)
+    quantize, refused = _storage(shape, base.quantize)
+    check_variant(recipe.adapter, quantize)
+    placement = place(shape.model, shape.parts, recipe.adapter)
+    precision = _precision(recipe.training)
+    load = Load(
+        rows=1,
+        tokens=ROW_TOKENS,
+        compute=precision.compute,
+        quantize=quantize,
+        checkpointing=recipe.training.gradient_checkpointing,
+        small_optimizer=recipe.training.optimizer != "adamw",
+    )
+    pictures, unseen = look(base, recipe.data, sizes or SIZES)
+    return ModelShown(
+        base=_named(base),
+        kind="assembled" if base.model is None else "native",
+        class_name=type(shape.model).__name__,
+        model_type=shape.model.config.model_type,
+        parameters=sum(parameter.numel() for parameter in shape.model.parameters()),
+        encoder_decoder=answers_in_decoder(base),
+        quantize=quantize,
+        refused=refused,
+        compute=precision.name,
+        parts=_parts(shape, placement, load, precision.name),
+        connector=_connector(shape.parts),
+        lora=_lora(placement),
+        experts=_experts(shape, placement),
+        adapter=_adapter(shape, placement, recipe.adapter),
+        row_tokens=ROW_TOKENS,
+        memory=estimate(shape.model, shape.parts, placement, load),
+        pictures=pictures,
+        unseen=unseen,
+        start_from=recipe.adapter.start_from,
+    )
+
+
+def alike(names: Sequence[str]) -> dict[str, list[str]]:
+    """Names that differ in layer numbers only, under what they share, such as ``model.layers.#.mlp``."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name), []).append(name)
+    return found
+
+
+def _named(base: BaseSection) -> str:
+    if base.model is not None:
+        return base.model
+    return f"{base.vision} + {base.connector.kind if base.connector else ''} + {base.language}"
+
+
+def _storage(shape: Blueprint, wanted: QuantKind) -> tuple[QuantKind, str | None]:
+    try:
+        check_experts(shape.model, shape.parts, wanted)
+    except ModelError as error:
+        return "none", error.problems[0].message
+    return wanted, None
+
+
+def _precision(training: TrainingSection) -> Precision:
+    """What the recipe names, else what a GPU gives, or the CPU where the recipe asks for it."""
+    if training.precision != "auto":
+        return Precision("cuda", training.precision)
+    return Precision("cpu", "fp32") if training.device == "cpu" else Precision("cuda", "bf16")
+
+
+def _parts(shape: Blueprint, placement: Placement, load: Load, compute: str) -> tuple[PartShown, ...]:
+    parts = [part for part in PART_NAMES if shape.parts.has(part)]
+    return tuple(_part(part, shape, placement, _stored(part, shape, load, compute)) for part in parts)
+
+
+def _part(part: PartName, shape: Blueprint, placement: Placement, stored: dict[str, int]) -> PartShown:
+    trained = trained_parameters(shape.model, placement, part)
+    adapted = any(shape.parts.of(name) == part for name in (*placement.lora, *placement.experts))
+    return PartShown(
+        part=part,
+        modules=shape.parts.modules(part),
+        parameters=sum(_sizes(shape, part).values()),
+        stored=stored,
+        training="LoRA" if adapted else "whole" if trained else "frozen",
+        trained=trained,
+    )
+
+
+def _sizes(shape: Blueprint, part: PartName) -> dict[str, int]:
+    """Weights of each parameter of a part; tied weights are listed once."""
+    return {name: p.numel() for name, p in shape.model.named_parameters() if shape.parts.of(name) == part}
+
+
+def _stored(part: PartName, shape: Blueprint, load: Load, compute: str) -> dict[str, int]:
+    """Estimated bytes of a part by storage; only the language model has quantised weights."""
+    sizes = _sizes(shape, part)
+    if part != "language" or load.quantize == "none":
+        return {compute: sum(sizes.values()) * load.compute.itemsize}
+    kept = set(skip_names(shape.model, shape.parts))
+    linear = [name for name, module in shape.model.named_modules() if isinstance(module, nn.Linear)]
+    plain = sum(sizes.values()) - sum(sizes.get(f"{name}.weight", 0) for name in linear if name not in kept)
+    others = sum(sum(_sizes(shape, other).values()) for other in PART_NAMES if other != part)
+    whole = frozen_bytes(shape.model, shape.parts, load)
+    return {
+        load.quantize: whole - (plain + others) * load.compute.itemsize,
+        compute: plain * load.compute.itemsize,
+    }
+
+
+def _connector(parts: Parts) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for name in parts.connector:
+        place = next(
+            (place for place, around in ((TOWER, parts.vision), (CROSS, parts.language)) if _in(name, around)), OWN
+        )
+        found[place] = (*found.get(place, ()), name)
+    return {**found, **({BARE: parts.bare} if parts.bare else {})}
+
+
+def _in(name: str, modules: Sequence[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _lora(placement: Placement) -> LoraShown:
+    names = (*placement.lora, *placement.experts)
+    owners = [placement.parts.of(name) for name in names]
+    return LoraShown(
+        layers={part: owners.count(part) for part in PART_NAMES if part in owners},
+        endings=placement.endings,
+        patterns=len(alike(names)),
+        pattern=placement.pattern,
+    )
+
+
+def _experts(shape: Blueprint, placement: Placement) -> ExpertsShown | None:
+    fused = fused_experts(shape.model, shape.parts)
+    listed = expert_layers(linear_targets(shape.model, shape.parts, "language"))
+    if not fused and not listed:
+        return None
+    sizes = _sizes(shape, "language")
+    weights = sum(sizes[name] for name in fused) + sum(sizes[f"{name}.weight"] for name in listed)
+    return ExpertsShown(
+        fused=bool(fused),
+        weights=len(fused) or len(listed),
+        share=weights / sum(sizes.values()),
+        adapted=bool(placement.experts) or not set(listed).isdisjoint(placement.lora),
+        routers=tuple(sorted(routers(shape.model, shape.parts))),
+    )
+
+
+def _adapter(shape: Blueprint, placement: Placement, section: AdapterSection) -> AdapterShown:
+    whole = [
+        value.numel() for name in placement.whole for value in shape.model.get_submodule(name).state_dict().values()
+    ]
+    bare = [shape.model.get_parameter(name).numel() for name in placement.bare]
+    layers: list[Any] = [shape.model.get_submodule(name) for name in placement.lora]
+    magnitudes = [int(layer.out_features) for layer in layers] if section.variant == "dora" else []
+    weights = lora_parameters(shape.model, placement) + sum(magnitudes) + sum(whole) + sum(bare)
+    return AdapterShown(
+        lora=2 * (len(placement.lora) + len(placement.experts)) + len(magnitudes),
+        whole=len(whole),
+        bare=len(bare),
+        size=4 * weights,
+        obstacles=tuple(_obstacles(placement, section)),
+    )
+
+
+def _obstacles(placement: Placement, section: AdapterSection) -> list[str]:
+    full = [part for part, choice in (("connector", section.connector), ("vision", section.vision)) if choice == "full"]
+    found = []
+    if placement.whole or placement.bare:
+        what = "modules_to_save" if placement.whole else "bare parameters"
+        found.append(f"{what}: set {' and '.join(f'adapter.{part}=lora' for part in full)}")
+    if section.variant == "dora":
+        found.append("DoRA: set adapter.variant=plain")
+    return found

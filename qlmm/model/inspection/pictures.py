@@ -1,0 +1,168 @@
+"""What a base's processor makes of pictures: tokens by size, the pixel budget, and which rows are possible.
+
+All of it is tried on blank pictures, because processors can do less than their settings say.
+
+Usage: ``pictures, why_not = look(recipe.base, recipe.data, [(336, 336)])``
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from transformers import ProcessorMixin
+
+from qlmm.core.errors import ModelError, QlmmError
+from qlmm.data.encoding.encoder import Encoder
+from qlmm.data.sample import ImageRef, Origin, Part, Sample, Turn
+from qlmm.model.image_budget.budget import Budget, apply
+from qlmm.model.loading.base import load_processor
+from qlmm.model.loading.encoder import make_encoder
+from qlmm.recipe.schema import BaseSection, DataSection
+
+__all__ = ["SIZES", "PicturesShown", "SizeShown", "Tried", "look"]
+
+SIZES = ((336, 336), (1024, 768), (1920, 1080))
+NOT_FOLLOWED = "M060"
+# A value of each key that most processors can follow; the others say that it is the value that they cannot.
+KEYS = {
+    "data.max_pixels": Budget(max_pixels=1_000_000),
+    "data.min_pixels": Budget(min_pixels=10_000),
+    "data.max_tiles": Budget(max_tiles=4),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """Whether something worked, and in the processor's or template's words why not."""
+
+    possible: bool
+    why_not: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SizeShown:
+    """Tokens that a picture of so many pixels takes, as the model is and under the recipe's budget.
+
+    None where the processor refuses such a picture, and for ``budgeted`` where there is no budget.
+    """
+
+    width: int
+    height: int
+    tokens: int | None
+    budgeted: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PicturesShown:
+    """What the processor makes of pictures.
+
+    Attributes:
+        follows: keys of the pixel budget that it follows.
+        ignores: the other keys, each with the reason.
+        budget: what the recipe's budget sets, in words; empty where the recipe has none.
+        refused: why the recipe's budget cannot be followed.
+        without_picture: a row of text alone.
+        several: a row with two pictures.
+    """
+
+    processor: str
+    sizes: tuple[SizeShown, ...]
+    follows: tuple[str, ...]
+    ignores: dict[str, str]
+    budget: tuple[str, ...]
+    refused: str | None
+    without_picture: Tried
+    several: Tried
+
+
+def look(
+    base: BaseSection, data: DataSection, sizes: Sequence[tuple[int, int]]
+) -> tuple[PicturesShown | None, str | None]:
+    """Try a base's processor on blank pictures.
+
+    Args:
+        base: the recipe's section.
+        data: the recipe's section; its pixel budget is tried besides the model's own.
+        sizes: widths and heights in pixels.
+
+    Returns:
+        What it does; or None, and why it cannot be used.
+    """
+    own = data.model_copy(update=dict.fromkeys(("max_pixels", "min_pixels", "max_tiles")))
+    try:
+        processor = load_processor(base)
+        encoder, _ = make_encoder(base, own, processor)
+    except QlmmError as error:
+        return None, _reason(error)
+    tokens = [_tokens(encoder, size) for size in sizes]
+    ignores = _ignored(processor)
+    without, several = _row(encoder, 0), _row(encoder, 2)
+    budget, budgeted, refused = _under_budget(base, data, processor, sizes)
+    return PicturesShown(
+        processor=type(processor).__name__,
+        sizes=tuple(SizeShown(*size, plain, other) for size, plain, other in zip(sizes, tokens, budgeted, strict=True)),
+        follows=tuple(key for key in KEYS if key not in ignores),
+        ignores=ignores,
+        budget=budget,
+        refused=refused,
+        without_picture=without,
+        several=several,
+    ), None
+
+
+def _reason(error: QlmmError) -> str:
+    problem = error.problems[0]
+    return f"{problem.message}; {problem.help}" if problem.help else problem.message
+
+
+def _under_budget(
+    base: BaseSection, data: DataSection, processor: ProcessorMixin, sizes: Sequence[tuple[int, int]]
+) -> tuple[tuple[str, ...], list[int | None], str | None]:
+    """What the recipe's budget sets, the tokens under it, and why it is refused."""
+    nothing: list[int | None] = [None] * len(sizes)
+    if Budget.of(data) == Budget():
+        return (), nothing, None
+    try:
+        encoder, words = make_encoder(base, data, processor)
+    except QlmmError as error:
+        return (), nothing, _reason(error)
+    return words, [_tokens(encoder, size) for size in sizes], None
+
+
+def _tokens(encoder: Encoder, size: tuple[int, int]) -> int | None:
+    try:
+        return encoder.tokens_for(*size)
+    except QlmmError:
+        return None
+
+
+def _ignored(processor: Any) -> dict[str, str]:
+    """Keys of the budget that the processor cannot follow, each with the reason."""
+    found = {}
+    for key, budget in KEYS.items():
+        trial = copy.copy(processor)
+        trial.image_processor = copy.deepcopy(processor.image_processor)
+        try:
+            apply(trial, budget)
+        except ModelError as error:
+            if error.problems[0].code == NOT_FOLLOWED:
+                found[key] = error.problems[0].message.removeprefix(f"{key}: ")
+    return found
+
+
+def _row(encoder: Encoder, pictures: int) -> Tried:
+    """Whether a row with so many blank pictures becomes a batch."""
+    stream = io.BytesIO()
+    Image.new("RGB", SIZES[0], (127, 127, 127)).save(stream, "PNG")
+    shown: tuple[Part, ...] = (*[ImageRef(data=stream.getvalue())] * pictures, "What is this?")
+    row = Sample((Turn("user", shown), Turn("assistant", ("A grey square.",))), Origin("a blank row", 1))
+    try:
+        encoder.batch([row])
+    except QlmmError as error:
+        return Tried(False, error.problems[0].message)
+    return Tried(True)

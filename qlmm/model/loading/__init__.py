@@ -1,0 +1,1 @@
+"""From a recipe's ``base`` section to a loaded model and its processor."""

@@ -1,0 +1,92 @@
+"""Which weights are stored in 4 or 8 bits: the language model's linear layers, and nothing else, by full name.
+
+A bare name in transformers' skip list does not match nested modules, so that the tower and the connector would be
+quantised silently; and any skip list switches off the automatic skip of the output head.
+The list is therefore computed from the model's parts.
+
+Usage: ``AutoModel….from_pretrained(id, quantization_config=quantization("nf4", keep=skip_names(meta_model), …))``
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import bitsandbytes
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from qlmm.core.errors import ModelError
+from qlmm.model.parts.experts import fused_experts, routers
+from qlmm.model.parts.split import Parts
+
+__all__ = ["QuantKind", "check_experts", "keep_trainable", "quantization", "skip_names", "storage_of"]
+
+QuantKind = Literal["none", "int8", "nf4", "fp4"]
+
+
+def quantization(kind: QuantKind, *, keep: list[str], compute: torch.dtype) -> BitsAndBytesConfig | None:
+    """The bitsandbytes settings for a recipe's `base.quantize`.
+
+    Args:
+        kind: the recipe's word; 4-bit kinds use double quantisation (QLoRA, arXiv 2305.14314, section 3).
+        keep: full names of the linear layers that stay as they are.
+        compute: what a layer dequantises to when it computes; fp32 on CPU, where bf16 is emulated and far slower.
+    """
+    if kind == "none":
+        return None
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=keep,
+    )
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights for its CPU inference kernel, which has no backward pass.
+
+    On CPUs with AVX512-BF16 the first forward in evaluation mode repacks a layer's weights in place and for good;
+    training afterwards runs without an error, faster than before, and no gradient passes the layer.
+    """
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def skip_names(model: PreTrainedModel, parts: Parts) -> list[str]:
+    """Full names of every linear layer that is not the language model's, and of routers; the meta device is enough."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    kept = routers(model, parts)
+    return sorted(name for name in linear if name in kept or parts.of(name) != "language")
+
+
+def check_experts(model: PreTrainedModel, parts: Parts, kind: QuantKind) -> None:
+    """Refuse to call a mixture of experts quantised when its experts, most of its weights, would stay in 16 bits.
+
+    Raises:
+        ModelError: M035 with how much of the language model bitsandbytes cannot quantise.
+    """
+    fused = set(fused_experts(model, parts))
+    if kind == "none" or not fused:
+        return
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parts.of(name) == "language"}
+    experts, whole = sum(sizes[name] for name in fused), sum(sizes.values())
+    raise ModelError.one(
+        "M035",
+        f"base.quantize: bitsandbytes cannot quantise fused experts, which are {experts / whole:.0%} of this language "
+        f"model's {whole / 1e9:,.2f} billion weights",
+        help="set base.quantize=none if the GPU holds it in 16 bits, or choose a dense model",
+    )
+
+
+def storage_of(parameter: nn.Parameter) -> str:
+    """How a weight is stored, in the words of the plan screen: nf4, fp4, int8, bf16, fp16, fp32."""
+    state = parameter.__dict__.get("quant_state")
+    if state is not None:
+        return str(state.quant_type)
+    short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "int8"}
+    return short.get(parameter.dtype, str(parameter.dtype).removeprefix("torch."))

@@ -1,0 +1,1 @@
+"""Vision tower, connector, language model and head: which modules belong to which part."""

@@ -1,0 +1,154 @@
+"""Names in a recipe -> layers of a model: what LoRA goes into, and which modules are trained whole.
+
+Usage: ``names = language_targets(model, parts, ("q_proj", "v_proj")); regex = pattern(model, names)``
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from torch import nn
+
+from qlmm.core.errors import ModelError
+from qlmm.model.parts.experts import expert_layers, fused_experts, routers
+from qlmm.model.parts.known_names import UNREAD, WITHOUT_GRADIENT
+from qlmm.model.parts.split import PART_NAMES, PartName, Parts, linear_names
+from qlmm.recipe.schema import AdapterSection
+
+__all__ = ["expert_targets", "language_targets", "linear_targets", "pattern", "unread", "whole_modules"]
+
+ALL, EXPERTS = "all-linear", "experts"
+
+
+def language_targets(model: nn.Module, parts: Parts, targets: tuple[str, ...]) -> list[str]:
+    """Full names of the language model's linear layers that the targets name; never the head, never a router.
+
+    Raises:
+        ModelError: M030 for a target without a match, listing the endings there are.
+    """
+    linear = linear_targets(model, parts, "language")
+    of_experts = set(expert_layers(linear))
+    plain = [name for name in linear if name not in of_experts]
+    chosen: list[str] = []
+    for target in targets:
+        matched = {ALL: plain, EXPERTS: sorted(of_experts)}.get(target)
+        if matched is None:
+            matched = [name for name in plain if name == target or name.endswith("." + target)]
+        if not matched and target != EXPERTS:
+            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+            raise ModelError.one(
+                "M030",
+                f"adapter.targets: `{target}` matches no linear layer of the language model ({parts.language[0]})",
+                help=f"endings there are: {known}; or all-linear",
+            )
+        chosen += matched
+    return sorted(set(chosen), key=linear.index)
+
+
+def expert_targets(model: nn.Module, parts: Parts, section: AdapterSection) -> tuple[str, ...]:
+    """Fused expert weights that the word `experts` among the targets asks for.
+
+    Raises:
+        ModelError: M034 when the model has no experts, or with dropout, which PEFT cannot apply to them.
+    """
+    if EXPERTS not in section.targets:
+        return ()
+    fused = fused_experts(model, parts)
+    if not fused and not expert_layers(linear_targets(model, parts, "language")):
+        raise ModelError.one("M034", "adapter.targets: this language model has no experts", help="leave `experts` out")
+    if fused and section.dropout:
+        raise ModelError.one(
+            "M034",
+            "adapter.targets: LoRA on fused experts works without dropout only (PEFT's target_parameters)",
+            help="set adapter.dropout=0",
+        )
+    return fused
+
+
+def linear_targets(model: nn.Module, parts: Parts, part: PartName) -> list[str]:
+    """Full names of the linear layers of a part that LoRA can go into."""
+    skipped = {*parts.head, *routers(model, parts), *_read_directly(model)}
+    skipped |= {name.removesuffix(".weight") for name in unread(model, parts.modules(part))}
+    names = [name for module in parts.modules(part) for name in linear_names(model, module)]
+    return [
+        name
+        for name in names
+        if name not in skipped and parts.of(name) == part and WITHOUT_GRADIENT.keys().isdisjoint(name.split("."))
+    ]
+
+
+def _read_directly(model: nn.Module) -> Iterator[str]:
+    """Linear layers whose weight is read without calling them: torch's own attention does that."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            yield f"{name}.out_proj"
+
+
+def pattern(model: nn.Module, names: list[str]) -> str:
+    """One regular expression that PEFT matches in full and that fits these layers and no other.
+
+    Layer numbers are generalised where that adds no layer; Mllama's cross-attention layers lie between the others, so
+    that theirs have to be listed.
+    """
+    if not names:
+        return str(DUMMY_TARGET_MODULES)
+    shapes: dict[str, set[str]] = {}
+    for name in names:
+        shapes.setdefault(_shape(name), set()).add(name)
+    everywhere = [name for name, _ in model.named_modules()]
+    return "|".join(_one(shape, wanted, everywhere) for shape, wanted in sorted(shapes.items()))
+
+
+def _shape(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)
+
+
+def _one(shape: str, wanted: set[str], everywhere: list[str]) -> str:
+    general = re.escape(shape).replace(re.escape("#"), r"\d+")
+    if wanted == {name for name in everywhere if _shape(name) == shape}:
+        return general
+    if shape.count("#") == 1:
+        before, after = shape.split("#")
+        numbers = sorted(int(name[len(before) : len(name) - len(after)]) for name in wanted)
+        return f"{re.escape(before)}(?:{'|'.join(map(str, numbers))}){re.escape(after)}"
+    return "|".join(re.escape(name) for name in sorted(wanted))
+
+
+def unread(model: nn.Module, whole: tuple[str, ...]) -> frozenset[str]:
+    """Parameters inside modules trained whole that no output depends on: they stay frozen, or seem to fail to learn."""
+    found: set[str] = set()
+    for name in whole:
+        layers = [place for place, _ in model.get_submodule(name).named_modules() if re.search(r"\blayer\.\d+$", place)]
+        for branch in UNREAD.get(name.rpartition(".")[2], ()) if layers else ():
+            last = f"{name}.{max(layers, key=_number)}.{branch}."
+            found |= {parameter for parameter, _ in model.named_parameters() if parameter.startswith(last)}
+    return frozenset(found)
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition(".")[2])
+
+
+def whole_modules(model: nn.Module, parts: Parts, part: PartName) -> list[str]:
+    """A part's modules as PEFT can copy them: none that holds a module of another part, and no list of modules."""
+    others = [name for other in PART_NAMES if other != part for name in parts.modules(other)]
+    return [name for module in parts.modules(part) for name in _copyable(model, module, others)]
+
+
+def _copyable(model: nn.Module, name: str, others: list[str]) -> Iterator[str]:
+    module = model.get_submodule(name)
+    holds_another = any(other.startswith(name + ".") for other in others)
+    if not holds_another and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        yield name
+        return
+    if next(module.parameters(recurse=False), None) is not None:
+        raise ModelError.one(
+            "M038",
+            f"{name} has weights of its own beside a module of another part: it cannot be trained whole without it",
+            help="set adapter.vision=lora",
+        )
+    for child, inner in module.named_children():
+        if f"{name}.{child}" not in others and next(inner.parameters(), None) is not None:
+            yield from _copyable(model, f"{name}.{child}", others)

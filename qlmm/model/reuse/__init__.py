@@ -1,0 +1,1 @@
+"""Computing once what several rows or steps need."""

@@ -1,0 +1,324 @@
+"""Preference pairs from a model's own answers, told apart by what a judge sees in the pictures.
+
+Source: RLAIF-V (arXiv 2405.17220). Per prompt: several answers are drawn; each is taken apart into statements; a judge
+says of each statement how likely it is true of the picture; answers with fewer refuted statements are preferred.
+
+Usage: ``prefer(Path("runs/x/adapter"), "prompts.jsonl", Path("pairs.jsonl"), judge="org/a-larger-model")``
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from qlmm.artifacts.adapter.load import load, load_base, plain_base
+from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest
+from qlmm.builtin import registry as builtin
+from qlmm.core.errors import DataError, ModelError, Problem, UsageError, Where
+from qlmm.data.sample import Sample
+from qlmm.generation.sampling import Draw, draw
+from qlmm.model.loading.base import blueprint, identity, load_processor
+from qlmm.model.loading.precision import choose
+from qlmm.preference_data.judge import Asked, Judge, Split, asks_with_pictures, question_about
+from qlmm.preference_data.pairing import Settings, Verdict, candidates, chosen_pairs, refuted, score
+from qlmm.preference_data.pairs_file import PairsFile
+from qlmm.preference_data.prompts import Questions, read_questions
+from qlmm.preference_data.records import Records
+from qlmm.preference_data.summary import Summary, collect
+from qlmm.recipe.schema import Source
+
+__all__ = ["Outcome", "PromptDone", "Settings", "prefer", "records_of"]
+
+A_JUDGE = "name a vision-language model, or an adapter folder; without --judge the adapter judges itself"
+HELP_FOR_A_JUDGE = {
+    "M010": A_JUDGE,
+    "M041": "name a model that has one, or an adapter whose recipe gives it one (base.chat_template)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptDone:
+    """A prompt was answered and judged, and its record is on the disk.
+
+    Attributes:
+        number: prompts done so far, earlier ones of the same run included.
+        total: prompts wanted.
+        record: what was found.
+        seconds_left: estimate until the last prompt.
+    """
+
+    number: int
+    total: int
+    record: dict[str, Any]
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: finished, or stopped by a signal and ready to go on.
+        done: prompts done.
+        total: prompts wanted.
+        summary: what was found; None when stopped.
+        signal: what stopped the run.
+    """
+
+    status: Literal["finished", "stopped"]
+    done: int
+    total: int
+    summary: Summary | None = None
+    signal: int | None = None
+
+
+def records_of(out: Path) -> Path:
+    """Where the records of a file of pairs are."""
+    return out.with_name(f"{out.name}.records.jsonl")
+
+
+def prefer(
+    adapter: Path,
+    prompts: str,
+    out: Path,
+    *,
+    judge: str | None = None,
+    image_root: str | None = None,
+    settings: Settings | None = None,
+    listener: Callable[[PromptDone], None] = lambda done: None,
+) -> Outcome:
+    """Make preference pairs from an adapter's own answers, or go on with a run that was interrupted.
+
+    Args:
+        adapter: adapter folder of the model that answers.
+        prompts: file, folder or data set of questions, in any format that can be trained on; answers are left out.
+        out: the file of pairs; records are kept beside it. It is written once all prompts are done, since the length
+            filter needs them all.
+        judge: adapter folder, Hub id or folder of the model that judges; None is the adapter itself.
+        image_root: folder that picture paths start from; None is the folder of the prompts.
+        settings: how answers are drawn and pairs are taken.
+        listener: receives every finished prompt.
+
+    Raises:
+        UsageError: what is wrong with the request; nothing was written.
+        RunError: J005 when another process is at it, J008 when no pair was found; the records are intact.
+    """
+    how = settings or Settings()
+    how.check()
+    _check_out(out)
+    manifest = read_manifest(adapter)
+    source = Source(path=prompts, image_root=image_root)
+    questions = read_questions(source, limit=how.limit, resolve=builtin.path, frames=manifest.recipe.data.max_frames)
+    judge = None if judge is not None and Path(judge).resolve() == adapter.resolve() else judge
+    total = len(questions.samples)
+    with Records.open(records_of(out), _begun_with(manifest, judge, questions, how)) as records:
+        if len(records.done) < total:
+            with _Stop().signals() as stop:
+                maker = _Maker.load(adapter, judge, questions.samples, how)
+                _work(maker, questions.samples, records, stop, listener)
+            if stop.by is not None and len(records.done) < total:
+                return Outcome("stopped", len(records.done), total, signal=stop.by)
+        kept, summary = collect(questions.samples, records.done[:total])
+        PairsFile(out).write(kept)
+        return Outcome("finished", total, total, summary)
+
+
+def _work(
+    maker: _Maker,
+    samples: Sequence[Sample],
+    records: Records,
+    stop: _Stop,
+    listener: Callable[[PromptDone], None],
+) -> None:
+    """Answer and judge what is left, prompt by prompt, until all is done or a signal came."""
+    begun, first = time.monotonic(), len(records.done)
+    for number in range(first, len(samples)):
+        if stop.by is not None:
+            return
+        record = maker.record(number, samples[number])
+        records.append(record)
+        pace = (time.monotonic() - begun) / (number + 1 - first)
+        listener(PromptDone(number + 1, len(samples), record, pace * (len(samples) - number - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """The models in memory, and how they are used."""
+
+    answering: Asked
+    judge: Judge
+    how: Settings
+
+    @classmethod
+    def load(cls, adapter: Path, judge: str | None, samples: Sequence[Sample], how: Settings) -> _Maker:
+        """Load the model that answers and, where it is another, the one that judges.
+
+        Raises:
+            UsageError: whatever keeps them from being loaded, D042 for a prompt without a picture that one needs.
+        """
+        answering = load(adapter, precision=choose("auto", "auto"))
+        _check_pictures(samples, str(adapter), needed=asks_with_pictures(answering))
+        if judge is None:
+            return cls(answering, Judge.of(answering), how)
+        judging = Judge.of((load if _is_adapter(judge) else load_base)(judge, precision=answering.precision))
+        _check_pictures(samples, judge, needed=judging.needs_pictures)
+        return cls(answering, judging, how)
+
+    def record(self, number: int, sample: Sample) -> dict[str, Any]:
+        """All that is found about one prompt: answers, statements, verdicts, scores, pairs."""
+        answering, seed = self.answering, _derived(self.how.seed, number)
+        drawn = Draw(self.how.temperature, self.how.max_new_tokens, seed)
+        with answering.precision.autocast():
+            texts = draw(answering.model, answering.encoder, sample, self.how.answers, drawn)
+        judged = self._judged(sample, list(dict.fromkeys(texts)))
+        answers = [judged[text] for text in texts]
+        pairs = candidates(texts, [one["score"] for one in answers])
+        return {
+            "prompt": number,
+            "origin": str(sample.origin),
+            "question": sample.turns[-1].text.strip(),
+            "pictures": [ref.name for ref in sample.images],
+            "seed": seed,
+            "answers": answers,
+            "candidates": len(pairs),
+            "pairs": chosen_pairs(pairs, self.how.per_prompt, f"{self.how.seed}:{number}"),
+        }
+
+    def _judged(self, sample: Sample, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The statements of different answers, what the judge was asked and how likely its yes and no are."""
+        question, longest = sample.turns[-1].text.strip(), self.how.max_new_tokens
+        splits = {text: self.judge.split(question, text, sample.images, longest=longest) for text in texts}
+        stated = dict.fromkeys(statement for split in splits.values() for statement in split.statements)
+        asked = {statement: question_about(statement, question) for statement in stated}
+        verdicts = dict(zip(asked, self.judge.verdicts(list(asked.values()), sample.images), strict=True))
+        return {text: _answer(text, split, asked, verdicts) for text, split in splits.items()}
+
+
+def _answer(text: str, split: Split, asked: Mapping[str, str], verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    """An answer's part of the record."""
+    found = [verdicts[statement] for statement in split.statements]
+    return {
+        "text": text,
+        "split_by": split.by,
+        "statements": [
+            {"statement": statement, "question": asked[statement], "yes": yes, "no": no, "refuted": refuted((yes, no))}
+            for statement, (yes, no) in zip(split.statements, found, strict=True)
+        ],
+        # An answer that says nothing has nothing to refute, and must not win for it.
+        "score": score(found) if found else None,
+    }
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM end a run after the prompt under way; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.by: int | None = None
+
+    @contextmanager
+    def signals(self) -> Iterator[_Stop]:
+        """Watch for the signals until the block is left."""
+        before = {which: signal.signal(which, self._take) for which in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for which, handler in before.items():
+                signal.signal(which, handler)
+
+    def _take(self, which: int, _: FrameType | None) -> None:
+        if self.by is not None:
+            raise KeyboardInterrupt
+        self.by = which
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a place that nothing can be written to, or that holds something else.
+
+    Raises:
+        UsageError: J002.
+    """
+    if out.is_dir() or not out.name:
+        raise UsageError.one("J002", f"--out {out} is a folder", help=f"name a file in it: {out / 'pairs.jsonl'}")
+    if not out.parent.is_dir():
+        message = f"--out {out}: the folder {out.parent} is not there"
+        raise UsageError.one("J002", message, help=f"make it: mkdir -p {out.parent}")
+    if not os.access(out.parent, os.W_OK):
+        message = f"--out {out}: the folder {out.parent} cannot be written to"
+        raise UsageError.one("J002", message, help="give an --out in a folder of yours")
+    if out.exists() and not records_of(out).is_file():
+        message = f"--out {out} is there already, and was not made by this run: it has no {records_of(out).name}"
+        raise UsageError.one("J002", message, help="give another --out, or move it away")
+
+
+def _check_pictures(samples: Sequence[Sample], name: str, *, needed: bool) -> None:
+    """Refuse a prompt that a model cannot be asked.
+
+    Raises:
+        DataError: D042 with the first such row.
+    """
+    bare = next((sample for sample in samples if not sample.images), None)
+    if needed and bare is not None:
+        message = f"this row has no picture, and {name} cannot do without"
+        where = Where(bare.origin.file, bare.origin.line)
+        raise DataError.one("D042", message, where=where, help="leave rows without a picture out")
+
+
+def _begun_with(manifest: Manifest, judge: str | None, questions: Questions, how: Settings) -> dict[str, Any]:
+    """Everything that decides what records say, as their file names it."""
+    settings = asdict(how)
+    del settings["limit"]  # more prompts may follow later
+    return {
+        **_adapter_facts(manifest),
+        "judge": "the adapter itself" if judge is None else _judge_facts(judge),
+        "prompts": questions.fingerprint,
+        **settings,
+    }
+
+
+def _adapter_facts(manifest: Manifest) -> dict[str, Any]:
+    files = json.dumps(manifest.files, sort_keys=True).encode()
+    return {"adapter": hashlib.sha256(files).hexdigest(), "base": manifest.base["parts"]}
+
+
+def _judge_facts(judge: str) -> dict[str, Any]:
+    """What exactly the judge is; one that cannot see is refused here, before any weights are loaded.
+
+    Raises:
+        ModelError: A002 for a damaged adapter, M003 and following for a base that cannot be had, M010 and J007 for
+            one that sees nothing, M041 for one without a chat template.
+    """
+    if _is_adapter(judge):
+        return _adapter_facts(read_manifest(Path(judge)))
+    base = plain_base(judge)
+    try:
+        sees = blueprint(base).parts.has("vision")
+        load_processor(base)
+    except ModelError as error:
+        raise ModelError([_about_judge(problem) for problem in error.problems]) from error
+    if not sees:
+        raise ModelError.one("J007", f"--judge {judge} has no vision part: it cannot see what it judges", help=A_JUDGE)
+    return {"base": identity(base)["parts"]}
+
+
+def _about_judge(problem: Problem) -> Problem:
+    """A base's problem in the words of the option that named it."""
+    message = problem.message.replace("base.model:", "--judge:", 1).replace(", and the recipe gives none", "")
+    return replace(problem, message=message, help=HELP_FOR_A_JUDGE.get(problem.code, problem.help))
+
+
+def _is_adapter(name: str) -> bool:
+    return (Path(name) / MANIFEST).is_file()
+
+
+def _derived(seed: int, number: int) -> int:
+    """A prompt's own seed, so that a run that goes on draws what it would have drawn."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:6])

@@ -1,0 +1,1 @@
+"""What a run proves, and what it proves it with."""

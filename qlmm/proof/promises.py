@@ -1,0 +1,88 @@
+"""What a run promises, judged from what was measured.
+
+Usage: ``promises = judge(parts, empty_masks=0, reload=…, reference=None, steps=260)``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qlmm.proof.records import PartProof, Promise, ReferenceProof, ReloadProof
+
+__all__ = ["judge"]
+
+# LoRA's first matrix has no gradient until its second one has moved, which a warm-up from zero delays further;
+# with fewer steps than this a tensor that stands still proves nothing.
+_STEPS_TO_MOVE_ALL = 5
+# Policy and reference run in two passes; under bf16 these may round differently.
+_FIRST_LOSS_TOLERANCE = 1e-3
+
+
+def judge(
+    parts: tuple[PartProof, ...],
+    *,
+    empty_masks: int,
+    reload: ReloadProof | None,
+    reference: ReferenceProof | None,
+    steps: int,
+) -> tuple[Promise, ...]:
+    """Every promise of a run, decided."""
+    return (
+        *_trained(parts, steps),
+        *_frozen(parts),
+        _masks(empty_masks),
+        *_reference(reference),
+        *_reload(reload),
+    )
+
+
+def _trained(parts: tuple[PartProof, ...], steps: int) -> Iterator[Promise]:
+    for part in parts:
+        if part.asked:
+            yield Promise(f"{part.part} was trained", _moved(part, steps), _movement(part))
+        elif part.trained_tensors:
+            yield Promise(f"{part.part} was left alone", False, f"{part.trained_tensors} tensors were trained unasked")
+
+
+def _moved(part: PartProof, steps: int) -> bool:
+    # A tower is trained through one of its layers; what lies behind that layer (a pooling head, the last blocks under
+    # LLaVA's second-last one) has no gradient and stands still. Language model and connector have no such tail.
+    some_is_enough = part.part == "vision" or steps < _STEPS_TO_MOVE_ALL
+    enough = part.moved_tensors > 0 if some_is_enough else part.moved_tensors == part.trained_tensors
+    return part.trained_tensors > 0 and enough and part.grad_norm_max > 0
+
+
+def _movement(part: PartProof) -> str:
+    return (
+        f"{part.moved_tensors} of {part.trained_tensors} tensors and {part.moved_share:.1%} of the weights moved, "
+        f"largest gradient {part.grad_norm_max:.3g}"
+    )
+
+
+def _frozen(parts: tuple[PartProof, ...]) -> Iterator[Promise]:
+    changed = [part.part for part in parts if not part.frozen_identical]
+    count = sum(part.frozen_tensors for part in parts)
+    detail = f"{count} tensors, sha256" if not changed else f"changed in: {', '.join(changed)}"
+    yield Promise("everything frozen is bit-identical to the start", not changed, detail)
+
+
+def _masks(empty: int) -> Promise:
+    return Promise("every trained row has something to learn", empty == 0, f"{empty} rows with an empty mask")
+
+
+def _reference(reference: ReferenceProof | None) -> Iterator[Promise]:
+    if reference is None:
+        return
+    yield Promise("the reference stayed what it was", reference.drift == 0, f"largest change {reference.drift:.2g}")
+    if reference.first_loss is not None and reference.expected is not None:
+        off = abs(reference.first_loss - reference.expected)
+        detail = f"first loss {reference.first_loss:.6f}, expected {reference.expected:.6f}"
+        yield Promise("training began at the reference", off <= _FIRST_LOSS_TOLERANCE, detail)
+
+
+def _reload(reload: ReloadProof | None) -> Iterator[Promise]:
+    if reload is not None:
+        detail = (
+            f"largest difference {reload.max_difference:.2g} over {reload.rows} rows, tolerance {reload.tolerance:.2g}"
+        )
+        yield Promise("the adapter read back in a fresh process gives the same logits", reload.same, detail)

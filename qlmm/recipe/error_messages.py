@@ -1,0 +1,212 @@
+"""What the schema refuses, said with the place in the file and the way out.
+
+pydantic knows what is wrong, the document knows where; its own messages would also repeat the value,
+which may be something that was never meant to be shown.
+
+Usage: ``problems = explain_errors(validation_error, document)``
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from qlmm.core.errors import Problem, Where
+from qlmm.recipe.schema_keys import as_text, keys, section_at
+from qlmm.recipe.yaml_reader import Document, KeyPath, quoted
+
+__all__ = ["explain_errors", "where_is"]
+
+# What other trainers call the same thing.
+ELSEWHERE = {
+    "rank": "r",
+    "lora_r": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "lora_target_modules": "targets",
+    "lr": "learning_rate",
+    "mm_projector_lr": "connector_learning_rate",
+    "per_device_train_batch_size": "batch_size",
+    "micro_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulation",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "lr_scheduler_type": "schedule",
+    "warmup_ratio": "warmup",
+    "optim": "optimizer",
+    "save_steps": "save_every",
+    "logging_steps": "log_every",
+    "save_total_limit": "keep",
+    "report_to": "trackers",
+    "output_dir": "dir",
+    "max_seq_length": "max_length",
+    "load_in_4bit": "quantize",
+    "model_name_or_path": "model",
+    "projector": "connector",
+    "vision_tower": "vision",
+    "llm": "language",
+}
+_SHOULD_BE = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "model_type": "a section with keys of its own",
+    "dict_type": "a section with keys of its own",
+}
+
+
+def explain_errors(error: ValidationError, document: Document) -> list[Problem]:
+    """Everything pydantic found, as problems with places; what only follows from another problem is left out."""
+    found = error.errors(include_url=False, include_input=False)
+    meant = {(*entry["loc"][:-1], _meant(entry["loc"])) for entry in found if entry["type"] == "extra_forbidden"}
+    return [
+        _problem(entry, document)
+        for entry in found
+        if not _follows(entry, document) and not (entry["type"] == "missing" and entry["loc"] in meant)
+    ]
+
+
+def where_is(document: Document, path: KeyPath, *, key: bool = False) -> Where:
+    """Where a value (or its key) stands; of something that is not there, where its section does."""
+    while path not in document.places:
+        path, key = path[:-1], True
+    place = document.places[path]
+    if path == ():
+        return Where(place.value.file)
+    return place.key if key and place.key is not None else place.value
+
+
+def _follows(entry: Mapping[str, Any], document: Document) -> bool:
+    """Whether a complaint would vanish with another one: about a guessed value, or a list whose entries are wrong."""
+    path = entry["loc"]
+    if entry["type"] == "too_short" and len(_value_at(document.data, path)) > entry["ctx"]["actual_length"]:
+        return True
+    about_section = entry["type"] == "value_error"
+    return any(
+        path[: len(broken)] == broken or (about_section and broken[: len(path)] == path) for broken in document.broken
+    )
+
+
+def _problem(entry: Mapping[str, Any], document: Document) -> Problem:
+    path: KeyPath = entry["loc"]
+    if entry["type"] == "extra_forbidden":
+        return _unknown(path, document)
+    if entry["type"] == "missing":
+        return _missing(path, document)
+    if entry["type"] == "value_error":
+        return Problem("R015", str(entry["ctx"]["error"]), where_is(document, path, key=True))
+    return _wrong(entry, path, document)
+
+
+def _unknown(path: KeyPath, document: Document) -> Problem:
+    section = as_text(path[:-1])
+    label = f"not a key of {section}" if section else "not a section of a recipe"
+    where = replace(where_is(document, path, key=True), label=label)
+    return Problem("R012", f"unknown key `{quoted(str(path[-1]))}`", where, _guess(path))
+
+
+def _meant(path: KeyPath) -> str | None:
+    """The key of the same section that an unknown one probably stands for."""
+    known = _known(path[:-1])
+    word = str(path[-1])
+    other = ELSEWHERE.get(word)
+    if other in known:
+        return other
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return near[0] if near else None
+
+
+def _guess(path: KeyPath) -> str:
+    listed = f"keys: {', '.join(_known(path[:-1]))}"
+    meant = _meant(path)
+    if meant is not None:
+        return f"did you mean `{meant}`?  {listed}"
+    word = ELSEWHERE.get(str(path[-1]), str(path[-1]))
+    homes = [key.name for key in keys() if key.name.rpartition(".")[2] == word]
+    return f"did you mean `{homes[0]}`?  {listed}" if homes else listed
+
+
+def _known(section: KeyPath) -> list[str]:
+    model = section_at(section)
+    return list(model.model_fields) if model is not None else []
+
+
+def _missing(path: KeyPath, document: Document) -> Problem:
+    section = as_text(path[:-1])
+    message = f"`{as_text(path)}` is missing"
+    where = where_is(document, path[:-1], key=True)
+    model = section_at(path[:-1])
+    doc = model.model_fields[str(path[-1])].description if model is not None else None
+    return Problem("R014", message, replace(where, label=f"{section} needs `{path[-1]}`"), doc)
+
+
+def _wrong(entry: Mapping[str, Any], path: KeyPath, document: Document) -> Problem:
+    value = _value_at(document.data, path)
+    where = where_is(document, path)
+    if entry["type"] == "literal_error":
+        return _not_a_choice(path, entry["ctx"]["expected"], value, where)
+    should = _SHOULD_BE.get(entry["type"])
+    if should:
+        where = replace(where, label=f"this is {_what(value)}")
+    rule = f"should be {should}" if should else re.sub(r"^.*?(?=should )", "", entry["msg"])
+    rule = rule.replace(" after validation", "").replace(
+        "match pattern '^[a-z][a-z0-9_]*$'", "be a name: a-z, 0-9 and _"
+    )
+    return Problem("R013", f"`{as_text(path)}` {rule}", where, _way_out(entry["type"], value))
+
+
+def _not_a_choice(path: KeyPath, expected: str, value: Any, where: Where) -> Problem:
+    choices = re.findall(r"'([^']*)'", expected) or [expected]
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    hint = f"did you mean `{near[0]}`?" if near else None
+    listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+    return Problem("R013", f"`{as_text(path)}` should be {listed}", where, hint)
+
+
+def _way_out(kind: str, value: Any) -> str | None:
+    """The one thing to change, where the value shows what was meant."""
+    if kind == "bool_type" and str(value).lower() in {"yes", "no", "on", "off", "true", "false"}:
+        return "write true or false, without quotes"
+    if (
+        kind in {"int_type", "float_type"}
+        and isinstance(value, str)
+        and re.fullmatch(r"[-+]?[\d._]+(e[-+]?\d+)?", value)
+    ):
+        return "write the number without quotes or underscores"
+    if kind == "tuple_type" and isinstance(value, str):
+        return "a list of one is written in brackets: [value]"
+    if kind in {"model_type", "dict_type"} and isinstance(value, str):
+        return "keys of a section are written `key: value`, with a blank after the colon"
+    if kind == "string_type" and isinstance(value, int | float):
+        return "put it in quotes to make it text"
+    return None
+
+
+def _value_at(data: Any, path: Iterable[str | int]) -> Any:
+    for part in path:
+        data = data[part]
+    return data
+
+
+def _what(value: Any) -> str:
+    """What a value is, in the words of the messages."""
+    kinds = (
+        (bool, "true or false"),
+        (int, "a whole number"),
+        (float, "a number with a decimal point or exponent"),
+        (str, "text"),
+        (list, "a list"),
+        (dict, "a section"),
+    )
+    return next((name for kind, name in kinds if isinstance(value, kind)), "empty")

@@ -1,0 +1,1 @@
+"""A run as curves and as one HTML page."""

@@ -1,0 +1,112 @@
+"""The report of a run: one HTML file that needs nothing outside itself, to keep beside the adapter or to send on.
+
+It shows the curves, held-out pictures with the answers before and after, the proof, the plan, the recipe and versions.
+Questions and answers come from data and from a model: all text is escaped, and a policy in the page forbids scripts.
+
+Usage: ``write_report(folder / "report.html", RunReport(plan, proof, metrics, answers, recipe_text, versions))``
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from qlmm.core import files, units
+from qlmm.core.events import Event, Finished, StepDone
+from qlmm.core.secrets import redact
+from qlmm.proof.records import Answer, PlanFacts, Proof
+from qlmm.report.plot import loss_png, preferences_png
+
+__all__ = ["RunReport", "render_report", "write_report"]
+
+TEMPLATE = "report.html.jinja"
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """Everything the report shows.
+
+    Attributes:
+        metrics: the run's events, as metrics.jsonl holds them.
+        answers: held-out questions, answered before and after training.
+        recipe_text: the recipe as it was run, YAML.
+        versions: name to version, in the order to show.
+    """
+
+    plan: PlanFacts
+    proof: Proof
+    metrics: Sequence[Event]
+    answers: Sequence[Answer]
+    recipe_text: str
+    versions: Mapping[str, str]
+
+
+def write_report(path: Path, report: RunReport) -> None:
+    """Write the report in one step, so that a reader never meets half of it."""
+    # Half a surrogate pair, which a broken data row may hold, cannot be written as UTF-8: it becomes a question mark.
+    files.atomic_write(path, render_report(report).encode("utf-8", "replace"))
+
+
+def render_report(report: RunReport) -> str:
+    """The report as HTML."""
+    finished = [event.seconds for event in report.metrics if isinstance(event, Finished)]
+    peaks = [event.memory_bytes for event in report.metrics if isinstance(event, StepDone)]
+    template = _environment().get_template(TEMPLATE)
+    return template.render(
+        title=PurePath(report.plan.output_dir).name or report.plan.output_dir,
+        plan=report.plan,
+        proof=report.proof,
+        answers=report.answers,
+        recipe_text=report.recipe_text.rstrip(),
+        versions=report.versions,
+        curve=_png(loss_png(report.metrics)),
+        dark_curve=_png(loss_png(report.metrics, dark=True)),
+        preferences=_drawn(preferences_png(report.metrics)),
+        dark_preferences=_drawn(preferences_png(report.metrics, dark=True)),
+        seconds=finished[-1] if finished else None,
+        peak_bytes=max(peaks, default=0),
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("qlmm.report", ""),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        finalize=_without_secrets,
+    )
+    environment.filters.update(
+        png=_png, short=_short, same=_same, share=units.share, memory=units.memory, clock=units.clock
+    )
+    return environment
+
+
+def _without_secrets(value: object) -> object:
+    """Text as it may be published; pictures and numbers pass."""
+    return redact(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _png(picture: bytes) -> Markup:
+    return Markup("data:image/png;base64,{}").format(base64.b64encode(picture).decode("ascii"))
+
+
+def _drawn(picture: bytes | None) -> Markup | None:
+    return _png(picture) if picture is not None else None
+
+
+def _short(count: int) -> str:
+    """A count of parameters as people say it: 134.5 M."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
+
+
+def _same(answer: str, expected: str) -> bool:
+    """Whether two answers are equal but for case, outer blanks and a final full stop."""
+    return answer.strip().rstrip(".").casefold() == expected.strip().rstrip(".").casefold()

@@ -1,0 +1,238 @@
+"""What every objective's trainer shares, whatever TRL class it rests on: a rate per part, our row order, and guards.
+
+Usage: ``class SftTrainer(PartsTrainer, SFTTrainer): …``
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PrinterCallback
+
+from qlmm.core.errors import RunError, UsageError
+from qlmm.data.batching.collators import Collator, rows
+from qlmm.data.batching.mixture import MixtureSampler
+from qlmm.model.parts.split import PartName, Parts
+from qlmm.model.peft.adapter import add_bare
+from qlmm.model.reuse.feature_store import VisionOnce
+from qlmm.model.token_losses import token_losses
+from qlmm.recipe.schema import TrainingSection
+from qlmm.training.plan import Plan
+from qlmm.training.rows import measured
+from qlmm.training.run_dir import RunDir
+
+__all__ = ["PartsTrainer", "masters_of", "peak_rates"]
+
+
+class PartsTrainer:
+    """Mixed in before a trainer of TRL: what a vision-language model in parts needs.
+
+    A file of `qlmm/training/objectives` exposes such a class as `TRAINER`; its name is the objective in a recipe.
+
+    Attributes:
+        grad_norms: largest gradient norm per part since they were last taken, before clipping.
+        notes: what the user should know about how this run is computed.
+    """
+
+    # Of transformers' Trainer, which stands behind this class.
+    model: Any
+    args: Any
+    state: Any
+    accelerator: Any
+    data_collator: Any
+    optimizer: torch.optim.Optimizer | None
+
+    _once: VisionOnce | None = None
+
+    def begin(self, plan: Plan) -> Dataset:
+        """Take what the plan says, before the trainer itself is built; returns the row numbers to train on."""
+        self._order, self._placement = plan.order(), plan.placement
+        self._rates = peak_rates(plan.recipe.training)
+        self.grad_norms: dict[str, float] = {}
+        self.notes: list[str] = []
+        self._reused = plan.recipe.training.reuse
+        return Dataset.from_list(rows(len(plan.train)))
+
+    def put_back(self, model: PeftModel, masters: dict[str, torch.Tensor]) -> None:
+        """Undo TRL's cast of a quantised model's trained weights to bf16, which would round the masters."""
+        for name, parameter in model.named_parameters():
+            if name in masters:
+                parameter.data = masters[name].to(parameter.device)
+        # TRL lets every embedding's output ask for gradients, the frozen tower's too: all of the tower would be run
+        # back through. Checkpointing needs that only where it is re-entrant, which it is not unless asked.
+        if not (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            model.get_base_model().disable_input_require_grads()
+        self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]  # Trainer's
+
+    def reuses(self, what: str) -> bool:
+        """Whether the recipe lets something be computed once: prefix, reference or vision."""
+        return what in self._reused
+
+    def see_once(self, model: PeftModel) -> None:
+        """Let a frozen tower see the same pictures once, where the recipe and the model allow it."""
+        if self.reuses("vision"):
+            self._once = VisionOnce.of(model.get_base_model(), self._placement)
+
+    def prepare(self, run: RunDir) -> None:
+        """What is left to do before the first step, in the run's directory."""
+
+    @property
+    def _parts(self) -> Parts:
+        return self._placement.parts
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """One group per part and kind of decay: norms and biases never decay."""
+        if self.optimizer is None:
+            own: Any = self
+            decaying = set(own.get_decay_parameter_names(self.model))
+            groups: dict[tuple[PartName, bool], list[torch.nn.Parameter]] = {}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    groups.setdefault((self._parts.of(name), name in decaying), []).append(parameter)
+            kind, options = own.get_optimizer_cls_and_kwargs(self.args, self.model)
+            settings = [
+                {"params": members, "lr": self._rates[part], "weight_decay": self.args.weight_decay if decays else 0.0,
+                 "part": part}
+                for (part, decays), members in groups.items()
+            ]  # fmt: skip
+            self.optimizer = kind(settings, **options)
+        return self.optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass; a loss that is not finite ends the run before any weight moves.
+
+        Raises:
+            RunError: G001 with the rows of the batch and the true value.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]  # Trainer's
+        if not torch.isfinite(loss):
+            raise RunError.one(
+                "G001",
+                f"loss is {float(loss)} at step {self.state.global_step + 1}; no weight was changed by it",
+                help=f"rows of the batch: {_named(self.data_collator)}; look at them with `qlmm data show`, "
+                "or lower the learning rates. Checkpoints sealed before are intact.",
+            )
+        return loss
+
+    @torch.no_grad()
+    def fused_head_agrees(self, batch: dict[str, torch.Tensor]) -> bool:
+        """Whether TRL's fused head gives this class's own loss, tried on one batch.
+
+        It scales logits as the configuration says, which Aya Vision's own forward does not; Chameleon masks some.
+        """
+        inputs = {name: value.to(self.model.device) for name, value in batch.items()}
+        labels = inputs.pop("labels")
+        was_training = self.model.training
+        self.model.eval()
+        with self.accelerator.autocast():
+            said = self.model(**inputs, labels=labels, fused_lm_head=True, use_cache=False)
+            own = token_losses(self.model, inputs, labels)
+        self.model.train(was_training)
+        rounding = 5e-2 if self.args.bf16 or self.args.fp16 else 1e-3
+        return torch.allclose(-said.log_probs[said.label_mask].float(), own, rtol=rounding, atol=rounding)
+
+    def check_head(self, plan: Plan) -> None:
+        """Refuse a class whose log-probabilities TRL's fused head gets wrong, which preferences are made of.
+
+        Raises:
+            UsageError: T005.
+        """
+        if not self.fused_head_agrees(plan.encoder.batch([measured(plan.train[0])])):
+            raise UsageError.one(
+                "T005",
+                f"training.objective: {plan.recipe.training.objective} takes log-probabilities from TRL's head, which "
+                f"are not those of {type(self.model.get_base_model()).__name__}",
+                help="choose another base, or objective sft",
+            )
+
+    def rest_frozen(self) -> None:
+        """Keep dropout and running statistics of towers still while they are frozen: a batch norm would drift."""
+        base = self.model.get_base_model()
+        resting: tuple[PartName, ...] = ("vision", "other")
+        for part in (part for part in resting if part not in self._placement.asked):
+            for name in self._parts.modules(part):
+                base.get_submodule(name).eval()
+        if not any(self._parts.of(name) == "vision" for name in self._placement.whole):
+            for module in (base.get_submodule(name) for name in self._parts.vision):
+                for norm in (one for one in module.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm)):
+                    norm.eval()
+        if "connector" in self._placement.asked:
+            for name in self._parts.connector:
+                base.get_submodule(name).train()
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """Measure each part's gradient, then clip all of them together.
+
+        Raises:
+            RunError: G002 when a gradient is not finite. Under fp16 the loss scaler meets and skips such steps itself.
+        """
+        # Under fp16 gradients still carry the loss scale here, and a step that overflows is skipped by the scaler.
+        scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler is not None else 1.0
+        for part, norm in _norms(model, self._parts).items():
+            if math.isfinite(norm):
+                self.grad_norms[part] = max(self.grad_norms.get(part, 0.0), norm / scale)
+        total: torch.Tensor = super()._clip_grad_norm(model)  # type: ignore[misc]  # Trainer's
+        if not self.args.fp16 and not torch.isfinite(total):
+            raise RunError.one(
+                "G002",
+                f"a gradient is {float(total)} at step {self.state.global_step + 1}; no weight was changed by it",
+                help="lower the learning rates, or training.extra.max_grad_norm. Checkpoints sealed before are intact.",
+            )
+        return total
+
+    def take_grad_norms(self) -> dict[str, float]:
+        """The largest gradient norm of each part since the last call: no step between two log lines goes unseen."""
+        taken, self.grad_norms = self.grad_norms, {}
+        return taken
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> MixtureSampler:
+        return self._order
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Store the bare parameters too, or a continued run would start them anew."""
+        super()._save(output_dir, state_dict)  # type: ignore[misc]  # Trainer's
+        add_bare(self.model, Path(output_dir or self.args.output_dir), self._placement.bare)
+
+    def finish(self) -> float | None:
+        """What is left to do when training is over; returns the drift of the reference where there is one."""
+        if self._once is not None:
+            self._once.end()
+        return None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Cards are written once, with the adapter; TRL's draft would land in the run directory at every save."""
+
+    def _send_telemetry(self) -> None:
+        """Qlmm sends nothing about its users."""
+
+
+def masters_of(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Exact copies of everything that is trained, by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _named(collator: Collator) -> str:
+    return ", ".join(str(origin) for origin in collator.last_origins)
+
+
+def peak_rates(training: TrainingSection) -> dict[PartName, float]:
+    """The peak learning rate of each part."""
+    return {
+        "language": training.learning_rate,
+        "connector": training.connector_learning_rate,
+        "vision": training.vision_learning_rate,
+    }
+
+
+def _norms(model: torch.nn.Module, parts: Parts) -> dict[str, float]:
+    """L2 norm of each part's gradient, with one transfer from the device."""
+    squares: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is not None:
+            squares.setdefault(parts.of(name), []).append(parameter.grad.detach().float().square().sum())
+    return {part: float(torch.stack(found).sum().sqrt()) for part, found in squares.items()}

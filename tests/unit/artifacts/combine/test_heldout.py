@@ -1,0 +1,165 @@
+"""Adapters are compared on rows that none of them was trained on; where that cannot be known, it is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qlmm.artifacts.combine.checks import Source
+from qlmm.artifacts.combine.heldout import measure_on
+from qlmm.core.errors import DataError, ModelError, QlmmError
+from qlmm.data.sample import Example, ImageRef, Origin, Preference, Sample, Turn
+from tests.unit.artifacts.adapters import manifest
+
+Runs = Callable[..., list[Source]]
+NOTHING = DataError.one("D002", "/somewhere/private/rows.jsonl cannot be read")
+
+
+def text(question: str, answer: str = "yes") -> Sample:
+    return Sample((Turn("user", (question,)), Turn("assistant", (answer,))), Origin("rows.jsonl", 1))
+
+
+def shown(path: Path, question: str = "what is it ?") -> Sample:
+    return Sample((Turn("user", (ImageRef(path), question)), Turn("assistant", ("red",))), Origin("rows.jsonl", 1))
+
+
+def drawn(path: Path, shade: int) -> Path:
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(path)
+    return path
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Adapters `a`, `b`, … of runs with these held-out and training rows, or whose rows cannot be read."""
+
+    def make(*rows: tuple[Sequence[Sample], Sequence[Example]] | QlmmError, **changes: Any) -> list[Source]:
+        made = list(zip("abc", rows, strict=False))
+        known = dict(made)
+
+        def read(folder: Path, _: Any) -> Any:
+            found = known[folder.name]
+            if isinstance(found, QlmmError):
+                raise found
+            return SimpleNamespace(held_out=found[0], train=SimpleNamespace(samples=tuple(found[1])))
+
+        monkeypatch.setattr("qlmm.artifacts.combine.heldout.rows_of_run", read)
+        return [Source(name, Path(name), manifest(**(changes if name == "b" else {}))) for name in known]
+
+    return make
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Sample]]:
+    """The rows that a measure would measure on."""
+    found: list[Sample] = []
+
+    class Held:
+        def __init__(self, rows: Sequence[Sample], *_: Any) -> None:
+            found[:] = rows
+
+        def loss(self, *_: Any) -> float:
+            return 0.5
+
+    monkeypatch.setattr("qlmm.artifacts.combine.heldout.HeldOut", Held)
+    monkeypatch.setattr(
+        "qlmm.artifacts.combine.heldout.load", lambda _: SimpleNamespace(model=None, encoder=None, precision=None)
+    )
+
+    # There is no model to let go of, and looking for one takes a second.
+    monkeypatch.setattr("qlmm.artifacts.combine.heldout.gc.collect", lambda: 0)
+
+    def ask(measure: Any) -> list[Sample]:
+        assert measure.losses([Path("a"), Path("b")]) == [0.5, 0.5]
+        return list(found)
+
+    return ask
+
+
+def test_rows_of_every_run_are_taken_in_turn_once(runs: Runs, measured: Callable[[Any], list[Sample]]) -> None:
+    one, two, three = (text(question) for question in ("one ?", "two ?", "three ?"))
+    measure = measure_on(runs(([one, three], []), ([two, one], [])))
+    assert measured(measure) == [one, two, three]
+    assert measure.rows == "3 rows that the runs held out, on none of which an adapter was trained"
+
+
+def test_what_one_run_held_out_and_another_was_trained_on_is_left_out(
+    runs: Runs, measured: Callable[[Any], list[Sample]], tmp_path: Path
+) -> None:
+    """Pictures are known by what is in them, whatever their name and question; rows without one by their question."""
+    red, copy, pink = drawn(tmp_path / "red.png", 255), drawn(tmp_path / "copy.png", 255), drawn(tmp_path / "b.png", 99)
+    held = [shown(red), shown(pink), text("one ?"), text("two ?")]
+    pair = Preference((Turn("user", ("one ?",)),), "yes", "no", Origin("pairs.jsonl", 1))
+    measure = measure_on(runs((held, []), ([], [shown(copy, "which colour ?"), pair])))
+    assert measured(measure) == [shown(pink), text("two ?")]
+    assert (
+        measure.rows
+        == "2 rows that the runs held out, on none of which an adapter was trained, without 2 on which one was"
+    )
+
+
+def test_nothing_is_measured_where_every_row_was_trained_on(runs: Runs) -> None:
+    measure = measure_on(runs(([text("one ?")], [text("two ?")]), ([text("two ?")], [text("one ?")])))
+    assert measure.losses is None
+    assert measure.rows == "not measured: adapters were trained on all 2 rows that the runs held out"
+
+
+def test_a_combined_adapter_may_have_been_trained_on_anything(runs: Runs) -> None:
+    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), combined={"method": "cat"}))
+    why = "it was combined from others"
+    assert measure.rows == f"1 row that the runs held out; b may have been trained on some of them ({why})"
+
+
+def test_rows_that_have_changed_are_not_those_of_the_run(runs: Runs) -> None:
+    changed = ModelError.one("A037", "the rows have changed since the run")
+    measure = measure_on(runs(([text("one ?")], []), changed))
+    why = "its rows cannot be had: the rows have changed since the run"
+    assert measure.rows == f"1 row that the runs held out; b may have been trained on some of them ({why})"
+
+
+def test_rows_of_a_file_are_looked_through_to_its_end(
+    runs: Runs, measured: Callable[[Any], list[Sample]], tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    lines = [
+        {"messages": [{"role": "user", "content": f"{n} ?"}, {"role": "assistant", "content": "x"}]} for n in range(200)
+    ]
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    trained = [text(f"{number} ?") for number in range(100)]
+    measure = measure_on(runs(([], trained), ([], [])), file)
+    assert [row.turns[0].text for row in measured(measure)] == [f"{number} ?" for number in range(100, 164)]
+    assert "64 rows of rows.jsonl" in measure.rows
+    assert "without 100 on which one was" in measure.rows
+
+
+def test_an_earlier_adapter_s_rows_are_not_known(runs: Runs) -> None:
+    one = manifest()
+    section = one.recipe.adapter.model_copy(update={"start_from": "runs/earlier"})
+    recipe = one.recipe.model_copy(update={"adapter": section})
+    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), recipe=recipe))
+    assert measure.losses is not None
+    assert measure.rows.startswith("2 rows")
+    assert "b may have been trained on some of them (it went on from an earlier adapter)" in measure.rows
+
+
+def test_rows_that_are_gone_are_said_without_their_place(runs: Runs) -> None:
+    measure = measure_on(runs(NOTHING, NOTHING))
+    assert measure.losses is None
+    assert measure.rows.startswith("not measured: no row that a run held out can be read; a: its rows cannot be had")
+    assert "/somewhere" not in measure.rows
+
+
+def test_rows_of_a_file_are_held_to_the_same(
+    runs: Runs, measured: Callable[[Any], list[Sample]], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [[{"role": "user", "content": one}, {"role": "assistant", "content": "yes"}] for one in ("one ?", "two ?")]
+    file.write_text("\n".join(json.dumps({"messages": row}) for row in rows), "utf-8")
+    measure = measure_on(runs(([text("three ?")], [text("one ?")]), NOTHING), file)
+    assert [row.turns[0].text for row in measured(measure)] == ["two ?"]
+    assert measure.rows.startswith("1 row of mine.jsonl, without 1 on which one was; b may have been trained on some")

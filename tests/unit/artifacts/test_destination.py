@@ -1,0 +1,92 @@
+"""Nothing is put where something is, where it would be in the way, or where there is no room for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qlmm.artifacts.destination import check_place, check_room, sources_of, staged
+from qlmm.core.errors import UsageError
+from tests.unit.artifacts.adapters import manifest
+
+
+@pytest.mark.parametrize("kind", ["full", "file", "link", "dead link", "under a file"])
+def test_a_place_that_is_taken_is_refused(kind: str, tmp_path: Path) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    victim.mkdir()
+    if kind == "link":
+        out.symlink_to(victim)
+    elif kind == "dead link":
+        out.symlink_to(tmp_path / "nowhere")
+    elif kind == "full":
+        out.mkdir()
+        (out / "mine").write_text("mine")
+    else:
+        out.write_text("mine")
+    with pytest.raises(UsageError, match="A033"):
+        check_place(out / "deeper" if kind == "under a file" else out)
+    assert list(victim.iterdir()) == []
+
+
+@pytest.mark.parametrize("inside", [".", "merged", "a/b"])
+def test_nothing_is_put_into_what_is_read(inside: str, tmp_path: Path) -> None:
+    (tmp_path / "read").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "read")
+    with pytest.raises(UsageError, match=r"A033.*(lies inside|is a link)"):
+        check_place(tmp_path / "link" / inside, [tmp_path / "read"])
+
+
+def test_the_adapter_and_its_base_are_read(tmp_path: Path) -> None:
+    facts = manifest()
+    base = facts.recipe.base.model_copy(update={"model": str(tmp_path / "base")})
+    facts = facts.model_copy(update={"recipe": facts.recipe.model_copy(update={"base": base})})
+    assert sources_of(tmp_path / "adapter", facts) == [tmp_path / "adapter", tmp_path / "base"]
+
+
+@pytest.mark.parametrize("place", ["out", "a/b/out", "empty"])
+def test_a_free_place_is_taken(place: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    check_place(tmp_path / place, [tmp_path / "elsewhere"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+
+
+def test_a_disk_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda path: 1 << 20)
+    with pytest.raises(UsageError, match=r"A034.*needed"):
+        check_room(tmp_path / "out", 1 << 10)
+
+
+def test_the_current_folder_cannot_be_renamed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for here in (Path(), Path("../") / tmp_path.name, tmp_path):
+        with pytest.raises(UsageError, match=r"A033.*current folder"):
+            check_place(here)
+
+
+def test_a_stage_is_gone_afterwards_whatever_happened(tmp_path: Path) -> None:
+    left = tmp_path / "deep" / ".out.part"
+    left.mkdir(parents=True)
+    (left / "of a process that was killed").touch()
+    seen = []
+
+    def interrupted() -> None:
+        with staged(tmp_path / "deep" / "out") as stage:
+            seen.extend(stage.iterdir())
+            (stage / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert seen == []
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_two_do_not_make_the_same_folder(tmp_path: Path) -> None:
+    with staged(tmp_path / "out") as stage:
+        (stage / "mine").touch()
+        with pytest.raises(UsageError, match=r"A033.*another process"), staged(tmp_path / "out"):
+            pass
+        with staged(tmp_path / "other"):
+            pass
+        assert (stage / "mine").exists()
