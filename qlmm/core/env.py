@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["VARIABLES", "Variable", "flag", "home", "read", "shown"]
+__all__ = ["VARIABLES", "Variable", "flag", "home", "preset", "read", "shown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,11 @@ def read(name: str) -> str | None:
 def flag(name: str) -> bool:
     """Whether the variable is switched on; 0, false, no, off and nothing are off."""
     return (read(name) or "").strip().lower() not in _OFF
+
+
+def preset(name: str, value: str) -> None:
+    """Set a variable that a library reads, for this process and those it starts, unless the user has set it."""
+    os.environ.setdefault(name, value)
 
 
 def home() -> Path:

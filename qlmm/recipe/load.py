@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qlmm.core import secrets
-from qlmm.core.errors import ErrorT, Problem, RecipeError, Where
+from qlmm.core.errors import Problem, RecipeError, UsageError, Where
 from qlmm.recipe.error_messages import explain_errors, where_is
 from qlmm.recipe.overrides import OVERRIDES, apply
 from qlmm.recipe.schema import Recipe
@@ -60,9 +61,17 @@ class LoadedRecipe:
         where = place.key or place.value
         return "override" if where.file == OVERRIDES else f"{where.file}:{where.line}"
 
-    def placed(self, error: ErrorT) -> ErrorT:
-        """The error with the place, in the recipe, of the key that each message opens with, where it names none yet."""
+    def _with_places(self, error: UsageError) -> UsageError:
+        """The error, each of its problems at the key that its message opens with unless it has a place already."""
         return type(error)([self._placed(problem) for problem in error.problems])
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Let a refusal inside the block point at the recipe's line whose key it is about."""
+        try:
+            yield
+        except UsageError as error:
+            raise self._with_places(error) from error
 
     def _placed(self, problem: Problem) -> Problem:
         opening = re.match(r"[a-z]+(\.\w+)+", problem.message)

@@ -1,90 +1,79 @@
-"""``qlmm combine``: several adapters of one base made into one, and what each of them loses on the same rows.
+"""``qlmm combine``: several adapters of one base become one; what each of them loses is measured on the same rows.
 
-Usage: ``combine(["runs/a", "runs/b"], Path("both"), Asked("cat", "0.5,0.5"), as_json=False)``
+Usage: ``qlmm combine runs/a runs/b --weights 0.5,0.5 --out both``
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import typer
+
+from qlmm.cli.arguments import AsJson
 from qlmm.cli.output.console import out, visible
-from qlmm.cli.output.library_noise import quiet
 from qlmm.core.errors import UsageError
 
 if TYPE_CHECKING:
     from qlmm.artifacts.combine.combine import Combined
 
-__all__ = ["Asked", "combine", "read_weights"]
+__all__ = ["combine", "read_weights"]
+
+EXAMPLE = "Example: qlmm combine runs/a runs/b --weights 0.5,0.5 --out both"
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the options say.
+def combine(  # noqa: PLR0913, PLR0917  every parameter is an option of the command
+    adapters: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER ADAPTER...", help="Folders, runs, Hub ids or zoo:NAMEs, of one base."),
+    ],
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="W,W...", help="One number per adapter, in their order.")
+    ],
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="The adapter folder to make.")],
+    method: Annotated[
+        Literal["linear", "cat", "ties", "dare_ties", "dare_linear", "svd"],
+        typer.Option("--method", help="How LoRA is combined; cat is the exact sum."),
+    ] = "cat",
+    density: Annotated[float, typer.Option("--density", help="Share of values that ties and dare keep.")] = 0.5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what dare drops.")] = 0,
+    rows: Annotated[
+        Path | None,
+        typer.Option("--rows", metavar="FILE", help="Rows to measure on; unset: those the runs held out."),
+    ] = None,
+    image_root: Annotated[
+        Path | None,
+        typer.Option("--image-root", metavar="FOLDER", help="Folder that the rows' picture paths start from."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Combine adapters of one base into one."""
+    numbers = read_weights(weights)
+    from qlmm.artifacts.combine.combine import Settings
+    from qlmm.artifacts.combine.combine import combine as run
+    from qlmm.artifacts.combine.heldout import measure_on
 
-    Attributes:
-        method: how LoRA is combined.
-        weights: numbers with commas between them.
-        density: share of values that ties and dare keep.
-        seed: decides which ones dare keeps.
-        rows: rows to measure on; unset: those that the adapters' runs held out.
-        image_root: where the pictures of these rows are.
-    """
-
-    method: Literal["linear", "cat", "ties", "dare_ties", "dare_linear", "svd"]
-    weights: str
-    density: float = 0.5
-    seed: int = 0
-    rows: Path | None = None
-    image_root: Path | None = None
+    measuring = partial(measure_on, file=rows, image_root=image_root)
+    made = run(adapters, folder, Settings(method, numbers, density, seed), measuring=measuring, tell=out.talk)
+    if as_json:
+        facts = {"folder": str(made.folder), "rank": made.rank, "losses": dict(made.losses), "rows": made.rows}
+        out.json(facts | {"max_difference": made.proof.max_difference})
+    else:
+        _show(made)
 
 
 def read_weights(text: str) -> tuple[float, ...]:
     """Numbers with commas between them.
 
     Raises:
-        UsageError: K002 when it is something else.
+        UsageError: K002 when the text is something else.
     """
     try:
         return tuple(float(one) for one in text.split(","))
     except ValueError as error:
         help = "give numbers with commas between them, such as 0.7,0.3"
-        raise UsageError.one("K002", f"--weights: `{text}` is no list of numbers", help=help) from error
-
-
-def combine(adapters: Sequence[str], folder: Path, asked: Asked, *, as_json: bool) -> None:
-    """Combine, measure, print.
-
-    Args:
-        adapters: adapter folders, run directories, Hub ids or zoo:NAME.
-        folder: the folder to make.
-        asked: how.
-        as_json: print one JSON object.
-
-    Raises:
-        QlmmError: whatever stands against it.
-    """
-    weights = read_weights(asked.weights)
-    quiet()
-    from qlmm.artifacts.combine.combine import Settings
-    from qlmm.artifacts.combine.combine import combine as run
-    from qlmm.artifacts.combine.heldout import measure_on
-
-    made = run(
-        adapters,
-        folder,
-        Settings(asked.method, weights, asked.density, asked.seed),
-        measuring=partial(measure_on, file=asked.rows, image_root=asked.image_root),
-        tell=out.talk,
-    )
-    if as_json:
-        facts = {"folder": str(made.folder), "rank": made.rank, "losses": dict(made.losses), "rows": made.rows}
-        out.json(facts | {"max_difference": made.proof.max_difference})
-    else:
-        _show(made)
+        raise UsageError.one("K002", f"--weights: `{text}` is not a list of numbers", help=help) from error
 
 
 def _show(made: Combined) -> None:

@@ -1,35 +1,32 @@
 """``qlmm data check`` and ``qlmm data show``: look at rows before training on them.
 
-Usage: ``check("recipes/owl_lora.yaml", [])``
+Usage: ``qlmm data check data/rows.jsonl --image-root data/pictures``
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qlmm.cli.arguments import Overrides, Recipe
 from qlmm.cli.output.console import out, visible
-from qlmm.cli.output.library_noise import quiet
 from qlmm.core.errors import DataError, Problem, QlmmError, UsageError
 from qlmm.core.secrets import redact
-from qlmm.data.checks import Piece, Report, TokenCounts, token_counts, traced, traced_pair
-from qlmm.data.checks import check as check_rows
-from qlmm.data.media.images import size
-from qlmm.data.reading.dataset import KIND_OF, load_format, load_samples
-from qlmm.data.sample import Feedback, Kind, Preference
-from qlmm.recipe import library
-from qlmm.recipe.load import load_recipe
-from qlmm.recipe.schema import Recipe, Source
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from qlmm.data.checks import Piece, Report, TokenCounts
     from qlmm.data.encoding.encoder import Encoder
+    from qlmm.data.sample import Kind, Preference
+    from qlmm.recipe import schema
 
-__all__ = ["check", "show"]
+__all__ = ["check", "group", "show"]
+
+group = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True, rich_markup_mode=None)
 
 EXIT_PROBLEMS = 2
 NO_ROW_LEFT = "D007"
@@ -37,32 +34,32 @@ MOST_DROPPED_NAMED = 20
 STYLES = {"given": "dim", "learned": "bold green", "picture": "cyan"}
 
 
+@group.command("check", epilog="Example: qlmm data check data/rows.jsonl --image-root data/pictures")
 def check(
-    target: str, overrides: Sequence[str] = (), *, format: str | None = None, image_root: str | None = None
+    target: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe, or a file or folder of rows.")],
+    overrides: Overrides = None,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="Format of a file of rows; unset: detected."),
+    ] = None,
+    image_root: Annotated[
+        str | None,
+        typer.Option("--image-root", metavar="FOLDER", help="Folder that the file's picture paths start from."),
+    ] = None,
 ) -> None:
-    """Print every problem of the rows of a recipe or a file, then counts; leave with 2 if there is a problem.
+    """List every problem of the rows; count tokens."""
+    from qlmm.data.checks import check as check_rows
+    from qlmm.data.reading.dataset import load_format
+    from qlmm.recipe.library import is_recipe
 
-    Args:
-        target: a recipe, or a file, folder or data set of rows.
-        overrides: changes of the recipe.
-        format: format of a file of rows; unset: detected.
-        image_root: folder that a file's picture paths start from.
-
-    Raises:
-        UsageError: U030 when options of a file are given with a recipe or the other way round, N001 for an unknown
-            format.
-    """
-    recipe = _recipe(target, overrides)
+    recipe = _recipe(target, overrides) if is_recipe(target) else None
     if recipe is not None and (format or image_root):
         raise UsageError.one("U030", "--format and --image-root belong to a file of rows; a recipe says both itself")
     if recipe is None and overrides:
         raise UsageError.one("U030", "section.key=value changes a recipe, and this is a file of rows")
     if format is not None:
         load_format(format)  # refuses unknown names with the nearest one
-    if recipe is None:
-        sources: tuple[Source, ...] = (Source(path=target, format=format, image_root=image_root),)
-    else:
-        sources = (*recipe.data.sources, *recipe.evaluation.sources)
+    sources = _sources(recipe, target, format, image_root)
     frames = {"max_frames": recipe.data.max_frames} if recipe is not None else {}
     kind = _kind(recipe) if recipe is not None else None
     try:
@@ -82,18 +79,19 @@ def check(
         raise typer.Exit(EXIT_PROBLEMS)
 
 
-def show(recipe: str, overrides: Sequence[str] = (), *, row: int = 1) -> None:
-    """Print one row: its pictures, its text as the model sees it, and which tokens are learned.
+@group.command("show", epilog="Example: qlmm data show owl_lora --row 3")
+def show(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    row: Annotated[int, typer.Option("--row", min=1, help="Which row, from 1.")] = 1,
+) -> None:
+    """Show a row: pictures, text, what is learned."""
+    from qlmm.data.checks import traced
+    from qlmm.data.media.images import size
+    from qlmm.data.reading.dataset import load_samples
+    from qlmm.data.sample import Feedback, Preference
 
-    Args:
-        recipe: a recipe file, or the name of a shipped recipe.
-        overrides: changes of the recipe.
-        row: number of the row among those that can be read, from 1.
-
-    Raises:
-        UsageError: U031 when there is no such row.
-    """
-    asked = load_recipe(library.resolve(recipe), overrides).recipe
+    asked = _recipe(recipe, overrides)
     data = asked.data
     samples = load_samples(
         data.sources, kind=_kind(asked), max_bad_rows=1.0, resolve=_builtin, max_frames=data.max_frames
@@ -116,8 +114,28 @@ def show(recipe: str, overrides: Sequence[str] = (), *, row: int = 1) -> None:
     out.print(_coloured(traced(encoder, sample)))
 
 
+def _recipe(name: str, overrides: Sequence[str] | None) -> schema.Recipe:
+    from qlmm.recipe.library import resolve
+    from qlmm.recipe.load import load_recipe
+
+    return load_recipe(resolve(name), overrides or []).recipe
+
+
+def _sources(
+    recipe: schema.Recipe | None, target: str, format: str | None, image_root: str | None
+) -> tuple[schema.Source, ...]:
+    """The rows of a recipe, those to evaluate on included, or the rows that were named."""
+    from qlmm.recipe.schema import Source
+
+    if recipe is None:
+        return (Source(path=target, format=format, image_root=image_root),)
+    return (*recipe.data.sources, *recipe.evaluation.sources)
+
+
 def _print_pair(encoder: Encoder, pair: Preference) -> None:
     """The prompt once, then each answer with what is learned of it."""
+    from qlmm.data.checks import traced_pair
+
     shown = traced_pair(encoder, pair)
     given = sum(piece.tokens for piece in shown.prompt)
     for name, side in (("chosen", shown.chosen), ("rejected", shown.rejected)):
@@ -129,14 +147,11 @@ def _print_pair(encoder: Encoder, pair: Preference) -> None:
         out.print("", f"{name}:", _coloured(side))
 
 
-def _kind(recipe: Recipe) -> Kind:
+def _kind(recipe: schema.Recipe) -> Kind:
     """What a recipe's rows must be."""
+    from qlmm.data.reading.dataset import KIND_OF
+
     return KIND_OF[recipe.training.objective]
-
-
-def _recipe(target: str, overrides: Sequence[str]) -> Recipe | None:
-    """The recipe a target names, or None for rows."""
-    return load_recipe(library.resolve(target), overrides).recipe if library.is_recipe(target) else None
 
 
 def _builtin(name: str) -> Path:
@@ -145,8 +160,7 @@ def _builtin(name: str) -> Path:
     return builtin.path(name)
 
 
-def _encoder(recipe: Recipe) -> Encoder:
-    quiet()
+def _encoder(recipe: schema.Recipe) -> Encoder:
     from qlmm.model.loading.base import load_processor
     from qlmm.model.loading.encoder import make_encoder
 
@@ -164,6 +178,8 @@ def _print_problems(problems: Sequence[Problem]) -> None:
 
 
 def _print_counts(report: Report) -> None:
+    from qlmm.data.sample import Feedback, Preference
+
     for source in report.loaded.sources:
         out.print(
             f"{source.path} ({source.format}): {source.rows:,} rows, {source.kept:,} usable, {source.bad:,} bad, "
@@ -181,8 +197,10 @@ def _print_counts(report: Report) -> None:
     out.print(f"fingerprint: {report.loaded.fingerprint}")
 
 
-def _print_tokens(recipe: Recipe, report: Report) -> None:
+def _print_tokens(recipe: schema.Recipe, report: Report) -> None:
     """Token counts, where the base's processor is at hand; rows are checked all the same where it is not."""
+    from qlmm.data.checks import token_counts
+
     try:
         counts = token_counts(_encoder(recipe), report.usable)
     except QlmmError as error:
@@ -191,7 +209,7 @@ def _print_tokens(recipe: Recipe, report: Report) -> None:
     out.print(*_token_lines(recipe, counts))
 
 
-def _token_lines(recipe: Recipe, counts: TokenCounts) -> list[str]:
+def _token_lines(recipe: schema.Recipe, counts: TokenCounts) -> list[str]:
     total, learned = counts.total, counts.supervised
     lines = [
         f"tokens per row: median {total.median:,}, p95 {total.p95:,}, max {total.max:,}; "

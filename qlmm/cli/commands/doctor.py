@@ -3,7 +3,7 @@
 Everything is measured, not guessed: a small matrix is really quantised. Problems are warnings, and the exit code is 0,
 because a machine that cannot do everything can still do much.
 
-Usage: ``doctor(as_json=True)``
+Usage: ``qlmm doctor --json``
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
+from qlmm.cli.arguments import AsJson
 from qlmm.cli.output.console import out
 from qlmm.core import env, files
 from qlmm.core.secrets import redact
 from qlmm.core.units import memory
 
-__all__ = ["doctor", "examine"]
+__all__ = ["doctor", "examine", "four_bit"]
 
 PACKAGES = (
     "qlmm",
@@ -45,8 +46,63 @@ MOST_NF4_ERROR = 0.12
 BROKEN = (ImportError, RuntimeError, OSError, AttributeError, TypeError, ValueError, NotImplementedError)
 
 
-def doctor(*, as_json: bool = False) -> None:
-    """Print what this machine has; as one JSON object where a program reads it."""
+class Processor(TypedDict):
+    """Cores and threads of this process, and main memory in bytes."""
+
+    cores: int
+    threads: int
+    memory: int
+    free: int
+
+
+class Gpu(TypedDict):
+    """One CUDA device, its memory in bytes."""
+
+    name: str
+    memory: int
+    free: int
+    bf16: bool
+
+
+class Devices(TypedDict):
+    """What computes here; ``cuda_build`` is the CUDA version PyTorch was built for, if any."""
+
+    cpu: Processor
+    cuda: list[Gpu]
+    cuda_build: str | None
+
+
+class FourBit(TypedDict):
+    """Whether NF4 works: the error of installing or running it, or what a matrix lost by it."""
+
+    device: str
+    works: bool
+    error: NotRequired[str]
+    relative_error: NotRequired[float]
+    bits: NotRequired[float]
+
+
+class Disk(TypedDict):
+    """A folder, and the free bytes of its disk."""
+
+    path: str
+    free: int
+
+
+class Facts(TypedDict):
+    """All that the doctor knows, as ``--json`` prints it."""
+
+    versions: dict[str, str]
+    devices: Devices
+    four_bit: FourBit
+    packaged: dict[str, bool]
+    disk: dict[str, Disk]
+    environment: dict[str, str]
+    warnings: list[str]
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Show what this machine has and can do."""
     facts = examine()
     if as_json:
         out.json(facts)
@@ -58,21 +114,23 @@ def doctor(*, as_json: bool = False) -> None:
         out.warn(warning)
 
 
-def examine() -> dict[str, Any]:
-    """Everything the doctor knows, as plain JSON values; sizes in bytes."""
-    facts: dict[str, Any] = {
-        "versions": versions(),
-        "devices": devices(),
-        "four_bit": four_bit(),
-        "packaged": packaged(),
-        "disk": disk(),
-        "environment": {variable.name: redact(env.shown(variable)) for variable in env.VARIABLES},
-    }
-    return {**facts, "warnings": list(_warnings(facts))}
+def examine() -> Facts:
+    """Measure this machine; sizes are in bytes."""
+    facts = Facts(
+        versions=versions(),
+        devices=devices(),
+        four_bit=four_bit(),
+        packaged=packaged(),
+        disk=disk(),
+        environment={variable.name: redact(env.shown(variable)) for variable in env.VARIABLES},
+        warnings=[],
+    )
+    facts["warnings"] = list(_warnings(facts))
+    return facts
 
 
 def versions() -> dict[str, str]:
-    """Python, the system and every package a run leans on."""
+    """Python, the system and every package a run needs."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     for package in PACKAGES:
         try:
@@ -82,25 +140,25 @@ def versions() -> dict[str, str]:
     return found
 
 
-def devices() -> dict[str, Any]:
+def devices() -> Devices:
     """Processor cores usable by this process, main memory, and every CUDA GPU with what it can do."""
     import psutil
     import torch
 
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     main = psutil.virtual_memory()
-    gpus = []
+    gpus: list[Gpu] = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         with torch.cuda.device(index):
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         gpus.append({"name": properties.name, "memory": total, "free": free, "bf16": bf16})
-    cpu = {"cores": cores, "threads": torch.get_num_threads(), "memory": main.total, "free": main.available}
+    cpu = Processor(cores=cores, threads=torch.get_num_threads(), memory=main.total, free=main.available)
     return {"cpu": cpu, "cuda": gpus, "cuda_build": torch.version.cuda}
 
 
-def four_bit() -> dict[str, Any]:
+def four_bit() -> FourBit:
     """Whether NF4 works here: a 256 x 256 Gaussian matrix is quantised and restored on the device runs would use."""
     import torch
 
@@ -118,7 +176,7 @@ def four_bit() -> dict[str, Any]:
     return {"device": device, "works": relative <= MOST_NF4_ERROR, "relative_error": relative, "bits": bits}
 
 
-def disk() -> dict[str, dict[str, Any]]:
+def disk() -> dict[str, Disk]:
     """Free bytes where runs are usually written, and where fetched weights are kept."""
     places = {"here": Path.cwd(), "QLMM_HOME": env.home()}
     return {name: {"path": str(path), "free": files.free_bytes(path)} for name, path in places.items()}
@@ -131,7 +189,7 @@ def packaged() -> dict[str, bool]:
     return {name: builtin.present(name) for name in builtin.names()}
 
 
-def _warnings(facts: Mapping[str, Any]) -> Iterable[str]:
+def _warnings(facts: Facts) -> Iterable[str]:
     for package, version in facts["versions"].items():
         if version == MISSING and package not in OPTIONAL:
             yield f"{package} is not installed: pip install {package}"
@@ -148,7 +206,7 @@ def _warnings(facts: Mapping[str, Any]) -> Iterable[str]:
             yield f"only {memory(place['free'])} free at {place['path']}"
 
 
-def _sections(facts: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+def _sections(facts: Facts) -> dict[str, list[tuple[str, str]]]:
     """The facts as titled name-value lists for people."""
     disks = [(name, f"{memory(place['free'])} free, {place['path']}") for name, place in facts["disk"].items()]
     weights = [(name, "present" if there else "not fetched yet") for name, there in facts["packaged"].items()]
@@ -162,7 +220,7 @@ def _sections(facts: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def _devices(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _devices(found: Devices) -> list[tuple[str, str]]:
     cpu = found["cpu"]
     cores = f"{cpu['cores']} cores, {memory(cpu['memory'])} memory ({memory(cpu['free'])} free), computes in fp32"
     gpus = [
@@ -172,11 +230,11 @@ def _devices(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("cpu", cores), *(gpus or [("cuda", "none")])]
 
 
-def _precision(gpu: Mapping[str, Any]) -> str:
+def _precision(gpu: Gpu) -> str:
     return "bf16" if gpu["bf16"] else "fp16, no bf16"
 
 
-def _four_bit(found: Mapping[str, Any]) -> str:
+def _four_bit(found: FourBit) -> str:
     if "error" in found:
         return f"does not work on {found['device']}: {found['error']}"
     verdict = "works" if found["works"] else "is WRONG"

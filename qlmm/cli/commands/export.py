@@ -1,50 +1,49 @@
-"""``qlmm export``: an adapter made ready for another program; what gets lost is said before it starts.
+"""``qlmm export``: an adapter is made ready for another program, after a line about what gets lost.
 
-Usage: ``export("runs/x", "vllm", Path("served"), onto="original", outtype="f16", converter=None, as_json=False)``
+Usage: ``qlmm export runs/owl_lora --to vllm --out served``
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from qlmm.cli.commands.zoo_app import from_zoo
+import typer
+
+from qlmm.cli.arguments import AsJson, zoo_folder
 from qlmm.cli.output.console import out, visible
-from qlmm.cli.output.library_noise import quiet
 
 __all__ = ["export"]
 
+EXAMPLE = "Example: qlmm export runs/owl_lora --to vllm --out served"
 
-def export(
-    adapter: str,
-    to: str,
-    folder: Path,
-    *,
-    onto: Literal["original", "trained"],
-    outtype: str,
-    converter: Path | None,
-    as_json: bool,
+
+def export(  # noqa: PLR0917  every parameter is an option of the command
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="An adapter folder, a run directory, or an adapter's Hub id.")
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="TARGET", help="hf, peft, vllm, gguf or ollama.")],
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make.")],
+    onto: Annotated[
+        Literal["original", "trained"],
+        typer.Option("--onto", help="Base to merge into: as published, or as the run held it."),
+    ] = "trained",
+    outtype: Annotated[
+        str, typer.Option("--outtype", metavar="TYPE", help="How GGUF stores weights: f16, bf16, q8_0 or f32.")
+    ] = "f16",
+    converter: Annotated[
+        Path | None,
+        typer.Option("--converter", metavar="FILE", help="llama.cpp's convert_hf_to_gguf.py, for other models."),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Export an adapter, print the proof and the commands that use it.
-
-    Args:
-        adapter: adapter folder, run directory, Hub id or zoo:NAME.
-        to: the target.
-        folder: the folder to make.
-        onto: which base is merged into.
-        outtype: how GGUF files store weights.
-        converter: llama.cpp's own converter.
-        as_json: print one JSON object.
-
-    Raises:
-        QlmmError: whatever stands against it.
-    """
-    quiet()
+    """Make an adapter ready for other programs."""
     from qlmm.artifacts.export.export import Wishes
     from qlmm.artifacts.export.export import export as run
 
-    made = run(_named(adapter), to, folder, Wishes(onto, outtype, converter), out.talk)
+    # A name of the Hub must stay a string: as a path it would lose what tells it from a folder.
+    made = run(zoo_folder(adapter), to, folder, Wishes(onto, outtype, converter), out.talk)
     if as_json:
         out.json(asdict(made) | {"folder": str(made.folder), "to": to})
         return
@@ -53,8 +52,3 @@ def export(
         out.print(f"proof: {visible(line)}")
     for line in made.commands:
         out.print(f"use: {visible(line)}")
-
-
-def _named(adapter: str) -> str:
-    """As it was typed, but for an entry of the zoo: a path would lose what tells it from a Hub id."""
-    return str(from_zoo(Path(adapter))) if adapter.startswith("zoo:") else adapter

@@ -1,81 +1,88 @@
-"""``qlmm merge``: an adapter and its base become one checkpoint, and what that cost is said.
+"""``qlmm merge``: an adapter and its base become one checkpoint; what the merge costs is measured and printed.
 
-Usage: ``merge("runs/owl_lora/adapter", Path("merged"), onto="trained", dtype="bf16", shard_size="5GB")``
+Usage: ``qlmm merge runs/owl_lora/adapter merged --dtype bf16 --shard-size 5GB``
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.table import Table
+import typer
 
-from qlmm.artifacts.merge.fidelity import MergeError
-from qlmm.artifacts.merge.merge import Dtype, Merged, Settings
-from qlmm.artifacts.merge.merge import merge as make
-from qlmm.cli.output.console import out as console
-from qlmm.cli.output.library_noise import quiet
+from qlmm.cli.output.console import out
 from qlmm.core.errors import UsageError
 from qlmm.core.units import memory
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from qlmm.artifacts.merge.fidelity import MergeError
+    from qlmm.artifacts.merge.merge import Merged
+
 __all__ = ["merge", "shard_bytes"]
 
+EXAMPLE = "Example: qlmm merge runs/owl_lora/adapter merged --dtype bf16"
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MB|GB|MiB|GiB)", re.IGNORECASE)
 
 
 def merge(
-    target: str,
-    out: Path,
-    *,
-    onto: Literal["original", "trained"] = "trained",
-    dtype: Dtype | None = None,
-    shard_size: str | None = None,
-    measured: bool = True,
+    target: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="An adapter folder, a run, or an adapter on the Hub.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    onto: Annotated[
+        Literal["original", "trained"],
+        typer.Option("--onto", help="Merge into the base as published, or as the run held it (quantised)."),
+    ] = "trained",
+    dtype: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option("--dtype", help="Of the merged weights; unset: as in the base's files."),
+    ] = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option("--shard-size", metavar="SIZE", help="Largest file, such as 5GB; unset: as the base's files."),
+    ] = None,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Do not load the models to measure what merging costs.")
+    ] = False,
 ) -> None:
-    """Merge an adapter into its base and print what that cost.
+    """Merge an adapter into its base."""
+    size = shard_bytes(shard_size) if shard_size is not None else None
+    from qlmm.artifacts.merge.merge import Settings
+    from qlmm.artifacts.merge.merge import merge as run
 
-    Args:
-        target: an adapter folder, a run directory, or a Hub id.
-        out: the folder to make.
-        onto: the base to merge into.
-        dtype: of the result; unset: as in the base's files.
-        shard_size: largest file, such as 5GB; unset: as the base's files are cut.
-        measured: whether the models are loaded to measure the difference.
-
-    Raises:
-        UsageError: U040 for a size that is none, and whatever stands against the merge.
-    """
-    settings = Settings(onto, dtype, shard_bytes(shard_size) if shard_size is not None else None, measured)
-    quiet()
-    _show(make(target, out, settings, console.talk))
+    _show(run(target, folder, Settings(onto, dtype, size, not no_measure), out.talk))
 
 
 def shard_bytes(text: str) -> int:
     """A file size as people write it, in bytes.
 
     Raises:
-        UsageError: U040 when it is none.
+        UsageError: U040 when the text is not a size, or is below a megabyte.
     """
     found = SIZE.fullmatch(text.strip())
     size = int(float(found[1]) * UNITS[found[2].upper()]) if found is not None else 0
     if size < UNITS["MB"]:
-        raise UsageError.one("U040", f"--shard-size: `{text}` is no size of a file", help="such as 5GB or 500MB")
+        raise UsageError.one("U040", f"--shard-size: `{text}` is not a file size", help="such as 5GB or 500MB")
     return size
 
 
 def _show(merged: Merged) -> None:
     if merged.error is None:
-        console.print("what merging cost was not measured")
+        out.print("what merging cost was not measured")
     else:
-        console.screen(_table(merged.error))
-        console.print(merged.error.advice)
+        out.screen(_table(merged.error))
+        out.print(merged.error.advice)
     needs = "loads with transformers alone" if merged.plain else "loads with qlmm installed: its connector is qlmm's"
-    console.print(f"{merged.folder}: {memory(merged.size_bytes)}, {needs}")
+    out.print(f"{merged.folder}: {memory(merged.size_bytes)}, {needs}")
 
 
 def _table(error: MergeError) -> Table:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, caption=None)
     for head in ("merged onto", "largest difference of a logit", "mean", "KL, nats per token"):
         table.add_column(head)

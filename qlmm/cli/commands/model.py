@@ -1,30 +1,30 @@
-"""``qlmm model show``: what qlmm would make of a model, before anything of it but its configuration is fetched.
+"""``qlmm model show``: what qlmm would make of a model; only its configuration is fetched.
 
-Usage: ``show("Qwen/Qwen3-VL-4B-Instruct", ["adapter.connector=lora"], size=["800x600"])``
+Usage: ``qlmm model show Qwen/Qwen3-VL-4B-Instruct adapter.connector=lora --size 800x600``
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from qlmm.cli.arguments import AsJson, Overrides
 from qlmm.cli.output.console import out
-from qlmm.cli.output.library_noise import quiet
 from qlmm.core.errors import UsageError
 from qlmm.core.units import memory, share
-from qlmm.data.media.images import MAX_PIXELS
-from qlmm.recipe import library
-from qlmm.recipe.load import LoadedRecipe, load_recipe, parse_recipe
-from qlmm.recipe.yaml_reader import dump
 
 if TYPE_CHECKING:
     from qlmm.model.inspection.describe import AdapterShown, ExpertsShown, LoraShown, ModelShown, PartShown
     from qlmm.model.inspection.pictures import PicturesShown, SizeShown, Tried
-    from qlmm.recipe.schema import BaseSection
+    from qlmm.recipe.load import LoadedRecipe
 
-__all__ = ["show"]
+__all__ = ["group", "show"]
+
+group = typer.Typer(help="Look at a model before training it.", no_args_is_help=True, rich_markup_mode=None)
 
 MOST_NAMES = 4
 SERVERS = "vLLM and its like"
@@ -33,26 +33,24 @@ WORDS_FOR_EXPERTS = "adapter.targets=[all-linear, experts]"
 Rows = list[tuple[str, str]]
 
 
-def show(target: str, overrides: Sequence[str] = (), *, size: Sequence[str] = (), as_json: bool = False) -> None:
-    """Print what qlmm would make of a model; as one JSON object where a program reads it.
+@group.command("show", epilog="Example: qlmm model show Qwen/Qwen3-VL-4B-Instruct --size 800x600")
+def show(
+    target: Annotated[str, typer.Argument(metavar="ID|FOLDER|RECIPE", help="A model's Hub id or folder, or a recipe.")],
+    overrides: Overrides = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="WxH", help="A picture size in pixels; give the option again for more."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's parts, tokens, memory."""
+    from qlmm.recipe.library import is_recipe
 
-    Args:
-        target: a Hub id or folder, taken with every default; or a recipe, whose base, adapter and data are taken.
-        overrides: changes of the recipe, or of the defaults.
-        size: picture sizes to count tokens for, such as ``1024x768``; none: three usual ones.
-        as_json: print JSON.
-
-    Raises:
-        QlmmError: whatever makes the base impossible; U032 for a size that is none.
-    """
-    sizes = [_size(text) for text in size]
-    loaded, is_recipe = _loaded(target, overrides)
-    quiet()
-    from qlmm.model.inspection.describe import describe
-
-    with _placing(loaded, is_recipe):
-        _prepare_packaged(loaded.recipe.base)
-        shown = describe(loaded.recipe, sizes)
+    sizes = [_size(text) for text in size or ()]
+    loaded = _loaded(target, overrides or [])
+    # Without a recipe there is no line that a refusal could point at.
+    with loaded.placing() if is_recipe(target) else nullcontext():
+        shown = _described(loaded, sizes)
     if as_json:
         from qlmm.proof.records import to_json
 
@@ -64,9 +62,11 @@ def show(target: str, overrides: Sequence[str] = (), *, size: Sequence[str] = ()
 
 
 def _size(text: str) -> tuple[int, int]:
+    from qlmm.data.media.images import MAX_PIXELS
+
     found = re.fullmatch(r"([1-9]\d{0,5})[x×]([1-9]\d{0,5})", text)
     if found is None:
-        raise UsageError.one("U032", f"--size {text} is no picture size", help="width x height in pixels: 1024x768")
+        raise UsageError.one("U032", f"--size {text} is not a picture size", help="width x height in pixels: 1024x768")
     width, height = int(found[1]), int(found[2])
     if width * height > MAX_PIXELS:
         message = f"--size {text} is more than the {MAX_PIXELS:,} pixels that a picture may have"
@@ -74,33 +74,25 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def _loaded(target: str, overrides: Sequence[str]) -> tuple[LoadedRecipe, bool]:
-    """The recipe that a target names, or one that leaves everything but the base at its default; and which it is."""
+def _loaded(target: str, overrides: Sequence[str]) -> LoadedRecipe:
+    """The recipe that a target names, or one that leaves everything but the base at its default."""
+    from qlmm.recipe import library
+    from qlmm.recipe.load import load_recipe, parse_recipe
+    from qlmm.recipe.yaml_reader import dump
+
     if library.is_recipe(target):
-        return load_recipe(library.resolve(target), overrides), True
+        return load_recipe(library.resolve(target), overrides)
     # A recipe names rows and a run directory too; neither is looked at here.
     whole = {"version": 1, "base": {"model": target}, "data": {"sources": [{"path": "-"}]}, "output": {"dir": "-"}}
-    return parse_recipe(dump(whole), target, overrides), False
+    return parse_recipe(dump(whole), target, overrides)
 
 
-@contextmanager
-def _placing(loaded: LoadedRecipe, is_recipe: bool) -> Iterator[None]:
-    """Let refusals show the recipe's line whose key they are about, where there is a recipe."""
-    try:
-        yield
-    except UsageError as error:
-        if not is_recipe:
-            raise
-        raise loaded.placed(error) from error
+def _described(loaded: LoadedRecipe, sizes: Sequence[tuple[int, int]]) -> ModelShown:
+    from qlmm.cli.packaged import prepare_packaged
+    from qlmm.model.inspection.describe import describe
 
-
-def _prepare_packaged(base: BaseSection) -> None:
-    """Prepare the packaged parts of a base, saying so; what is there already is left alone."""
-    from qlmm.builtin import registry as builtin
-
-    named = [name for name in (base.vision, base.language) if name is not None and name.startswith("builtin:")]
-    wanted = [name.removeprefix("builtin:") for name in named]
-    builtin.prepare([name for name in wanted if not builtin.present(name)], out.talk)
+    prepare_packaged(loaded.recipe, rows=False)
+    return describe(loaded.recipe, sizes)
 
 
 def _sections(shown: ModelShown) -> Mapping[str, Rows]:

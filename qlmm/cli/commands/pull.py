@@ -1,33 +1,30 @@
-"""``qlmm pull``: an adapter from the Hub, verified before it is there.
+"""``qlmm pull``: an adapter from the Hub, verified before it is in its place.
 
-Usage: ``pull("user/name@commit", None)``
+Usage: ``qlmm pull user/owl@3f2a9c1 owl``
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from qlmm.cli.output.console import out
 
 __all__ = ["pull"]
 
+EXAMPLE = "Example: qlmm pull user/owl@3f2a9c1 owl"
 
-def pull(name: str, folder: Path | None) -> None:
-    """Fetch an adapter into a folder of its own.
 
-    Raises:
-        QlmmError: whatever is wrong, for the command line's edge to print.
-    """
+def pull(
+    name: Annotated[str, typer.Argument(metavar="USER/NAME[@REVISION]", help="An adapter of qlmm on the Hub.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Folder to make; unset: ./NAME.")] = None,
+) -> None:
+    """Fetch an adapter from the Hub."""
     from qlmm.artifacts.hub.connection import checked_name
 
     checked_name(name.partition("@")[0])
-    from qlmm.cli.output.library_noise import quiet
-
-    quiet()
-    if not out.interactive:
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()
     from qlmm.artifacts.hub.transfer import pull as fetch
 
     pulled = fetch(name, folder, tell=out.talk)

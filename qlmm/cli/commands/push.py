@@ -1,96 +1,72 @@
-"""``qlmm push``: an adapter to the Hub; ``--dry-run`` shows what would leave this machine and reaches for nothing.
+"""``qlmm push``: an adapter to the Hub; ``--dry-run`` shows what would leave this machine and asks nobody.
 
-Usage: ``push(Path("runs/owl_lora/adapter"), "user/name", settings=Settings(dry_run=True))``
+Usage: ``qlmm push runs/owl_lora/adapter user/owl --dry-run``
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from qlmm.cli.arguments import Adapter
 from qlmm.cli.output.console import out
 from qlmm.core.units import memory
 
 if TYPE_CHECKING:
     from qlmm.artifacts.hub.package import Parcel
 
-__all__ = ["Settings", "push"]
+__all__ = ["push"]
 
+EXAMPLE = "Example: qlmm push runs/owl_lora/adapter user/owl --dry-run"
 SMALL_BYTES = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How an adapter is sent.
-
-    Attributes:
-        public: everybody may read it.
-        dry_run: only show what would be sent.
-        revision: branch to commit to.
-        message: of the commit; None for one that names qlmm.
-        unproven: send an adapter that proves nothing.
-    """
-
-    public: bool = False
-    dry_run: bool = False
-    revision: str = "main"
-    message: str | None = None
-    unproven: bool = False
-
-
-def push(adapter: Path, repo: str, *, settings: Settings) -> None:
-    """Send an adapter, or show what would be sent.
-
-    Raises:
-        QlmmError: whatever is wrong, for the command line's edge to print.
-    """
+def push(  # noqa: PLR0917  every parameter is an option of the command
+    adapter: Adapter,
+    repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository on the Hub; made if need be.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody read it; otherwise it is private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be sent; nothing is asked or sent.")
+    ] = False,
+    revision: Annotated[str, typer.Option("--revision", metavar="BRANCH", help="Branch to commit to.")] = "main",
+    message: Annotated[str | None, typer.Option("--message", metavar="TEXT", help="Message of the commit.")] = None,
+    unproven: Annotated[bool, typer.Option("--unproven", help="Share an adapter that proves nothing.")] = False,
+) -> None:
+    """Share an adapter on the Hub."""
     from qlmm.artifacts.adapter.manifest import read_manifest
     from qlmm.artifacts.hub.connection import checked_name
 
     checked_name(repo)
     read_manifest(adapter)
-    _quiet()
     from qlmm.artifacts.hub.package import pack
     from qlmm.artifacts.hub.transfer import push as send
 
-    parcel = pack(adapter, repo, unproven=settings.unproven)
+    parcel = pack(adapter, repo, unproven=unproven)
     _warn(parcel)
-    if settings.dry_run:
-        _show(parcel, settings)
+    if dry_run:
+        _show(parcel, "public" if public else "private", revision)
         return
     out.talk(f"pushing {len(parcel.items)} files, {_size(sum(item.size for item in parcel.items))}, to {repo}")
-    pushed = send(parcel, public=settings.public, branch=settings.revision, message=settings.message, tell=out.talk)
+    pushed = send(parcel, public=public, branch=revision, message=message, tell=out.talk)
     if not pushed.changed:
         out.talk("the same files were there already; nothing was changed")
     out.print(pushed.address, f"commit {pushed.commit}, {'private' if pushed.private else 'public'}")
     out.talk(f"fetch it with: qlmm pull {repo}@{pushed.commit}")
 
 
-def _quiet() -> None:
-    """No bars where nobody watches."""
-    from qlmm.cli.output.library_noise import quiet
-
-    quiet()
-    if not out.interactive:
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()
-
-
 def _warn(parcel: Parcel) -> None:
     for name in parcel.left:
-        out.warn(f"{name} is no part of an adapter and stays here")
+        out.warn(f"{name} is not part of an adapter and stays here")
     if parcel.local_base:
         out.warn("the base is a folder of this machine: nobody else can load this adapter until the base is shared too")
     if not parcel.proven:
         out.warn("this adapter is not proven; its card says so on top")
 
 
-def _show(parcel: Parcel, settings: Settings) -> None:
+def _show(parcel: Parcel, seen: str, branch: str) -> None:
     """Everything that would be sent, and the card word for word."""
-    seen = "public" if settings.public else "private"
-    out.print(f"would push to {parcel.repo} ({seen}), branch {settings.revision}; nothing is sent", "")
+    out.print(f"would push to {parcel.repo} ({seen}), branch {branch}; nothing is sent", "")
     width = max(len(item.name) for item in parcel.items)
     out.print(*(f"  {item.name:<{width}}  {_size(item.size):>9}" for item in parcel.items))
     out.print("", "whoever gets the adapter can read the rows in probe.json and the card, and see the pictures")

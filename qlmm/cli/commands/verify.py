@@ -1,58 +1,41 @@
-"""``qlmm verify``: every claim of an adapter, checked, as a table or as JSON.
+"""``qlmm verify``: every claim of an adapter is checked, and shown as a table or as JSON.
 
-Usage: ``verify("runs/owl_lora", as_json=False)``
+Usage: ``qlmm verify runs/owl_lora``
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from qlmm.artifacts.adapter.verify import Verdict
-from qlmm.artifacts.adapter.verify import verify as check
-from qlmm.cli.output.console import out, visible
-from qlmm.cli.output.library_noise import quiet
+from qlmm.cli.arguments import AsJson
+from qlmm.cli.output.console import out
 
 __all__ = ["verify"]
 
-STYLES = {"ok": "green", "failed": "bold red", "not checked": "yellow"}
-WORDS = {"ok": "ok", "failed": "FAILED", "not checked": "not checked"}
+EXAMPLE = "Example: qlmm verify runs/owl_lora"
 
 
-def verify(target: str, *, as_json: bool = False) -> None:
-    """Print what was checked and how it went; leave with 1 unless every check passed.
+def verify(
+    target: Annotated[
+        str, typer.Argument(metavar="ADAPTER|RUN_DIR|HUB_ID", help="An adapter folder, a run, or one on the Hub.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Check that an adapter is what it says."""
+    from qlmm.artifacts.adapter.verify import verify as check
+    from qlmm.cli.output.screens import checks_screen
 
-    Args:
-        target: an adapter folder, a run directory, or a Hub id.
-        as_json: print one JSON object instead of a table.
-
-    Raises:
-        UsageError: when there is no adapter to check.
-    """
-    quiet()
     verdict = check(target, tell=out.talk)
     if as_json:
         checks = [asdict(one) for one in verdict.checks]
         out.json({"adapter": str(verdict.folder), "verified": verdict.holds, "checks": checks})
     else:
-        _show(verdict)
+        out.screen(checks_screen(verdict.checks))
+        failed = any(one.status == "failed" for one in verdict.checks)
+        doubt = "is NOT what it says it is" if failed else "could not be checked in full: this is not a proof"
+        out.print(f"{verdict.folder} {'is what it says it is' if verdict.holds else doubt}")
     if not verdict.holds:
         raise typer.Exit(1)
-
-
-def _show(verdict: Verdict) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for one in verdict.checks:
-        found = Text(visible(one.found) + (f"\nwhat to do: {visible(one.help)}" if one.help else ""))
-        table.add_row(one.name, Text(WORDS[one.status], STYLES[one.status]), found)
-    out.screen(table)
-    statuses = {one.status for one in verdict.checks}
-    if verdict.holds:
-        out.print(f"{verdict.folder} is what it says it is")
-    elif "failed" in statuses:
-        out.print(f"{verdict.folder} is NOT what it says it is")
-    else:
-        out.print(f"{verdict.folder} could not be checked in full: this is no proof")

@@ -1,6 +1,6 @@
 """``qlmm zoo list | show | verify | add | run``: the adapters that come with qlmm, in the terminal.
 
-Usage: ``verify(["owl_kinds"], as_json=False)``
+Usage: ``qlmm zoo run owl_kinds --image cat.png``
 """
 
 from __future__ import annotations
@@ -9,33 +9,47 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qlmm.artifacts.zoo.catalogue import CARD, complete, readme
-from qlmm.artifacts.zoo.entry import Entry, Results, entries, read_entry
+from qlmm.cli.arguments import AsJson
 from qlmm.cli.output.console import out, visible
 from qlmm.core.units import share
-from qlmm.recipe.zoo import PREFIX, entry_folder, shipped
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from qlmm.artifacts.adapter.load import LoadedAdapter
-    from qlmm.artifacts.adapter.verify import Verdict
+    from qlmm.artifacts.zoo.entry import Entry, Results
     from qlmm.data.sample import Sample
 
-__all__ = ["add", "list_entries", "run", "show", "verify"]
+__all__ = ["add", "group", "list_entries", "run", "show", "verify"]
+
+group = typer.Typer(help="Small adapters that come with qlmm.", no_args_is_help=True, rich_markup_mode=None)
 
 
-def list_entries(*, markdown: bool = False) -> None:
-    """Print every entry with its result, or the page adapters_zoo/README.md."""
+def _names(incomplete: str) -> list[str]:
+    """Entries that complete a word on the command line."""
+    from qlmm.recipe.zoo import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter of the zoo.", autocompletion=_names)]
+
+
+@group.command("list")
+def list_entries(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page adapters_zoo/README.md.")] = False,
+) -> None:
+    """List the adapters and what they reached."""
+    from rich.table import Table
+
+    from qlmm.artifacts.zoo.catalogue import readme
+    from qlmm.artifacts.zoo.entry import entries
+
     if markdown:
         out.stream(readme())
         return
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("what it is, and its base", ratio=1)
@@ -47,37 +61,36 @@ def list_entries(*, markdown: bool = False) -> None:
     out.screen(table)
 
 
-def show(name: str) -> None:
-    """Print an entry's facts, its measured results and its card.
-
-    Raises:
-        UsageError: Z001 for an unknown name.
-        ModelError: Z002 for a damaged entry.
-    """
+@group.command("show", epilog="Example: qlmm zoo show owl_kinds")
+def show(name: Name) -> None:
+    """Show an adapter's results and card."""
+    from qlmm.artifacts.zoo.catalogue import CARD
+    from qlmm.artifacts.zoo.entry import read_entry
     from qlmm.cli.output.screens import facts_screen
+    from qlmm.recipe.zoo import PREFIX, entry_folder
 
     source = entry_folder(name)
     entry = read_entry(source)
     out.screen(facts_screen({f"{PREFIX}{source.name}": _facts(entry), "held-out rows": _results(entry.results)}))
+    # The card opens with metadata for the Hub, between two lines of dashes.
     front, _, body = (source / CARD).read_text("utf-8").removeprefix("---\n").partition("\n---\n")
     out.print((body or front).strip())
 
 
-def verify(names: Sequence[str], *, as_json: bool = False) -> None:
-    """Print what was checked about entries; leave with 1 unless every check of every one passed.
+@group.command("verify", epilog="Example: qlmm zoo verify owl_kinds")
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Adapters of the zoo; unset: all.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that adapters are what they say."""
+    from qlmm.recipe.zoo import entry_folder, shipped
 
-    Args:
-        names: which; none is all.
-        as_json: print one JSON object.
-
-    Raises:
-        UsageError: Z001 for an unknown name, before anything is checked.
-    """
-    wanted = [entry_folder(name).name for name in names] or list(shipped())
-    from qlmm.cli.output.library_noise import quiet
-
-    quiet()
+    # A misspelt name is refused before anything is checked.
+    wanted = [entry_folder(name).name for name in names or ()] or list(shipped())
     from qlmm.artifacts.zoo.check import check_entry
+    from qlmm.cli.output.screens import checks_screen
 
     verdicts = {name: check_entry(name, out.talk) for name in wanted}
     holds = bool(verdicts) and all(verdict.holds for verdict in verdicts.values())
@@ -90,31 +103,30 @@ def verify(names: Sequence[str], *, as_json: bool = False) -> None:
     else:
         for name, one in verdicts.items():
             out.print(name)
-            out.screen(_checks(one))
+            out.screen(checks_screen(one.checks))
             out.print("")
         out.print(f"{sum(one.holds for one in verdicts.values())} of {len(verdicts)} are what they say they are")
     if not holds:
         raise typer.Exit(1)
 
 
-def add(
-    adapter: str,
-    name: str,
-    *,
-    summary: str,
-    licence: str,
-    machine: str | None = None,
-    hub: str | None = None,
-    again: str | None = None,
+@group.command("add", epilog='Example: qlmm zoo add runs/mine mine --summary "Knows colours" --licence "Apache-2.0"')
+def add(  # noqa: PLR0917  every parameter is an option of the command
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A finished run, or its adapter folder.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new entry.")],
+    summary: Annotated[str, typer.Option("--summary", metavar="TEXT", help="What it is, in one line.")],
+    licence: Annotated[str, typer.Option("--licence", metavar="TEXT", help="Its licence, and that of its base.")],
+    machine: Annotated[
+        str | None, typer.Option("--machine", metavar="TEXT", help="What the run computed on; unset: as it says.")
+    ] = None,
+    hub: Annotated[
+        str | None, typer.Option("--hub", metavar="ID@COMMIT", help="Where on the Hub its weights lie; unset: here.")
+    ] = None,
+    again: Annotated[
+        str | None, typer.Option("--again", metavar="RUN", help="A second run of the recipe, to compare weights with.")
+    ] = None,
 ) -> None:
-    """Make an entry and say where it is; what the words mean is told in :class:`qlmm.artifacts.zoo.add.Request`.
-
-    Raises:
-        QlmmError: whatever stands against it; nothing is left then.
-    """
-    from qlmm.cli.output.library_noise import quiet
-
-    quiet()
+    """Make an entry of a proven adapter."""
     from qlmm.artifacts.zoo.add import Request
     from qlmm.artifacts.zoo.add import add as make
 
@@ -124,45 +136,33 @@ def add(
     out.talk(f"bring the page up to date: qlmm zoo list --markdown > {shlex.quote(str(page))}")
 
 
-def run(name: str, question: str | None = None, image: Path | None = None) -> None:
-    """Ask an entry: about a picture of the user's, or about those it was tested with, expected answers beside.
-
-    Raises:
-        QlmmError: for an unknown or damaged entry, or a picture that cannot be read.
-    """
-    from qlmm.cli.output.library_noise import quiet
-
-    quiet()
-    folder = complete(entry_folder(name).name, out.talk)
+@group.command("run", epilog="Example: qlmm zoo run owl_kinds --image cat.png")
+def run(
+    name: Name,
+    question: Annotated[
+        str | None, typer.Argument(metavar="[QUESTION]", help="What to ask; unset: what it was trained on.")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="A picture; unset: those it was tested with.")
+    ] = None,
+) -> None:
+    """Ask an adapter about a picture."""
+    from qlmm.artifacts.zoo.catalogue import complete
+    from qlmm.cli.commands.ask import ask
+    from qlmm.cli.conversation import load_adapter
     from qlmm.proof.probe import probe_rows
+    from qlmm.recipe.zoo import entry_folder
 
+    folder = complete(entry_folder(name).name, out.talk)
     rows = probe_rows(folder)
     if image is not None:
-        from qlmm.cli.commands.ask import ask
-
         ask(folder, question or _question(rows[0]), [image])
-        return
-    from qlmm.artifacts.adapter.load import load
-    from qlmm.model.loading.precision import choose
-
-    out.talk(f"loading {folder}")
-    _ask_own(load(folder, precision=choose("auto", "auto")), rows, question)
-
-
-def _checks(verdict: Verdict) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    from qlmm.cli.commands.verify import STYLES, WORDS
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for one in verdict.checks:
-        found = Text(visible(one.found) + (f"\nwhat to do: {visible(one.help)}" if one.help else ""))
-        table.add_row(one.name, Text(WORDS[one.status], STYLES[one.status]), found)
-    return table
+    else:
+        _ask_own(load_adapter(folder), rows, question)
 
 
 def _ask_own(loaded: LoadedAdapter, rows: Sequence[Sample], question: str | None) -> None:
+    """Ask about the pictures the entry was tested with; what was expected stands beside each answer."""
     from qlmm.cli.output.screens import facts_screen
     from qlmm.data.sample import Origin, Sample, Turn
     from qlmm.generation.answers import answer
@@ -172,8 +172,8 @@ def _ask_own(loaded: LoadedAdapter, rows: Sequence[Sample], question: str | None
         asked, expected = question or _question(row), row.turns[-1].text.strip()
         sample = Sample((Turn("user", (*row.images, asked)),), Origin("zoo", 1)) if question else row
         with loaded.precision.autocast():
-            said = answer(loaded.model, loaded.encoder, sample, longest)
-        facts = [("question", asked), ("answer", said or "nothing")]
+            reply = answer(loaded.model, loaded.encoder, sample, longest)
+        facts = [("question", asked), ("answer", reply or "nothing")]
         facts += [] if question else [("expected", expected)]
         pictures = ", ".join(str(ref.path) for ref in row.images)
         out.screen(facts_screen({pictures or "no picture": facts}))

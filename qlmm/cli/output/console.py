@@ -14,10 +14,8 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from qlmm.core import env
 from qlmm.core.secrets import redact
@@ -25,11 +23,9 @@ from qlmm.core.secrets import redact
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from qlmm.cli.output.progress import Progress
     from qlmm.core.errors import QlmmError
-    from qlmm.proof.records import Answer, PlanFacts, Proof
 
-__all__ = ["Out", "out", "visible"]
+__all__ = ["Live", "Out", "out", "visible"]
 
 NARROWEST = 40
 FALLBACK = "qlmm_ascii"
@@ -64,11 +60,20 @@ def visible(text: str) -> str:
     return CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\r\n", "\n"))
 
 
+class Live(Protocol):
+    """Something that is redrawn on stderr while lines are printed beside it, such as a progress bar."""
+
+    console: Console | None
+
+    def close(self) -> None:
+        """Stop redrawing."""
+
+
 class Out:
     """One object for everything the command line says; streams and environment are read at each use."""
 
     def __init__(self) -> None:
-        self._live: Progress | None = None
+        self._live: Live | None = None
 
     def print(self, *results: str | RenderableType) -> None:
         """Results, to stdout: text exactly as it is, one per line; tables and the like as rich renders them."""
@@ -114,43 +119,9 @@ class Out:
         sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
         sys.stdout.flush()
 
-    def plan(self, facts: PlanFacts) -> None:
-        """The one screen before training: what will be trained, on what, for how long, and what it needs."""
-        from qlmm.cli.output.screens import plan_screen
-
-        self.screen(plan_screen(facts))
-
-    def proof(self, proof: Proof) -> None:
-        """What the run proved: movement per part, held-out loss with and without pictures, and every promise."""
-        from qlmm.cli.output.screens import proof_screen
-
-        self.screen(proof_screen(proof, ascii_only=self.console().options.ascii_only))
-
-    def answers(self, answers: Sequence[Answer]) -> None:
-        """Held-out answers before and after training."""
-        from qlmm.cli.output.screens import answers_screen
-
-        self.screen(answers_screen(answers))
-
-    def done(self, run_dir: Path, next_commands: Sequence[str]) -> None:
-        """Where things are, and what to do next."""
-        from qlmm.cli.output.screens import done_screen
-
-        self.screen(done_screen(run_dir, next_commands), soft_wrap=True)
-
-    def progress(self, total: int, *, log_every: int = 1) -> Progress:
-        """A listener that shows a run of ``total`` steps: one bar on a terminal, plain lines elsewhere.
-
-        Args:
-            total: steps planned.
-            log_every: without a bar, steps between lines; the first and the last step are always shown.
-        """
-        from qlmm.cli.output.progress import Bar, Lines
-
-        self.close()
-        live = Bar(self._say, self.console(stderr=True), total) if self.interactive else Lines(self._say, log_every)
+    def show_beside(self, live: Live) -> None:
+        """Print further lines through ``live``'s console until :meth:`close`, so that they do not tear it."""
         self._live = live
-        return live
 
     def read(self, prompt: str) -> str | None:
         """The user's next line without its end, or None when there is no more; the prompt is for terminals only."""
@@ -181,6 +152,11 @@ class Out:
         if self._live is not None:
             self._live.close()
             self._live = None
+
+    @property
+    def ascii_only(self) -> bool:
+        """Whether stdout can carry ASCII alone."""
+        return self.console().options.ascii_only
 
     @property
     def interactive(self) -> bool:

@@ -1,19 +1,20 @@
 """A run as it goes: one bar for somebody who watches, plain lines for a log.
 
-Usage: ``with out.progress(total=260, log_every=10) as listener: train(..., listener)``
+Usage: ``with progress(total=260, log_every=10) as listener: train(..., listener)``
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
+from qlmm.cli.output.console import out
 from qlmm.core.events import Answered, Evaluated, Event, Finished, PairsEvaluated, Resumed, Saved, StepDone, Warned
 from qlmm.core.units import clock, memory, rate, share
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-__all__ = ["Bar", "Lines", "Progress", "line"]
+__all__ = ["Bar", "Lines", "Progress", "line", "progress"]
 
 PICTURES = {"right": "right picture", "shuffled": "shuffled", "none": "no picture"}
 # What of a preference a step shows: TRL's name, ours, and how it is written.
@@ -32,11 +33,18 @@ PREFERENCE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-class Say(Protocol):
-    """How a line reaches the user."""
+def progress(total: int, *, log_every: int = 1) -> Progress:
+    """A listener that shows a run of ``total`` steps: one bar on a terminal, plain lines elsewhere.
 
-    def __call__(self, message: str, *, prefix: str = "", style: str = "") -> None:
-        """Say ``message``, with ``prefix`` before it in ``style``."""
+    Args:
+        total: steps planned.
+        log_every: without a bar, steps between lines; the first and the last step are always shown.
+    """
+    # An earlier bar ends first: two would tear each other.
+    out.close()
+    live = Bar(out.console(stderr=True), total) if out.interactive else Lines(log_every)
+    out.show_beside(live)
+    return live
 
 
 class Progress(ABC):
@@ -45,18 +53,9 @@ class Progress(ABC):
     #: where other lines must be printed while this one is open, so that they do not tear a bar
     console: Console | None = None
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
-
     @abstractmethod
     def __call__(self, event: Event) -> None:
         """Show one event."""
-
-    def _tell(self, event: Event) -> None:
-        if isinstance(event, Warned):
-            self._say(event.message, prefix="warning:", style="bold yellow")
-        else:
-            self._say(line(event))
 
     @abstractmethod
     def close(self) -> None:
@@ -71,18 +70,24 @@ class Progress(ABC):
         self.close()
 
 
+def _print(event: Event) -> None:
+    if isinstance(event, Warned):
+        out.warn(event.message)
+    else:
+        out.talk(line(event))
+
+
 class Lines(Progress):
     """Plain lines: the first step seen, every ``log_every``-th, the last, and everything that is not a step."""
 
-    def __init__(self, say: Say, log_every: int) -> None:
-        super().__init__(say)
+    def __init__(self, log_every: int) -> None:
         self._log_every = log_every
         self._started = False
 
     def __call__(self, event: Event) -> None:
         """Print one line, or none for a step between two log points."""
         if not isinstance(event, StepDone) or self._due(event):
-            self._tell(event)
+            _print(event)
 
     def close(self) -> None:
         """Nothing to do: every line is complete."""
@@ -95,8 +100,7 @@ class Lines(Progress):
 class Bar(Progress):
     """One bar that stays at the bottom; evaluations, saves and warnings scroll past above it."""
 
-    def __init__(self, say: Say, console: Console, total: int) -> None:
-        super().__init__(say)
+    def __init__(self, console: Console, total: int) -> None:
         self.console = console
         self._bar = RichProgress(
             BarColumn(bar_width=None, complete_style="cyan", table_column=Column(ratio=1)),
@@ -116,7 +120,7 @@ class Bar(Progress):
             return
         if isinstance(event, Finished):
             self.close()
-        self._tell(event)
+        _print(event)
 
     def close(self) -> None:
         """Stop redrawing; the bar's last state stays on the screen."""

@@ -1,8 +1,8 @@
-"""The screens around a run: the plan before it, the proof and the way on after it.
+"""The screens of commands: the plan before a run, its proof and the next steps, facts in columns, checks.
 
 Pure functions from facts to what rich prints, so that a test can look at them without a terminal.
 
-Usage: ``console.print(plan_screen(facts))``
+Usage: ``out.screen(plan_screen(facts))``
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qlmm.artifacts.adapter.verify import Check
 from qlmm.cli.output.console import visible
 from qlmm.core.secrets import redact
 from qlmm.core.units import memory, share
 from qlmm.proof.records import Answer, PairProof, PartFacts, PartProof, PictureProof, PlanFacts, Promise, Proof
 
-__all__ = ["done_screen", "facts_screen", "plan_screen", "proof_screen"]
+__all__ = ["answers_screen", "checks_screen", "done_screen", "facts_screen", "plan_screen", "proof_screen"]
 
 NOTHING = "-"
 HEADING = "bold"
 QUIET = "dim"
 ROUND_EPOCHS = 10
+STATUSES = {"ok": ("ok", "green"), "failed": ("FAILED", "bold red"), "not checked": ("not checked", "yellow")}
 RUN_FILES = (
     ("adapter", "adapter"),
     ("report", "report.html"),
@@ -72,10 +74,9 @@ def proof_screen(proof: Proof, *, ascii_only: bool = False) -> Group:
 def answers_screen(answers: Sequence[Answer]) -> Group:
     """What the model said to held-out pictures before and after training, beside what was expected."""
     table = _table("held-out picture", "expected", "before", "after")
-    for number, said in enumerate(answers, 1):
-        table.add_row(
-            f"{number}.png", *(_text(" ".join(one.split())) for one in (said.expected, said.before, said.after))
-        )
+    for number, answer in enumerate(answers, 1):
+        texts = (answer.expected, answer.before, answer.after)
+        table.add_row(f"{number}.png", *(_text(" ".join(text.split())) for text in texts))
     return Group(table, "")
 
 
@@ -85,6 +86,15 @@ def done_screen(run_dir: Path, next_commands: Sequence[str]) -> Group:
     steps = [_text(f"  {command}") for command in next_commands]
     following: list[RenderableType] = ["", Text("next:", HEADING), *steps] if steps else []
     return Group(_pairs(places or [("run", str(run_dir))]), *following)
+
+
+def checks_screen(checks: Sequence[Check]) -> Table:
+    """Each claim of an adapter, how its check went, what was found and what to do."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for one in checks:
+        found = visible(one.found) + (f"\nwhat to do: {visible(one.help)}" if one.help else "")
+        table.add_row(one.name, Text(*STATUSES[one.status]), Text(found))
+    return table
 
 
 def facts_screen(sections: Mapping[str, Sequence[tuple[str, str]]]) -> Group:
