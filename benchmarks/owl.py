@@ -23,6 +23,7 @@ from benchmarks.shapes import Shape
 from qlmm.api import Outcome, finetune
 from qlmm.artifacts.adapter.reload import prove_reload
 from qlmm.cli.output.console import out
+from qlmm.cli.output.screens import plan_screen, proof_screen
 from qlmm.core.errors import QlmmError
 from qlmm.core.events import Answered, Evaluated, Event, Finished, StepDone
 from qlmm.core.units import memory
@@ -108,7 +109,7 @@ class Diary:
         """The run is planned; nothing is loaded yet."""
         self.facts = facts
         self.at["planned"] = time.monotonic()
-        out.plan(facts)
+        out.screen(plan_screen(facts))
 
     def __call__(self, event: Event) -> None:
         """Note an event."""
@@ -169,7 +170,7 @@ def run_whole(bench: Bench) -> Outcome:
         "seconds": diary.seconds(),
     }
     bench.found["proof"] = to_json(outcome.proof)
-    out.proof(outcome.proof)
+    out.screen(proof_screen(outcome.proof))
     return outcome
 
 

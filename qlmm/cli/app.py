@@ -21,9 +21,8 @@ from qlmm.core import naming
 __all__ = ["app", "main"]
 
 COMMANDS = "qlmm.cli.commands"
-# The order of help: first the way of an adapter, then what looks at things. A name that is not here follows these.
-ORDER = ("finetune", "ask", "chat", "prefer", "verify", "merge", "export", "combine", "push", "pull")
-LOOKING = ("doctor", "data", "model", "recipe", "zoo")
+# The order of help: what is done with an adapter, in turn. A name that is not here follows; Typer puts groups last.
+ORDER = ("finetune", "ask", "chat", "prefer", "verify", "merge", "export", "combine", "push", "pull", "doctor")
 
 # Help is plain text: the same on a terminal and in a log, and brackets in it are not taken for markup.
 app = typer.Typer(
@@ -62,8 +61,7 @@ def _add(name: str) -> None:
 
 
 def _place(name: str) -> int:
-    known = (*ORDER, *LOOKING)
-    return known.index(name) if name in known else len(known)
+    return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
 for _name in sorted(naming.names(COMMANDS), key=_place):

@@ -1,7 +1,7 @@
-"""Preference pairs as a file that trains from where it lies: its pictures are found beside it.
+"""Preference pairs as a file that can be trained on where it lies: its pictures are in its folder.
 
-Pictures in the file's folder are named as they are; paths in rows may not leave that folder, so that all others are
-copied into one beside the file, under names that follow from their content.
+Paths in rows may not leave that folder. Pictures that lie elsewhere are copied into a folder beside the file, under
+names that follow from their content.
 
 Usage: ``PairsFile(Path("pairs.jsonl")).write([Preference(prompt, chosen, rejected, origin)])``
 """
@@ -14,15 +14,32 @@ import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 from qlmm.core.files import atomic_write
 from qlmm.data.contract import BadRow
 from qlmm.data.media.images import decode
 from qlmm.data.media.media_root import ImageRoot
-from qlmm.data.sample import ImageRef, Preference, Turn
+from qlmm.data.sample import ImageRef, Part, Preference, Turn
 
 __all__ = ["PairsFile"]
+
+
+class _Part(TypedDict):
+    type: Literal["text", "image"]
+    text: NotRequired[str]
+
+
+class _Message(TypedDict):
+    role: str
+    content: str | list[_Part]
+
+
+class _Row(TypedDict):
+    prompt: list[_Message]
+    chosen: list[_Message]
+    rejected: list[_Message]
+    images: NotRequired[list[str]]
 
 
 class PairsFile:
@@ -42,13 +59,15 @@ class PairsFile:
         lines = [json.dumps(self._row(pair), ensure_ascii=False) + "\n" for pair in pairs]
         atomic_write(self.path, "".join(lines))
 
-    def _row(self, pair: Preference) -> dict[str, Any]:
-        row: dict[str, Any] = {
+    def _row(self, pair: Preference) -> _Row:
+        row: _Row = {
             "prompt": [_message(turn) for turn in pair.prompt],
             "chosen": [{"role": "assistant", "content": pair.chosen}],
             "rejected": [{"role": "assistant", "content": pair.rejected}],
         }
-        return {**row, "images": [self._name(ref) for ref in pair.images]} if pair.images else row
+        if pair.images:
+            row["images"] = [self._name(ref) for ref in pair.images]
+        return row
 
     def _name(self, ref: ImageRef) -> str:
         """The picture's name from the file's folder, copied first where it lies elsewhere."""
@@ -61,7 +80,7 @@ class PairsFile:
         return self.path.parent.resolve()
 
     def _near(self, ref: ImageRef) -> str | None:
-        """The name of a picture file in the folder, where rows may use it."""
+        """The name of a picture file in the folder; None where rows may not use it."""
         real = ref.path.resolve() if ref.path is not None and ref.at is None else None
         if real is None or not real.is_relative_to(self._folder):
             return None
@@ -81,11 +100,14 @@ class PairsFile:
         return f"{self.pictures.name}/{name}"
 
 
-def _message(turn: Turn) -> dict[str, Any]:
+def _message(turn: Turn) -> _Message:
     if turn.role != "user":
         return {"role": turn.role, "content": turn.text}
-    parts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in turn.parts]
-    return {"role": turn.role, "content": parts}
+    return {"role": turn.role, "content": [_part(part) for part in turn.parts]}
+
+
+def _part(part: Part) -> _Part:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
 
 
 def _bytes(ref: ImageRef) -> tuple[bytes, str]:

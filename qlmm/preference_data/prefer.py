@@ -1,7 +1,7 @@
-"""Preference pairs from a model's own answers, told apart by what a judge sees in the pictures.
+"""Preference pairs from a model's own answers: a judge that sees the pictures says which answer is better.
 
-Source: RLAIF-V (arXiv 2405.17220). Per prompt: several answers are drawn; each is taken apart into statements; a judge
-says of each statement how likely it is true of the picture; answers with fewer refuted statements are preferred.
+Source: RLAIF-V (arXiv 2405.17220). For each prompt several answers are drawn and split into statements. A judge gives
+each statement a probability of being true of the picture. Answers with fewer refuted statements are preferred.
 
 Usage: ``prefer(Path("runs/x/adapter"), "prompts.jsonl", Path("pairs.jsonl"), judge="org/a-larger-model")``
 """
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 from qlmm.artifacts.adapter.load import load, load_base, plain_base
 from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest
@@ -32,7 +32,8 @@ from qlmm.preference_data.judge import Asked, Judge, Split, asks_with_pictures, 
 from qlmm.preference_data.pairing import Settings, Verdict, candidates, chosen_pairs, refuted, score
 from qlmm.preference_data.pairs_file import PairsFile
 from qlmm.preference_data.prompts import Questions, read_questions
-from qlmm.preference_data.records import Records
+from qlmm.preference_data.records import JudgedAnswer, JudgedStatement, Record, Records
+from qlmm.preference_data.records import Settings as RecordSettings
 from qlmm.preference_data.summary import Summary, collect
 from qlmm.recipe.schema import Source
 
@@ -58,7 +59,7 @@ class PromptDone:
 
     number: int
     total: int
-    record: dict[str, Any]
+    record: Record
     seconds_left: float
 
 
@@ -163,7 +164,7 @@ class _Maker:
         """Load the model that answers and, where it is another, the one that judges.
 
         Raises:
-            UsageError: whatever keeps them from being loaded, D042 for a prompt without a picture that one needs.
+            UsageError: D042 for a prompt without a picture that a model needs, and what loading raises.
         """
         answering = load(adapter, precision=choose("auto", "auto"))
         _check_pictures(samples, str(adapter), needed=asks_with_pictures(answering))
@@ -173,49 +174,46 @@ class _Maker:
         _check_pictures(samples, judge, needed=judging.needs_pictures)
         return cls(answering, judging, how)
 
-    def record(self, number: int, sample: Sample) -> dict[str, Any]:
-        """All that is found about one prompt: answers, statements, verdicts, scores, pairs."""
+    def record(self, number: int, sample: Sample) -> Record:
+        """Answer one prompt several times, judge the answers and pair them."""
         answering, seed = self.answering, _derived(self.how.seed, number)
         drawn = Draw(self.how.temperature, self.how.max_new_tokens, seed)
         with answering.precision.autocast():
             texts = draw(answering.model, answering.encoder, sample, self.how.answers, drawn)
         judged = self._judged(sample, list(dict.fromkeys(texts)))
         answers = [judged[text] for text in texts]
-        pairs = candidates(texts, [one["score"] for one in answers])
-        return {
-            "prompt": number,
-            "origin": str(sample.origin),
-            "question": sample.turns[-1].text.strip(),
-            "pictures": [ref.name for ref in sample.images],
-            "seed": seed,
-            "answers": answers,
-            "candidates": len(pairs),
-            "pairs": chosen_pairs(pairs, self.how.per_prompt, f"{self.how.seed}:{number}"),
-        }
+        pairs = candidates(texts, [one.score for one in answers])
+        return Record(
+            prompt=number,
+            origin=str(sample.origin),
+            question=sample.turns[-1].text.strip(),
+            pictures=tuple(ref.name for ref in sample.images),
+            seed=seed,
+            answers=tuple(answers),
+            candidates=len(pairs),
+            pairs=tuple(chosen_pairs(pairs, self.how.per_prompt, f"{self.how.seed}:{number}")),
+        )
 
-    def _judged(self, sample: Sample, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """The statements of different answers, what the judge was asked and how likely its yes and no are."""
+    def _judged(self, sample: Sample, texts: Sequence[str]) -> dict[str, JudgedAnswer]:
+        """Different answers by their text, each with its statements and the judge's verdicts on them."""
         question, longest = sample.turns[-1].text.strip(), self.how.max_new_tokens
         splits = {text: self.judge.split(question, text, sample.images, longest=longest) for text in texts}
+        # Answers share statements; each is asked about once.
         stated = dict.fromkeys(statement for split in splits.values() for statement in split.statements)
         asked = {statement: question_about(statement, question) for statement in stated}
         verdicts = dict(zip(asked, self.judge.verdicts(list(asked.values()), sample.images), strict=True))
         return {text: _answer(text, split, asked, verdicts) for text, split in splits.items()}
 
 
-def _answer(text: str, split: Split, asked: Mapping[str, str], verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+def _answer(text: str, split: Split, asked: Mapping[str, str], verdicts: Mapping[str, Verdict]) -> JudgedAnswer:
     """An answer's part of the record."""
     found = [verdicts[statement] for statement in split.statements]
-    return {
-        "text": text,
-        "split_by": split.by,
-        "statements": [
-            {"statement": statement, "question": asked[statement], "yes": yes, "no": no, "refuted": refuted((yes, no))}
-            for statement, (yes, no) in zip(split.statements, found, strict=True)
-        ],
-        # An answer that says nothing has nothing to refute, and must not win for it.
-        "score": score(found) if found else None,
-    }
+    statements = tuple(
+        JudgedStatement(statement=one, question=asked[one], yes=yes, no=no, refuted=refuted((yes, no)))
+        for one, (yes, no) in zip(split.statements, found, strict=True)
+    )
+    # An answer that says nothing has nothing to refute, and must not win for it.
+    return JudgedAnswer(text=text, split_by=split.by, statements=statements, score=score(found) if found else None)
 
 
 class _Stop:
@@ -272,8 +270,8 @@ def _check_pictures(samples: Sequence[Sample], name: str, *, needed: bool) -> No
         raise DataError.one("D042", message, where=where, help="leave rows without a picture out")
 
 
-def _begun_with(manifest: Manifest, judge: str | None, questions: Questions, how: Settings) -> dict[str, Any]:
-    """Everything that decides what records say, as their file names it."""
+def _begun_with(manifest: Manifest, judge: str | None, questions: Questions, how: Settings) -> RecordSettings:
+    """All that decides what records say, as their file names it."""
     settings = asdict(how)
     del settings["limit"]  # more prompts may follow later
     return {
@@ -284,12 +282,12 @@ def _begun_with(manifest: Manifest, judge: str | None, questions: Questions, how
     }
 
 
-def _adapter_facts(manifest: Manifest) -> dict[str, Any]:
+def _adapter_facts(manifest: Manifest) -> RecordSettings:
     files = json.dumps(manifest.files, sort_keys=True).encode()
     return {"adapter": hashlib.sha256(files).hexdigest(), "base": manifest.base["parts"]}
 
 
-def _judge_facts(judge: str) -> dict[str, Any]:
+def _judge_facts(judge: str) -> RecordSettings:
     """What exactly the judge is; one that cannot see is refused here, before any weights are loaded.
 
     Raises:

@@ -1,4 +1,4 @@
-"""All prompts' records together: the length filter over every pair, and what the run amounts to.
+"""All records of a run together: the length filter over every pair, and the summary.
 
 Usage: ``pairs, summary = collect(samples, records)``
 """
@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from qlmm.core.errors import RunError
 from qlmm.data.sample import Preference, Sample
 from qlmm.preference_data.pairing import length_filter, words
+from qlmm.preference_data.records import Record
 
 __all__ = ["Summary", "collect"]
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run amounts to.
+    """The figures of a run.
 
     Attributes:
         prompts: prompts answered.
@@ -28,8 +28,8 @@ class Summary:
         own_sentences: answers that were judged by their own sentences, since the judge took nothing from them.
         statements: statements judged.
         refuted: share of them that the judge denied.
-        heard: mean probability that the judge's next token is a yes or a no at all; a judge that says something else
-            tells little, whatever its verdicts are.
+        heard: mean probability that the judge's next token is a yes or a no at all. The verdicts of a judge that says
+            something else mean little.
         found: pairs before the length filter.
         pairs: pairs after it.
         ratio: the largest share by which a chosen answer may be shorter.
@@ -51,7 +51,7 @@ class Summary:
     rejected_words: float
 
 
-def collect(samples: Sequence[Sample], records: Sequence[dict[str, Any]]) -> tuple[list[Preference], Summary]:
+def collect(samples: Sequence[Sample], records: Sequence[Record]) -> tuple[list[Preference], Summary]:
     """The pairs that the length filter keeps, and the summary.
 
     Args:
@@ -68,17 +68,17 @@ def collect(samples: Sequence[Sample], records: Sequence[dict[str, Any]]) -> tup
         message = "no pair was found: the judge tells no answer from another"
         help = "draw more or more varied answers (--answers, --temperature), give more prompts, or another --judge"
         raise RunError.one("J008", message, help=help)
-    answers = [answer for record in records for answer in record["answers"]]
-    judged = [statement for answer in answers for statement in answer["statements"]]
+    answers = [answer for record in records for answer in record.answers]
+    judged = [statement for answer in answers for statement in answer.statements]
     chosen, rejected = (fmean(lengths[place][side] for place in filtered.kept) for side in (0, 1))
     summary = Summary(
         prompts=len(records),
-        without_pair=sum(not record["pairs"] for record in records),
+        without_pair=sum(not record.pairs for record in records),
         answers=len(answers),
-        own_sentences=sum(answer["split_by"] == "sentences" for answer in answers),
+        own_sentences=sum(answer.split_by == "sentences" for answer in answers),
         statements=len(judged),
-        refuted=fmean(one["refuted"] for one in judged),
-        heard=fmean(one["yes"] + one["no"] for one in judged),
+        refuted=fmean(one.refuted for one in judged),
+        heard=fmean(one.yes + one.no for one in judged),
         found=len(found),
         pairs=len(filtered.kept),
         ratio=filtered.ratio,
@@ -88,6 +88,6 @@ def collect(samples: Sequence[Sample], records: Sequence[dict[str, Any]]) -> tup
     return [found[place] for place in filtered.kept], summary
 
 
-def _pairs(sample: Sample, record: dict[str, Any]) -> list[Preference]:
-    texts = [answer["text"] for answer in record["answers"]]
-    return [Preference(sample.turns, texts[one], texts[other], sample.origin) for one, other in record["pairs"]]
+def _pairs(sample: Sample, record: Record) -> list[Preference]:
+    texts = [answer.text for answer in record.answers]
+    return [Preference(sample.turns, texts[one], texts[other], sample.origin) for one, other in record.pairs]

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from qlmm.cli.commands import ask as module
-from qlmm.cli.commands.ask import Settings, ask, chat
+from qlmm.cli.commands.ask import ask
+from qlmm.cli.commands.chat import chat
 from qlmm.core.errors import QlmmError
 from tests.talking import Loaded
 
@@ -22,7 +22,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
     monkeypatch.setitem(
         sys.modules, "qlmm.artifacts.adapter.load", SimpleNamespace(load=lambda folder, precision: stub)
     )
-    monkeypatch.setattr(module, "_check_adapter", lambda folder: None)
+    monkeypatch.setattr("qlmm.cli.conversation.read_manifest", lambda folder: None)
     return stub
 
 
@@ -56,7 +56,7 @@ def test_pictures_stand_before_the_question(loaded: Loaded, picture: Path) -> No
 def test_a_seed_decides_what_is_drawn(loaded: Loaded) -> None:
     drawn = []
     for seed in (1, 1, 2):
-        ask(Path("adapter"), "Why?", settings=Settings(sample=True, seed=seed))
+        ask(Path("adapter"), "Why?", sample=True, seed=seed)
         drawn.append(loaded.model.drawn)
     assert drawn[0] == drawn[1] != drawn[2]
 
@@ -79,7 +79,7 @@ def test_what_is_no_adapter_is_refused_at_once(talk, tmp_path: Path, monkeypatch
 def test_a_picture_that_cannot_be_shown_is_refused_before_loading(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_check_adapter", lambda folder: None)
+    monkeypatch.setattr("qlmm.cli.conversation.read_manifest", lambda folder: None)
     monkeypatch.setitem(sys.modules, "qlmm.artifacts.adapter.load", None)
     path = tmp_path / "a.png"
     if content is not None:

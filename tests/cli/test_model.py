@@ -275,7 +275,7 @@ def test_a_tower_that_needs_a_package_names_it(run: Run) -> None:
 @pytest.mark.parametrize("size", ["12", "0x5", "axb", "-3x4", "100x", "1024x768x3"])
 def test_a_size_that_is_none_is_refused(run: Run, size: str) -> None:
     message, help = refused(run, "llava", f"--size={size}")
-    assert message == f"error[U032]: --size {size} is no picture size"
+    assert message == f"error[U032]: --size {size} is not a picture size"
     assert "1024x768" in help
 
 

@@ -1,4 +1,4 @@
-"""`qlmm prefer`: whatever is wrong is told with a way out, before a model is loaded and before anything is written."""
+"""`qlmm prefer`: what is wrong is refused with a way out, before a model is loaded and before anything is written."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_what_is_no_adapter_is_refused_before_anything_heavy(tmp_path: Path, mon
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
-    monkeypatch.setattr(module, "read_manifest", lambda folder: None)
+    monkeypatch.setattr("qlmm.artifacts.adapter.manifest.read_manifest", lambda folder: None)
     monkeypatch.setattr("qlmm.preference_data.prefer.prefer", lambda *_, **__: outcome)
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import qlmm
 from qlmm.cli import app as command_line
+from qlmm.core import naming
 from qlmm.core.errors import RunError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +114,50 @@ def test_help_does_not_even_read_the_schema() -> None:
     assert not imported_by("import qlmm.cli.app") & {"pydantic", "yaml", "rich"}
 
 
+def test_each_file_is_the_command_of_its_name() -> None:
+    listed = CliRunner().invoke(command_line.app, ["--help"]).output.split("Commands:")[1]
+    assert sorted(re.findall(r"(?m)^  (\w+)  ", listed)) == naming.names("qlmm.cli.commands")
+
+
+PLAIN = """
+from typing import Annotated
+import typer
+def {name}(word: Annotated[str, typer.Argument(metavar="WORD")]) -> None:
+    \"\"\"Say a word.\"\"\"
+    print(word)
+"""
+
+
+def test_a_new_file_is_a_command_at_once(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text(PLAIN.format(name="echo"))
+    (tmp_path / "nothing.py").write_text(
+        PLAIN.format(name="echo") + '\nEXAMPLE = "Example: qlmm nothing x"\nnothing = echo'
+    )
+    code = (
+        "import sys; import qlmm.cli.commands as folder; folder.__path__.append(sys.argv.pop(1))\n"
+        "from qlmm.cli.app import main; main()"
+    )
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, str(tmp_path), *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+
+    shown = run("--help").stdout
+    listed = re.findall(r"(?m)^  (\w+)  ", shown.split("Commands:")[1])
+    assert listed[listed.index("doctor") :][:4] == ["doctor", "echo", "nothing", "data"]
+    assert "echo      Say a word." in shown
+    assert run("echo", "hello").stdout == "hello\n"
+    assert "Example: qlmm nothing x" in run("nothing", "--help").stdout
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_trace() -> None:
+    command = f"{sys.executable} -m qlmm recipe explain | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("command", OPTIONS, ids=" ".join)
 def test_the_options_are_these(command: tuple[str, ...]) -> None:
     done = CliRunner().invoke(command_line.app, [*command, "--help"], prog_name="qlmm")
@@ -173,11 +218,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[BaseEx
     monkeypatch.delenv("QLMM_DEBUG", raising=False)
 
     def arm(error: BaseException) -> None:
-        def fail(**_: object) -> None:
+        def fail() -> None:
             hidden = SECRET  # noqa: F841  a local that must not reach the trace
             raise error
 
-        monkeypatch.setattr("qlmm.cli.commands.recipe.list_recipes", fail)
+        monkeypatch.setattr("qlmm.recipe.library.shipped", fail)
 
     return arm
 

@@ -67,7 +67,7 @@ def test_without_the_base_nothing_is_claimed_about_it(finished: Path, tmp_path: 
         "files": "ok", "no pickle": "ok", "values": "ok",
         "base": "not checked", "tensors": "not checked", "answers": "not checked",
     }  # fmt: skip
-    assert "this is no proof" in run("verify", tmp_path / "adapter").stdout
+    assert "this is not a proof" in run("verify", tmp_path / "adapter").stdout
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qlmm.cli.app import app
-from qlmm.cli.commands.zoo_app import from_zoo
+from qlmm.cli.arguments import zoo_folder
 from qlmm.core.errors import QlmmError
 from qlmm.recipe.zoo import shipped
 from tests.zoo_runs import Zoo, finished_run
@@ -91,12 +91,18 @@ def test_an_unknown_name_is_refused(zoo: Zoo, tmp_path: Path, words: tuple[str, 
 
 def test_other_commands_take_the_name(zoo: Zoo, tmp_path: Path) -> None:
     zoo.add(finished_run(tmp_path))
-    folder = from_zoo(Path("zoo:mine"))
+    folder = Path(zoo_folder("zoo:mine"))
     assert (folder / "tokenizer.json").is_file()
     assert folder.is_relative_to(zoo.home)
     assert folder.name == "mine"
-    assert from_zoo(Path("runs/x/adapter")) == Path("runs/x/adapter")
-    for words in (("ask", "zoo:nothing", "what?"), ("verify", "zoo:nothing"), ("merge", "zoo:nothing", "out")):
+    assert zoo_folder("runs/x/adapter") == "runs/x/adapter"
+    nothing = "zoo:nothing"
+    for words in (
+        ("ask", nothing, "what?"),
+        ("verify", nothing),
+        ("merge", nothing, "out"),
+        ("export", nothing, "--to", "peft", "--out", "out"),
+    ):
         done = run(*words)
         assert isinstance(done.exception, QlmmError)
         assert done.exception.problems[0].code == "Z001", words

@@ -113,7 +113,7 @@ def test_a_directory_that_another_run_writes_to_is_left_alone(
     (place / "run").mkdir()
     with FileLock(place / "run" / "run.lock"):
         before = written(place)
-        monkeypatch.setattr("qlmm.cli.output.console.Out.plan", lambda self, facts: None)
+        monkeypatch.setattr("qlmm.cli.output.console.Out.screen", lambda self, screen: None)
         said = refused(("finetune", "my.yaml"), monkeypatch, capsys)
         assert written(place) == before
     assert said.startswith("error[O002]: output.dir run is in use by")

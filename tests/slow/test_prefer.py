@@ -25,6 +25,7 @@ from qlmm.model.token_losses import last_logits
 from qlmm.preference_data.judge import Judge
 from qlmm.preference_data.pairing import Settings, Verdict
 from qlmm.preference_data.prefer import Outcome, PromptDone, prefer, records_of
+from qlmm.preference_data.records import JudgedAnswer, Record
 from qlmm.preference_data.summary import collect
 from qlmm.recipe.schema import BaseSection
 from qlmm.training.plan import make_plan
@@ -264,11 +265,14 @@ def test_other_kinds_of_models_draw_and_judge_alike(
     assert found[1] == pytest.approx(_sided("what is this ?", judge.words.verdict(logits)), rel=1e-3)
 
 
-def test_no_pair_at_all_is_told() -> None:
-    record = {"prompt": 0, "answers": [{"text": "a", "statements": [], "score": None, "split_by": "sentences"}]}
+def test_no_pair_at_all_is_refused() -> None:
+    answer = JudgedAnswer(text="a", split_by="sentences", statements=(), score=None)
+    record = Record(
+        prompt=0, origin="here:1", question="What?", pictures=(), seed=0, answers=(answer,), candidates=0, pairs=()
+    )
     sample = Sample((Turn("user", ("What?",)),), Origin("here", 1))
     with pytest.raises(RunError) as caught:
-        collect([sample], [{**record, "pairs": []}])
+        collect([sample], [record])
     assert caught.value.problems[0].code == "J008"
 
 

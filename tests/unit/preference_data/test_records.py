@@ -1,17 +1,35 @@
-"""Records go on where they were: a torn line is dropped, other settings and damage are refused, nobody else writes."""
+"""Records go on where they were: a torn line is dropped, other settings and damage are refused, one process writes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from qlmm.core.errors import QlmmError
-from qlmm.preference_data.records import Records
+from qlmm.preference_data.records import JudgedAnswer, JudgedStatement, Record, Records, Settings
 
 SETTINGS = {"answers": 10, "judge": "the adapter itself"}
+
+
+def record(number: int) -> Record:
+    """A record whose text holds a line end of JSON's and one of Python's, neither of which may cut a line."""
+    stated = JudgedStatement(statement="A cat.", question="Is it?", yes=0.25, no=0.5, refuted=True)
+    answers = (
+        JudgedAnswer(text="é\n\u2028", split_by="judge", statements=(stated,), score=-1),
+        JudgedAnswer(text="", split_by="sentences", statements=(), score=None),
+    )
+    return Record(
+        prompt=number,
+        origin="q.jsonl:1",
+        question="What?",
+        pictures=("a.png",),
+        seed=7,
+        answers=answers,
+        candidates=1,
+        pairs=((1, 0),),
+    )
 
 
 @pytest.fixture
@@ -21,13 +39,13 @@ def path(tmp_path: Path) -> Path:
     return found
 
 
-def write(path: Path, until: int, settings: Mapping[str, Any] = SETTINGS) -> None:
+def write(path: Path, until: int, settings: Settings = SETTINGS) -> None:
     with Records.open(path, settings) as records:
         for number in range(len(records.done), until):
-            records.append({"prompt": number, "said": "é\n"})
+            records.append(record(number))
 
 
-def refusal(path: Path, settings: Mapping[str, Any] = SETTINGS) -> QlmmError:
+def refusal(path: Path, settings: Settings = SETTINGS) -> QlmmError:
     before = path.read_bytes()
     with pytest.raises(QlmmError) as caught, Records.open(path, settings):
         pass
@@ -45,7 +63,7 @@ def test_it_goes_on_where_it_was(path: Path, tmp_path: Path) -> None:
 def test_each_record_is_in_the_file_at_once(tmp_path: Path) -> None:
     with Records.open(tmp_path / "r", SETTINGS) as records:
         assert (tmp_path / "r").read_bytes().count(b"\n") == 1
-        records.append({"prompt": 0})
+        records.append(record(0))
         assert (tmp_path / "r").read_bytes().count(b"\n") == 2
 
 
@@ -74,7 +92,16 @@ def test_other_settings_are_refused_by_name(path: Path) -> None:
     assert "judge" not in problem.message.partition("settings:")[2]
 
 
-@pytest.mark.parametrize("line", [b"{", b"[]", b'{"prompt": 7}', b'{"said": 1}', b"\xff"])
+def test_a_record_comes_back_as_it_was_written(path: Path) -> None:
+    with Records.open(path, SETTINGS) as records:
+        assert records.done == [record(number) for number in range(3)]
+
+
+OTHER = json.dumps(record(7).model_dump()).encode()
+FURTHER = json.dumps({**record(1).model_dump(), "score": 1}).encode()
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"prompt": 1}', b"\xff", OTHER, FURTHER])
 def test_a_line_that_does_not_belong_is_refused_by_number(path: Path, line: bytes) -> None:
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([*lines[:2], line, *lines[3:]]) + b"\n")
