@@ -1,1 +1,1 @@
-"""What a model says: one answer, or several samples."""
+"""Answers of a model: one, or several that are drawn."""

@@ -1,4 +1,4 @@
-"""What a model says to a conversation that ends with a question: for the report, for ``qlmm ask`` and ``qlmm chat``.
+"""The answer of a model to a conversation that ends with a question: for the report, ``qlmm ask`` and ``qlmm chat``.
 
 Usage: ``with precision.autocast(): text = answer(model, encoder, sample, max_new_tokens=48)``
 """
@@ -17,7 +17,7 @@ from transformers import TextStreamer
 from qlmm.data.media.images import decode
 from qlmm.data.sample import ImageRef, Sample
 
-__all__ = ["Prompter", "Streamer", "answer", "open_question", "thumbnail"]
+__all__ = ["Prompter", "Streamer", "answer", "ends", "open_question", "thumbnail"]
 
 THUMBNAIL_PIXELS = 256
 
@@ -99,8 +99,8 @@ def answer(
         model.train(was_training)
     asked = inputs["input_ids"][0]
     # A decoder of its own returns the answer alone, all others the prompt before it.
-    said = ids[0, len(asked) :] if ids[0, : len(asked)].equal(asked) else ids[0]
-    text: str = tokenizer.decode(said, skip_special_tokens=True)
+    reply = ids[0, len(asked) :] if ids[0, : len(asked)].equal(asked) else ids[0]
+    text: str = tokenizer.decode(reply, skip_special_tokens=True)
     return text.strip()
 
 
@@ -124,7 +124,7 @@ def thumbnail(ref: ImageRef, side: int = THUMBNAIL_PIXELS) -> bytes:
 
 
 def ends(model: Any, token: int | None) -> list[int]:
-    """Ids that end an answer: the tokenizer's, and those of the base, which may know an end of turn of its own."""
+    """Ids that end an answer: the tokenizer's, and those of the base, which may have an end of turn of its own."""
     known = model.generation_config.eos_token_id
     several = known if isinstance(known, list) else [known]
     return sorted({end for end in (*several, token) if end is not None})

@@ -37,10 +37,10 @@ class Draw:
 
 @torch.no_grad()
 def draw(model: nn.Module, encoder: Prompter, sample: Sample, count: int, how: Draw) -> list[str]:
-    """So many next turns of the model, without special tokens or outer blanks.
+    """Draw ``count`` next turns of the model, without special tokens or outer blanks.
 
-    The prompt is encoded once and its rows are repeated as a block: pictures of a prompt that stand one after another
-    in a tensor then stay beside their own row, which ``num_return_sequences`` would not keep them.
+    The prompt is encoded once and repeated as a block. The several pictures of a prompt then stay with their own row,
+    which ``num_return_sequences`` would not see to.
 
     Args:
         model: in evaluation mode, adapter included.
@@ -70,13 +70,13 @@ def draw(model: nn.Module, encoder: Prompter, sample: Sample, count: int, how: D
     asked = inputs["input_ids"]
     length = asked.shape[1]
     # A decoder of its own returns the answers alone, all others the prompt before them.
-    said = ids[:, length:] if ids[:, :length].equal(asked) else ids
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in said]
+    replies = ids[:, length:] if ids[:, :length].equal(asked) else ids
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in replies]
 
 
 @contextmanager
 def _plain(model: Any) -> Iterator[Any]:
-    """A model without the habits its checkpoint brings, such as a repetition penalty: they would shape the answers."""
+    """The model without the generation settings of its checkpoint: a repetition penalty would shape the answers."""
     own = model.generation_config
     names = ("bos_token_id", "decoder_start_token_id")
     model.generation_config = GenerationConfig(**{name: own.to_dict().get(name) for name in names})

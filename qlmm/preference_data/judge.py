@@ -1,6 +1,6 @@
-"""A model that judges answers: takes them apart into statements, and says of each whether the picture shows it.
+"""A model that judges answers: it splits them into statements, and gives each a probability of being true.
 
-Nothing a judge writes decides anything: a statement is judged by how likely yes and no are as the judge's next token
+What a judge writes decides nothing. A statement is judged by how likely yes and no are as the judge's next token
 (RLAIF-V, arXiv 2405.17220).
 
 Usage: ``judge = Judge.of(loaded); split = judge.split(question, answer, pictures)``
@@ -74,7 +74,7 @@ class Asked(Protocol):
 
 
 def asks_with_pictures(loaded: Asked) -> bool:
-    """Whether a model can be asked nothing without a picture."""
+    """Whether a model needs a picture with every question."""
     model = loaded.model
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return not loaded.encoder.takes_text_only or needs_pictures(base)
@@ -85,7 +85,7 @@ class Split:
     """An answer as statements.
 
     Attributes:
-        by: who made them: the judge, or nobody, so that they are the answer's own sentences.
+        by: the judge, or the sentences of the answer where the judge wrote nothing that comes from it.
     """
 
     statements: tuple[str, ...]
@@ -103,7 +103,7 @@ class Words:
     def of(cls, tokenizer: Any) -> Words:
         """Every token that is a whole yes or no, small or capital, with or without a blank before it.
 
-        Where either word is no single token, the first tokens of all spellings that belong to one of the words only.
+        Where a word is not a single token, the first token of each spelling counts, unless both words share it.
 
         Raises:
             ModelError: J006 when the two words begin alike.
@@ -144,11 +144,11 @@ def question_about(statement: str, question: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """A model in the place of a judge.
+    """A loaded model that judges.
 
     Attributes:
         words: its tokens for yes and no.
-        needs_pictures: whether it can be asked nothing without a picture.
+        needs_pictures: whether it needs a picture with every question.
     """
 
     model: nn.Module
@@ -167,22 +167,22 @@ class Judge:
         words = Words.of(loaded.encoder.processor.tokenizer)
         return cls(loaded.model, loaded.encoder, loaded.precision, words, asks_with_pictures(loaded))
 
-    def split(self, question: str, said: str, pictures: Sequence[ImageRef], *, longest: int) -> Split:
-        """Take an answer apart; its own sentences serve where the judge writes nothing that comes from it.
+    def split(self, question: str, reply: str, pictures: Sequence[ImageRef], *, longest: int) -> Split:
+        """Split an answer; its own sentences serve where the judge writes nothing that comes from it.
 
         Args:
             question: what was asked.
-            said: the answer.
-            pictures: shown only to a judge that cannot do without.
+            reply: the answer.
+            pictures: shown only to a judge that needs them.
             longest: most tokens the judge writes.
         """
-        own = sentences(said)
+        own = sentences(reply)
         if not own:
             return Split((), "sentences")
-        asked = _asked(SPLIT.format(question=question, answer=said), pictures if self.needs_pictures else ())
+        asked = _asked(SPLIT.format(question=question, answer=reply), pictures if self.needs_pictures else ())
         with self.precision.autocast():
             written = answer(self.model, self.encoder, asked, longest)
-        found = statements(written, said)
+        found = statements(written, reply)
         return Split(tuple(found), "judge") if found else Split(tuple(own), "sentences")
 
     def verdicts(self, questions: Sequence[str], pictures: Sequence[ImageRef]) -> list[Verdict]:
@@ -204,9 +204,9 @@ class Judge:
             return _before_answers(self.model, inputs, labels)
 
 
-def _asked(text: str, pictures: Sequence[ImageRef], said: str | None = None) -> Sample:
+def _asked(text: str, pictures: Sequence[ImageRef], reply: str | None = None) -> Sample:
     asked = Turn("user", (*pictures, text))
-    return Sample((asked,) if said is None else (asked, Turn("assistant", (said,))), HERE)
+    return Sample((asked,) if reply is None else (asked, Turn("assistant", (reply,))), HERE)
 
 
 def _before_answers(model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
@@ -217,6 +217,7 @@ def _before_answers(model: nn.Module, inputs: dict[str, torch.Tensor], labels: t
         logits: torch.Tensor = model(**inputs, labels=labels).logits
         return logits[:, 0]
     before = labels.ne(IGNORED).int().argmax(dim=1) - 1
+    # Some models compute logits at chosen places only, which the signature tells.
     if "logits_to_keep" not in inspect.signature(type(base).forward).parameters:
         logits = model(**inputs).logits
         return logits[rows, before]

@@ -1,7 +1,7 @@
 """From judged statements to preference pairs: statements, scores, pairs and the length filter, without a model.
 
-The rules are those of RLAIF-V (arXiv 2405.17220): an answer loses a point per refuted statement, answers of different
-scores form a pair, and pairs are chosen so that the better answers are neither longer nor shorter than the worse.
+The rules are those of RLAIF-V (arXiv 2405.17220). An answer loses a point per refuted statement, and answers of
+different scores form a pair. Pairs are chosen so that the better answers are as long as the worse ones on average.
 
 Usage: ``pairs = candidates(texts, [score(one) for one in judged]); kept = length_filter(lengths)``
 """
@@ -116,13 +116,13 @@ def content_words(text: str) -> set[str]:
     return set(WORD.findall(text.casefold())) - FUNCTION_WORDS
 
 
-def statements(said: str, answer: str) -> list[str]:
+def statements(written: str, answer: str) -> list[str]:
     """The statements that a judge wrote about an answer, one a line, without numbering, repeats and inventions.
 
     A line that shares no content word with the answer cannot come from it: an introduction, a refusal, an echo.
     """
     known = content_words(answer)
-    lines = (BULLET.sub("", line).strip() for line in said.splitlines())
+    lines = (BULLET.sub("", line).strip() for line in written.splitlines())
     return list(dict.fromkeys(line for line in lines if content_words(line) & known))
 
 
@@ -165,8 +165,8 @@ def chosen_pairs(pairs: Sequence[tuple[int, int]], most: int, seed: str) -> list
 def length_filter(lengths: Sequence[tuple[int, int]]) -> Filtered:
     """Keep the pairs that leave the mean lengths of both sides closest.
 
-    A pair is kept at ratio r where the chosen answer is shorter by at most that share of the rejected; of r = 0, 0.02,
-    … 0.98 the first with the smallest imbalance is taken. A model would otherwise learn length instead of truth.
+    A model would otherwise learn length instead of truth. A pair is kept at ratio r where the chosen answer is shorter
+    by at most that share of the rejected. Of r = 0, 0.02, … 0.98 the first with the smallest imbalance is taken.
 
     Args:
         lengths: words of the chosen and of the rejected answer, the latter above 0.

@@ -1,6 +1,6 @@
-"""Questions from a file in any format that qlmm reads; an answer that a row brings along is left out.
+"""Questions from a file in any format that qlmm reads; the answer of a row is left out.
 
-Rows to train on must end with an answer. Here a row may end with its question: it is read as if a mark stood there,
+Rows to train on must end with an answer. Here a row may end with its question. It is read as if a mark stood there,
 so that every format's own rules still hold.
 
 Usage: ``questions = read_questions(Source(path="prompts.jsonl"), limit=100)``
@@ -32,7 +32,7 @@ ANSWER = "-"
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """What a file asks.
+    """The questions of a file.
 
     Attributes:
         samples: conversations that end with a question, in the file's order, at most as many as were wanted.
@@ -65,7 +65,7 @@ def read_questions(source: Source, *, limit: int | None = None, resolve: Resolve
                 raise row
             form = form or _format(row, source)
             sample = _question(form, row, images, origin)
-            digest.update(json.dumps(_told(sample), ensure_ascii=False).encode() + b"\n")
+            digest.update(json.dumps(_identity(sample), ensure_ascii=False).encode() + b"\n")
             if limit is None or number < limit:
                 _check_pictures(sample)
                 samples.append(sample)
@@ -129,7 +129,7 @@ def _check_pictures(sample: Sample) -> None:
             raise BadRow(f"picture {ref.name}: {bad.reason}", "replace or remove the picture") from None
 
 
-def _told(sample: Sample) -> list[Any]:
+def _identity(sample: Sample) -> list[Any]:
     """A question as the fingerprint sees it."""
     return [[turn.role, *_parts(turn)] for turn in sample.turns]
 

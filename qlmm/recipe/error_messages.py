@@ -1,7 +1,7 @@
-"""What the schema refuses, said with the place in the file and the way out.
+"""The problems that pydantic finds in a recipe, as messages with the place in the file and the way out.
 
-pydantic knows what is wrong, the document knows where; its own messages would also repeat the value,
-which may be something that was never meant to be shown.
+pydantic knows what is wrong, and the document knows where. Its own messages would repeat the value, which may be a
+secret.
 
 Usage: ``problems = explain_errors(validation_error, document)``
 """
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from qlmm.core.errors import Problem, Where
 from qlmm.recipe.schema_keys import as_text, keys, section_at
@@ -67,7 +68,7 @@ _SHOULD_BE = {
 
 
 def explain_errors(error: ValidationError, document: Document) -> list[Problem]:
-    """Everything pydantic found, as problems with places; what only follows from another problem is left out."""
+    """The problems pydantic found, with their places; one that only follows from another is left out."""
     found = error.errors(include_url=False, include_input=False)
     meant = {(*entry["loc"][:-1], _meant(entry["loc"])) for entry in found if entry["type"] == "extra_forbidden"}
     return [
@@ -87,7 +88,7 @@ def where_is(document: Document, path: KeyPath, *, key: bool = False) -> Where:
     return place.key if key and place.key is not None else place.value
 
 
-def _follows(entry: Mapping[str, Any], document: Document) -> bool:
+def _follows(entry: ErrorDetails, document: Document) -> bool:
     """Whether a complaint would vanish with another one: about a guessed value, or a list whose entries are wrong."""
     path = entry["loc"]
     if entry["type"] == "too_short" and len(_value_at(document.data, path)) > entry["ctx"]["actual_length"]:
@@ -98,7 +99,7 @@ def _follows(entry: Mapping[str, Any], document: Document) -> bool:
     )
 
 
-def _problem(entry: Mapping[str, Any], document: Document) -> Problem:
+def _problem(entry: ErrorDetails, document: Document) -> Problem:
     path: KeyPath = entry["loc"]
     if entry["type"] == "extra_forbidden":
         return _unknown(path, document)
@@ -151,7 +152,7 @@ def _missing(path: KeyPath, document: Document) -> Problem:
     return Problem("R014", message, replace(where, label=f"{section} needs `{path[-1]}`"), doc)
 
 
-def _wrong(entry: Mapping[str, Any], path: KeyPath, document: Document) -> Problem:
+def _wrong(entry: ErrorDetails, path: KeyPath, document: Document) -> Problem:
     value = _value_at(document.data, path)
     where = where_is(document, path)
     if entry["type"] == "literal_error":

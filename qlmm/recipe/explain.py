@@ -1,4 +1,4 @@
-"""The keys of a recipe, said in words: the reference page, and where each value of one recipe comes from.
+"""The keys of a recipe, explained: the reference page, and where each value of one recipe comes from.
 
 Usage: ``print(explain(load_recipe("recipes/owl_lora.yaml")))``; ``reference()`` is docs/recipe.md
 """

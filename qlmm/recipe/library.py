@@ -77,7 +77,7 @@ def resolve(recipe: str) -> Path:
 
     Raises:
         RecipeError: R001 when it is none of them, with the nearest shipped name.
-        UsageError: Z001 for an adapter that the zoo has not, with the nearest.
+        UsageError: Z001 for an adapter that the zoo does not have, with the nearest.
     """
     if recipe.startswith(zoo.PREFIX):
         return _short(zoo.entry_folder(recipe) / ZOO_RECIPE)

@@ -62,7 +62,7 @@ def _apply_one(document: Document, override: Override) -> None:
     holder, path = _holder(document, override)
     last = path[-1]
     if not isinstance(holder, dict | list):
-        return  # the document is no recipe at all, which is reported elsewhere
+        return  # the document is not a recipe at all, which is reported elsewhere
     _forget_below(document, path)
     holder[last] = found.data  # type: ignore[index]  # _step made it an int for a list, a str for a dict
     _take_over(document, path, found, override)

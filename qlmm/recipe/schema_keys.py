@@ -10,12 +10,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
 from qlmm.recipe.schema import Recipe
 from qlmm.recipe.yaml_reader import KeyPath
+
+if TYPE_CHECKING:
+    from pydantic.json_schema import JsonSchemaValue
 
 __all__ = ["Key", "as_path", "as_text", "keys", "section_at"]
 
@@ -81,7 +84,7 @@ def keys() -> tuple[Key, ...]:
     return tuple(_leaves(schema, schema.get("$defs", {}), "", set()))
 
 
-def _leaves(schema: dict[str, Any], models: dict[str, Any], prefix: str, seen: set[str]) -> Iterator[Key]:
+def _leaves(schema: JsonSchemaValue, models: JsonSchemaValue, prefix: str, seen: set[str]) -> Iterator[Key]:
     required = schema.get("required", [])
     for name, field in schema["properties"].items():
         full = prefix + name
@@ -101,7 +104,7 @@ def _first_list(model: str) -> str:
     return {"Source": "data.sources"}[model]
 
 
-def _model_name(field: dict[str, Any]) -> tuple[str | None, bool]:
+def _model_name(field: JsonSchemaValue) -> tuple[str | None, bool]:
     """Name of the model a field holds, if any, and whether it holds a list of them."""
     if "$ref" in field:
         return field["$ref"].rpartition("/")[2], False
@@ -110,7 +113,7 @@ def _model_name(field: dict[str, Any]) -> tuple[str | None, bool]:
     return next((_model_name(kind) for kind in field.get("anyOf", ()) if kind.get("type") != "null"), (None, False))
 
 
-def _type(field: dict[str, Any]) -> str:
+def _type(field: JsonSchemaValue) -> str:
     if "anyOf" in field:
         return next(_type(kind) for kind in field["anyOf"] if kind.get("type") != "null")
     if "enum" in field or "const" in field:

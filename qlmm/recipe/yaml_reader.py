@@ -240,8 +240,8 @@ class _Reader:
             return [self._value(item, (*path, index), None) for index, item in enumerate(node.value)]
         return self._scalar(node.tag.removeprefix(_PREFIX), node.value, path, where)
 
-    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
-        data: dict[str, Any] = {}
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, object]:
+        data: dict[str, object] = {}
         for key, value in node.value:
             where = self._where(key.start_mark, key.end_mark)
             if not isinstance(key, yaml.ScalarNode):
@@ -286,7 +286,7 @@ def _integer(text: str) -> int | float:
 
 
 def _unusable(value: Scalar) -> str | None:
-    """Why a scalar cannot be used whatever its key is, if it cannot."""
+    """Why a scalar can be the value of no key; None for one that can be used."""
     if isinstance(value, float) and not math.isfinite(value):
         return "a number that is not finite"
     if isinstance(value, int) and abs(value) >= MAX_INT:

@@ -1,7 +1,7 @@
 """The curves of a run: training thin and smoothed, held-out rows by the picture that was shown.
 
-The distance between the right and a shuffled picture is what the model takes from its eyes; the figures are about that.
-A run on preferences has a figure of its own beside the loss, which says little there.
+The distance between the right and a shuffled picture is what the model takes from the picture; the figures show it.
+A run on preferences has a figure of its own, since the loss says little there.
 
 Usage: ``files.atomic_write(folder / "loss.png", loss_png(read_metrics(folder / "metrics.jsonl")))``
 """
@@ -33,7 +33,7 @@ LABEL_GAP_INCHES = 0.22  # the least distance between two labels
 
 @dataclass(frozen=True, slots=True)
 class Colours:
-    """A page's colours and one per curve, told apart by colour-blind readers too (Okabe and Ito)."""
+    """A page's colours and one per curve, which colour-blind readers can tell from each other (Okabe and Ito)."""
 
     page: str
     text: str
@@ -74,10 +74,10 @@ def loss_png(metrics: Sequence[Event], *, dark: bool = False) -> bytes:
 
 
 def preferences_png(metrics: Sequence[Event], *, dark: bool = False) -> bytes | None:
-    """What became of the preferences, as a PNG of 1,680 pixels' width: a panel for each thing that was measured.
+    """The course of the preferences, as a PNG of 1,680 pixels' width: a panel for each thing that was measured.
 
-    The loss; pairs won, held-out with right and with shuffled pictures; rewards of the training rows; log-probabilities
-    of their answers, of which the chosen one's may well fall; and how far the model went from its reference.
+    These are the loss, held-out pairs won with right and with shuffled pictures, rewards of the training rows,
+    log-probabilities of their answers (the chosen one's may well fall), and the distance from the reference.
 
     Args:
         metrics: a run's events.
@@ -208,7 +208,7 @@ def _plot_held_out(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _shade(axes: Axes, held_out: Sequence[Curve]) -> None:
-    """Fill what lies between the right and a shuffled picture: what seeing is worth."""
+    """Fill the area between the right and a shuffled picture: what the picture is worth."""
     right, shuffled = (next((curve for curve in held_out if curve.name == name), None) for name in (RIGHT, SHUFFLED))
     if right is not None and shuffled is not None and right.steps == shuffled.steps:
         axes.fill_between(right.steps, right.values, shuffled.values, color=right.colour, alpha=0.10, linewidth=0)
@@ -273,7 +273,7 @@ def _smoothed(curve: Curve) -> Curve:
 
 
 def _name_curves(axes: Axes, colours: Colours, curves: Sequence[Curve]) -> None:
-    """Each curve's name and last value at its right end, instead of a legend to look things up in."""
+    """Write each curve's name and last value at its right end, which spares the reader a legend."""
     low, high = axes.get_ylim()
     gap = LABEL_GAP_INCHES * DOTS_PER_INCH / axes.get_window_extent().height * (high - low)
     ends = sorted(curves, key=lambda curve: curve.values[-1])

@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that needs nothing outside itself, to keep beside the adapter or to send on.
 
 It shows the curves, held-out pictures with the answers before and after, the proof, the plan, the recipe and versions.
-Questions and answers come from data and from a model: all text is escaped, and a policy in the page forbids scripts.
+Questions and answers come from data and from a model, so all text is escaped, and a policy in the page forbids scripts.
 
 Usage: ``write_report(folder / "report.html", RunReport(plan, proof, metrics, answers, recipe_text, versions))``
 """
@@ -29,7 +29,7 @@ TEMPLATE = "report.html.jinja"
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """Everything the report shows.
+    """The facts that the report shows.
 
     Attributes:
         metrics: the run's events, as metrics.jsonl holds them.
