@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import trl.experimental  # noqa: F401  the package warns when it is first imported
 
-from trl.experimental.cpo import CPOConfig, CPOTrainer  # noqa: E402  not before the warning is over
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402  not before the warning is over
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 __all__ = ["CPOConfig", "CPOTrainer", "ORPOConfig", "ORPOTrainer"]

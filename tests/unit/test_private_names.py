@@ -68,45 +68,56 @@ def is_self(node: ast.expr) -> bool:
 
 def findings(tree: ast.Module, own: set[str]) -> Iterator[tuple[int, str]]:
     """Line and words of every use of a private name that is not an own one on ``self``."""
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    packages = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=names):
-                yield from ((node.lineno, alias.name) for alias in names if internal(alias.name))
-            case ast.ImportFrom(module=module, names=names):
-                full = [f"{module}.{alias.name}" for alias in names if private(alias.name)]
-                yield from ((node.lineno, one) for one in full)
-                # ``from trl import experimental`` names a module, too; the others are classes and functions.
-                inner = [alias.name for alias in names if f"{module}.{alias.name}" == "trl.experimental"]
-                if internal(module or "") or inner:
-                    yield node.lineno, module or ""
-            case ast.Attribute(attr=attr, value=value) if private(attr):
-                if attr in LISTED and is_super(value):
-                    continue
-                if not (attr in own and isinstance(value, ast.Name)):
-                    yield node.lineno, ast.unparse(node)
-            case ast.Attribute() if (chain := dotted(node)).partition(".")[0] in imported:
-                if internal(chain.rpartition(".")[0]):
-                    yield node.lineno, chain
-            case ast.Call(keywords=keywords):
-                yield from ((node.lineno, f"{one.arg}=") for one in keywords if one.arg and private(one.arg))
-                if not (isinstance(node.func, ast.Attribute) and node.func.attr in OF_TEXTS):
-                    yield from ((node.lineno, text) for text in texts(node.args) if private(text))
-            case ast.Subscript(slice=index):
-                yield from ((node.lineno, text) for text in texts([index]) if private(text))
-            case ast.Constant(value=str(text)) if re.fullmatch(r"[a-z_]+\.[\w.]+", text):
-                if text.partition(".")[0] in PUBLIC and internal(text.rstrip(".")):
-                    yield node.lineno, text
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from ((node.lineno, name) for name in imported(node))
+        elif isinstance(node, ast.Attribute):
+            yield from ((node.lineno, name) for name in touched(node, own, packages))
+        elif isinstance(node, ast.Call | ast.Subscript | ast.Constant):
+            yield from ((node.lineno, name) for name in spelt(node))
+
+
+def imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    """Private names and internal modules that a statement imports."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if internal(alias.name))
+        return
+    module = node.module or ""
+    full = [f"{module}.{alias.name}" for alias in node.names]
+    # ``from trl import experimental`` names a module, too.
+    yield from (one for one in full if private(one.rpartition(".")[2]) or internal(module) or one == "trl.experimental")
+
+
+def touched(node: ast.Attribute, own: set[str], packages: set[str]) -> Iterator[str]:
+    """A private attribute, or one of an internal module."""
+    if private(node.attr):
+        inherited = node.attr in LISTED and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "super"
+        if not inherited and not (node.attr in own and isinstance(node.value, ast.Name)):
+            yield ast.unparse(node)
+        return
+    chain = dotted(node)
+    if chain.partition(".")[0] in packages and internal(chain.rpartition(".")[0]):
+        yield chain
+
+
+def spelt(node: ast.Call | ast.Subscript | ast.Constant) -> Iterator[str]:
+    """Private names that are arguments, keys or strings, and names of internal modules in strings."""
+    if isinstance(node, ast.Call):
+        yield from (f"{one.arg}=" for one in node.keywords if one.arg and private(one.arg))
+        if not (isinstance(node.func, ast.Attribute) and node.func.attr in OF_TEXTS):
+            yield from filter(private, texts(node.args))
+    elif isinstance(node, ast.Subscript):
+        yield from filter(private, texts([node.slice]))
+    elif isinstance(node.value, str) and node.value.partition(".")[0] in PUBLIC:
+        # A sentence may begin with a package's name; a module's name is one word.
+        yield from (one for one in re.findall(r"\A[\w.]+\Z", node.value) if internal(one.rstrip(".")))
 
 
 def dotted(node: ast.expr) -> str:
     """``package.module.name`` as written; nothing for an attribute of anything else."""
     text = ast.unparse(node)
     return text if re.fullmatch(r"[\w.]+", text) else ""
-
-
-def is_super(node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) == "super"
 
 
 def texts(nodes: Iterable[ast.expr]) -> list[str]:
