@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -104,6 +106,16 @@ def test_libraries_with_private_names_are_pinned_to_a_minor(library: str) -> Non
     match = re.fullmatch(r"[\w-]+>=(\d+)\.(\d+),<(\d+)\.(\d+)", pin)
     assert match
     assert (match[1], int(match[2]) + 1) == (match[3], int(match[4]))
+
+
+def test_the_versions_that_are_tested_are_those_that_may_be_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = [one for several in project["optional-dependencies"].values() for one in several]
+    wanted = [Requirement(one) for one in (*project["dependencies"], *extras)]
+    lines = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if "==" in line]
+    tested = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines}
+    outside = [str(one) for one in wanted if tested.get(canonicalize_name(one.name), "") not in one.specifier]
+    assert [one for one in outside if not one.startswith(("qlmm", "torchvision"))] == []
 
 
 # ---- Methods that subclasses override
