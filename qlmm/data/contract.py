@@ -18,7 +18,7 @@ from qlmm.data.sample import ImageRef, Kind, Origin, Turn
 if TYPE_CHECKING:
     from qlmm.data.media.media_root import ImageRoot
 
-__all__ = ["BadRow", "Format", "ImageSizes", "Processor", "checked", "compared", "kind_of", "present"]
+__all__ = ["BadRow", "Format", "Processor", "checked", "compared", "kind_of", "present"]
 
 ROLES = ("system", "user", "assistant")
 
@@ -191,12 +191,6 @@ def _listed(row: Mapping[str, Any]) -> str:
     return ", ".join(keys) + (" …" if len(row) > 8 else "") if keys else "no keys"
 
 
-class ImageSizes(Protocol):
-    """The answer of a processor that was asked how many tokens pictures take."""
-
-    num_image_tokens: Sequence[int] | None
-
-
 class Processor(Protocol):
     """What encoding needs of a processor; transformers' vision-language processors have it."""
 
@@ -207,6 +201,3 @@ class Processor(Protocol):
 
     def __call__(self, *, text: Any, **settings: Any) -> Any:
         """Texts with one placeholder per picture, and the pictures, to ids and pixel values."""
-
-    def _get_num_multimodal_tokens(self, image_sizes: Sequence[tuple[int, int]], **settings: Any) -> ImageSizes:
-        """Tokens per picture from (height, width), without the pictures."""

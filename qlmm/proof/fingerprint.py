@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import ProcessorMixin
 
+from qlmm.compat.bitsandbytes_private import quant_state
 from qlmm.model.parts.split import PART_NAMES, PartName, Parts
 from qlmm.proof.records import PartProof
 
@@ -29,7 +30,7 @@ def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         if parameter.requires_grad:
             continue
         yield name, parameter.data
-        state = parameter.__dict__.get("quant_state")
+        state = quant_state(parameter)
         if state is not None:
             yield from ((f"{name}.{key}", value) for key, value in state.as_dict(packed=True).items())
     persistent = model.state_dict(keep_vars=True)

@@ -6,7 +6,6 @@ Usage: ``args = trainer_config(recipe.training, recipe.output, precision, steps=
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -74,16 +73,9 @@ class Objective:
         return (_PASSED_ON | self.names) - self.withheld
 
 
-def _experimental(module: str, name: str) -> Callable[[], type[Any]]:
-    """A class that TRL calls experimental, without TRL's warning: tests hold what is used of it."""
-
-    def load() -> type[Any]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found: type[Any] = vars(import_module(f"trl.experimental.{module}"))[name]
-            return found
-
-    return load
+def _experimental(name: str) -> Callable[[], type[Any]]:
+    """A class that TRL calls experimental, imported when it is needed."""
+    return lambda: vars(import_module("qlmm.compat.trl_experimental"))[name]
 
 
 # Lengths are checked when the run is planned; cutting here would cut pictures.
@@ -121,12 +113,12 @@ OBJECTIVES: dict[str, Objective] = {
         defaults=_NO_BALANCING,
     ),
     "orpo": Objective(
-        config=_experimental("orpo", "ORPOConfig"),
+        config=_experimental("ORPOConfig"),
         names=frozenset({"beta"}),
         withheld=_OF_LIKELIHOOD | _LIGER,
     ),
     "simpo": Objective(
-        config=_experimental("cpo", "CPOConfig"),
+        config=_experimental("CPOConfig"),
         names=frozenset({"beta", "simpo_gamma", "label_smoothing"}),
         withheld=_OF_LIKELIHOOD | _LIGER,
         # SimPO is CPO without its likelihood term, on means over tokens.

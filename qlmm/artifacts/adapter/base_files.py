@@ -9,8 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 from pydantic import BaseModel, Field, ValidationError
-from transformers.utils.hub import cached_file
 
+from qlmm.compat.transformers_private import fetched_file
 from qlmm.core.errors import ModelError
 from qlmm.model.loading.hub import Located, reading
 
@@ -88,5 +88,4 @@ def _out_of_reach(located: Located, key: str) -> ModelError:
 def base_file(located: Located, name: str, key: str) -> Path | None:
     """One file of a base, fetched if need be; None where it has none of that name."""
     with reading(key, located):
-        found = cached_file(located.path, name, revision=located.revision, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found is not None else None
+        return fetched_file(located.path, name, located.revision)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, constants, get_session
+from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import (
     BadRequestError,
     GatedRepoError,
@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from qlmm.compat.hub_private import without_xet
 from qlmm.core.errors import QlmmError, RunError, UsageError
 from qlmm.core.version import __version__
 
@@ -87,19 +88,17 @@ def talking(repo: str, again: str, tell: Callable[[str], None]) -> Iterator[Hub]
     wire = get_session()
     hooks, timeout = wire.event_hooks, wire.timeout
     wire.timeout = TIMEOUT_S
-    # Xet tells refusals in words of its own only, and asks again for minutes without one. Adapters are small, and LFS
-    # goes on after a break as well. The client looks at this before every file.
-    xet, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
     wire.event_hooks = {**hooks, "response": [*hooks["response"], _refuse_to_sleep]}
     try:
-        yield Hub(tell)
+        # Adapters are small, and LFS goes on after a break as well.
+        with without_xet():
+            yield Hub(tell)
     except QlmmError:
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise _explained(_cause(error), repo, again) from error
     finally:
         wire.event_hooks, wire.timeout = hooks, timeout
-        constants.HF_HUB_DISABLE_XET = xet
 
 
 def checked_name(repo: str) -> str:

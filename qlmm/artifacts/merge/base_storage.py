@@ -6,7 +6,7 @@ Usage: ``held = held_by(manifest, blueprint(manifest.recipe.base))``
 from __future__ import annotations
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
+from transformers import Conv1D
 
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.merge.deltas import AsTrained

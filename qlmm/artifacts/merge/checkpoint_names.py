@@ -16,17 +16,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
+from transformers import PreTrainedModel, WeightConverter
+
+from qlmm.artifacts.safetensors_stream import Reader, Stored
+from qlmm.compat.transformers_models import (
     WeightRenaming,
     apply_renamings,
     dot_natural_key,
+    get_model_conversion_mapping,
     rename_source_key,
 )
-
-from qlmm.artifacts.safetensors_stream import Reader, Stored
 from qlmm.core.errors import ModelError
 
 __all__ = ["Group", "Keys"]

@@ -21,13 +21,12 @@ from typing import Any, Literal
 import bitsandbytes
 import torch
 from bitsandbytes import functional
-from peft import LoraConfig
-from peft.tuners.lora import Linear, LoraLayer, LoraModel
-from peft.tuners.lora.layer import ParamWrapper
+from peft import LoraConfig, LoraModel
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from transformers import Conv1D
 
+from qlmm.compat.peft_private import Linear, LoraLayer, ParamWrapper
 from qlmm.core.errors import ModelError
 from qlmm.model.loading.quantization import QuantKind
 from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX

@@ -21,8 +21,8 @@ from itertools import pairwise
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from qlmm.compat.transformers_private import render_jinja_template
 from qlmm.core.errors import DataError, ModelError, Where
 from qlmm.data.contract import Processor
 from qlmm.data.encoding.marked_tokenizer import CUT, HOLE, MARKS, Segment
@@ -293,7 +293,7 @@ def _training_template(processor: Processor) -> str:
         raise ModelError.one("D030", "the base has no chat template", help=NAME_A_TEMPLATE)
     if MARKERS.search(template):
         return str(template)
-    from trl.chat_template_utils import get_training_chat_template
+    from trl import get_training_chat_template
 
     try:
         patched = get_training_chat_template(owner)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
+from qlmm.compat.transformers_private import picture_tokens
 from qlmm.core.errors import DataError, ModelError
 from qlmm.data.contract import Processor
 from qlmm.data.encoding.chat_template import Renderer
@@ -275,10 +276,10 @@ class Encoder:
         """What the processor says, without a picture; believed only where trying it gave the same."""
         width, height = pixels
         try:
-            counts = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens or [0]
+            count = picture_tokens(self.processor, width, height)
         except FAILURES:  # not every processor can answer
             return UNKNOWN
-        return _Picture(int(counts[0]), int(counts[0]))
+        return _Picture(count, count)
 
     def _tried(self, pixels: tuple[int, int], *, together: bool = False) -> _Picture:
         """What a blank picture of that size takes, alone or beside another of its kind."""

@@ -91,6 +91,10 @@ class PieceTokenizer:
     _lead: list[int]
     _rows: list[MarkedRow]
 
+    def surround(self, start: list[int], suffix: list[int], lead: list[int]) -> None:
+        """Set the ids before and after every row, and those put before each later piece."""
+        self._start, self._suffix, self._lead, self._rows = start, suffix, lead, []
+
     def __call__(self, text: Any = None, *further: Any, **settings: Any) -> Any:
         """Ids, attention mask and, where asked for, token types (1 from the first answer on), padded on the right."""
         texts = [text] if isinstance(text, str) else text
@@ -189,8 +193,7 @@ def reading_marks(processor: Any, *, whole: bool = False) -> tuple[Any, Any]:
             setattr(own, name, _mixed(value, PieceTokenizer if name == "tokenizer" else _Instruction))
     tokenizer = own.tokenizer
     start, suffix = _around(tokenizer)
-    tokenizer._start, tokenizer._suffix = start, suffix if whole else []
-    tokenizer._lead, tokenizer._rows = _leading_newline(tokenizer), []
+    tokenizer.surround(start, suffix if whole else [], _leading_newline(tokenizer))
     return own, tokenizer
 
 

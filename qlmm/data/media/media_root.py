@@ -29,7 +29,8 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|(?:data|file|https?):", re.IGNOREC
 INLINE = re.compile(r"data:image/[\w.+-]+;base64,")
 # Modes that PNG holds as they are; TIFF holds the others.
 IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-IN_NEITHER = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA"}
+# TIFF holds YCbCr, but Pillow 12 cannot read back what it writes of it. Reading ends in RGB anyway.
+IN_NEITHER = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA", "YCbCr": "RGB"}
 
 
 class ImageRoot:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedConfig, PreTrainedModel
 
+from qlmm.compat.transformers_private import attention_of
 from qlmm.core.errors import ModelError
 from qlmm.model.assembled.config import AssembledConfig, ConnectorSpec
 from qlmm.model.assembled.language import check_same_answers, embedding_width
@@ -98,7 +99,7 @@ def assembled_config(
         "tie_word_embeddings": head.weight is language.get_input_embeddings().weight,
         "dtype": language.config.dtype,
         # Without these the new configuration would wipe out how the loaded parts compute attention and experts.
-        "attn_implementation": {"": language.config._attn_implementation},
+        "attn_implementation": {"": attention_of(language.config)},
         "experts_implementation": {},
     }
     if _stock_llava_can(language, spec):

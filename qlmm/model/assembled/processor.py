@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import BaseImageProcessor, LlavaConfig, LlavaProcessor
-from transformers.processing_utils import MultiModalData
 
+from qlmm.compat.transformers_models import MultiModalData
 from qlmm.model.assembled.config import AssembledConfig
 from qlmm.model.assembled.language import IMAGE_PLACEHOLDER
 from qlmm.model.assembled.vision import VisionFacts

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from qlmm.compat.transformers_models import LlavaMultiModalProjector
 from qlmm.model.contract import Connector, Settings
 
 __all__ = ["CONNECTOR", "MlpSettings"]

@@ -28,8 +28,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from qlmm.compat.transformers_models import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from qlmm.core.errors import ModelError
 from qlmm.core.naming import close
 from qlmm.model.assembled.build import assemble, assembled_config, connector_for, put_together

@@ -19,6 +19,7 @@ from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, PreTrainedConfig
 
 from qlmm.builtin import registry as builtin
+from qlmm.compat.transformers_private import lasting_facts
 from qlmm.core.errors import ModelError
 from qlmm.model.contract import own_tower
 
@@ -184,11 +185,7 @@ def commit_of(located: Located) -> str | None:
 
 def config_sha256(config: PreTrainedConfig) -> str:
     """Hash of a configuration's meaning: what differs between library versions or machines is left out."""
-    facts = {key: value for key, value in config.to_diff_dict().items() if key not in _INCIDENTAL}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-_INCIDENTAL = {"transformers_version", "_name_or_path", "_commit_hash", "dtype", "architectures"}
+    return hashlib.sha256(json.dumps(lasting_facts(config), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _register_tower(path: str) -> None:

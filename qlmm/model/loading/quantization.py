@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from qlmm.compat.bitsandbytes_private import never_repack, quant_state
 from qlmm.core.errors import ModelError
 from qlmm.model.parts.experts import fused_experts, routers
 from qlmm.model.parts.split import Parts
@@ -54,7 +55,7 @@ def keep_trainable(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+            never_repack(module)
 
 
 def skip_names(model: PreTrainedModel, parts: Parts) -> list[str]:
@@ -85,7 +86,7 @@ def check_experts(model: PreTrainedModel, parts: Parts, kind: QuantKind) -> None
 
 def storage_of(parameter: nn.Parameter) -> str:
     """How a weight is stored, in the words of the plan screen: nf4, fp4, int8, bf16, fp16, fp32."""
-    state = parameter.__dict__.get("quant_state")
+    state = quant_state(parameter)
     if state is not None:
         return str(state.quant_type)
     short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "int8"}

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
+from qlmm.compat.peft_private import DUMMY_TARGET_MODULES
 from qlmm.core.errors import ModelError
 from qlmm.model.parts.experts import expert_layers, fused_experts, routers
 from qlmm.model.parts.known_names import UNREAD, WITHOUT_GRADIENT

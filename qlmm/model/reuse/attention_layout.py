@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from qlmm.compat.transformers_private import attention_of
+
 __all__ = ["SharedPrefix"]
 
 # The forms of attention that take a mask of any shape.
@@ -37,7 +39,7 @@ class SharedPrefix:
         self._layout: Mapping[str, torch.Tensor] | None = None
         decoder = base.get_decoder()
         self._dtype = base.dtype
-        self._additive = decoder.config._attn_implementation == "eager"
+        self._additive = attention_of(decoder.config) == "eager"
         self.objection = _objection(decoder.config)
         decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)
         base.base_model.register_forward_hook(self._after_backbone)
@@ -94,7 +96,7 @@ class SharedPrefix:
 
 def _objection(config: PreTrainedConfig) -> str | None:
     """What in a decoder's configuration stands against a mask of our own."""
-    if config._attn_implementation not in MASKED_FREELY:
+    if attention_of(config) not in MASKED_FREELY:
         return "this form of attention takes no mask of its own (base attention is neither sdpa nor eager)"
     others = sorted(set(config.to_dict().get("layer_types") or ()) - MASKED_LAYERS)
     return f"no mask keeps one answer from another in layers of kind {', '.join(others)}" if others else None

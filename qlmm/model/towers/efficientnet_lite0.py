@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from qlmm.compat.efficientnet_private import first_layer, without_classifier
 from qlmm.core.errors import ModelError
 from qlmm.model.contract import Tower
 
@@ -73,8 +74,7 @@ class EfficientNetLite0(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution."""
-        stem: nn.Module = self.net.get_submodule("_conv_stem")
-        return stem
+        return first_layer(self.net)
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Pictures (B, 3, 224, 224) -> tokens (B, 49, 1280), row by row.
@@ -107,9 +107,7 @@ def _network() -> Any:
         )
     from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network._fc = nn.Identity()
-    return network
+    return without_classifier(EfficientNet.from_name("efficientnet-lite0"))
 
 
 def image_processor() -> BaseImageProcessor:

@@ -10,8 +10,8 @@ Usage: ``trainer = OrpoTrainer(peft_model, plan, callbacks=[monitor])``
 from __future__ import annotations
 
 import torch
-from trl.experimental.orpo import ORPOTrainer
 
+from qlmm.compat.trl_experimental import ORPOTrainer
 from qlmm.training.trainers.reference_free import ReferenceFreeTrainer
 
 __all__ = ["TRAINER", "OrpoTrainer"]

@@ -8,8 +8,7 @@ Usage: ``trainer = SimpoTrainer(peft_model, plan, callbacks=[monitor])``
 
 from __future__ import annotations
 
-from trl.experimental.cpo import CPOTrainer
-
+from qlmm.compat.trl_experimental import CPOTrainer
 from qlmm.training.trainers.reference_free import ReferenceFreeTrainer
 
 __all__ = ["TRAINER", "SimpoTrainer"]

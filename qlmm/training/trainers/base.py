@@ -29,6 +29,9 @@ from qlmm.training.run_dir import RunDir
 __all__ = ["PartsTrainer", "masters_of", "peak_rates"]
 
 
+BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
+
+
 class PartsTrainer:
     """Mixed in before a trainer of TRL: what a vision-language model in parts needs.
 
@@ -159,7 +162,7 @@ class PartsTrainer:
                 base.get_submodule(name).eval()
         if not any(self._parts.of(name) == "vision" for name in self._placement.whole):
             for module in (base.get_submodule(name) for name in self._parts.vision):
-                for norm in (one for one in module.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm)):
+                for norm in (one for one in module.modules() if isinstance(one, BATCH_NORMS)):
                     norm.eval()
         if "connector" in self._placement.asked:
             for name in self._parts.connector:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from qlmm.compat.trl_private import prepared_inputs
 from qlmm.core.errors import ModelError
 from qlmm.data.batching.collators import PackedCollator, PairCollator
 from qlmm.model.reuse.attention_layout import SharedPrefix
@@ -80,7 +81,7 @@ class PairsTrainer(PartsTrainer):
             (_sharing(model, prefix), PackedCollator(plan.train, plan.encoder)([{"row": row}])),
             (model, PairCollator(plan.train, plan.encoder)([{"row": row}])),
         ):
-            inputs = self._prepare_inputs(batch)  # type: ignore[attr-defined]  # Trainer's
+            inputs = prepared_inputs(self, batch)
             mask, _ = inputs.pop("completion_mask"), inputs.pop("rows")
             labels = inputs["input_ids"].masked_fill(mask == 0, -100)
             with self.accelerator.autocast():

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import TrainerCallback
-from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
+from qlmm.compat.trl_private import FusedCausalLMOutput, add_fused_lm_head
 from qlmm.data.batching.collators import PairCollator, rows
 from qlmm.data.encoding.encoder import IGNORED
 from qlmm.training.plan import Plan

@@ -124,6 +124,11 @@ def test_pillow_pictures_survive_as_files(tree: Path, mode: str) -> None:
     assert decode(ref).size == (3, 5)
 
 
+def test_a_ycbcr_picture_has_the_colours_it_had_in_memory(tree: Path) -> None:
+    drawn = Image.linear_gradient("L").resize((6, 4)).convert("RGB").convert("YCbCr")
+    assert decode(ImageRoot(tree).ref(drawn)).tobytes() == drawn.convert("RGB").tobytes()
+
+
 def test_a_pillow_picture_keeps_its_orientation(tree: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

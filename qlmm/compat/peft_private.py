@@ -1,0 +1,16 @@
+"""Internals of PEFT: its layers, and the name by which it is asked to adapt none.
+
+* ``DUMMY_TARGET_MODULES``: stands for "no layer" in a LoRA configuration. Read from PEFT 0.21.
+  Public instead: a configuration that may hold only ``modules_to_save``.
+* ``Linear``, ``LoraLayer``, ``ParamWrapper``: wrappers of linear layers, of any layer, and of bare parameters. Read
+  from PEFT 0.21. Public instead: a merge of one layer, without the model around it.
+
+Usage: ``isinstance(module, LoraLayer)``
+"""
+
+from __future__ import annotations
+
+from peft.tuners.lora import Linear, LoraLayer, ParamWrapper
+from peft.utils.constants import DUMMY_TARGET_MODULES
+
+__all__ = ["DUMMY_TARGET_MODULES", "Linear", "LoraLayer", "ParamWrapper"]
