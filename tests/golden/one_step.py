@@ -56,7 +56,9 @@ class Oracle:
 
     def __init__(self, model: Any, processor: LlavaProcessor, folder: Path) -> None:
         answers = [answer for row in ROWS for answer in (row.chosen, row.rejected)]
-        self._found = {(row, answer): tokens(model, processor, folder, row, answer) for row in ROWS for answer in answers}
+        self._found = {
+            (row, answer): tokens(model, processor, folder, row, answer) for row in ROWS for answer in answers
+        }
 
     def tokens(self, row: Row, answer: str) -> torch.Tensor:
         """One log-probability per token of the answer, its end token included."""

@@ -74,9 +74,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.slow
 def test_ask_prints_what_the_adapter_answers_about_a_picture(trained: Trained, typed: Any) -> None:
     answers = [typed("ask", str(trained.adapter), "--image", trained.picture(number), QUESTION) for number in range(5)]
-    assert answers == [
-        [trained.says(f"<s>USER: <image>\n{QUESTION} ASSISTANT:", number)] for number in range(5)
-    ]
+    assert answers == [[trained.says(f"<s>USER: <image>\n{QUESTION} ASSISTANT:", number)] for number in range(5)]
     # The adapter has learned something, so that equal answers are not merely empty ones, and it looks at the picture.
     assert all(answer.startswith("it is ") for (answer,) in answers)
     assert len({answer for (answer,) in answers}) > 1
