@@ -55,10 +55,8 @@ class Oracle:
     """Log-probabilities per answer token, from plain logits: of every answer to every row's prompt."""
 
     def __init__(self, model: Any, processor: LlavaProcessor, folder: Path) -> None:
-        answers = [answer for row in ROWS for answer in (row.chosen, row.rejected)]
-        self._found = {
-            (row, answer): tokens(model, processor, folder, row, answer) for row in ROWS for answer in answers
-        }
+        pairs = [(row, answer) for row in ROWS for other in ROWS for answer in (other.chosen, other.rejected)]
+        self._found = {(row, answer): tokens(model, processor, folder, row, answer) for row, answer in pairs}
 
     def tokens(self, row: Row, answer: str) -> torch.Tensor:
         """One log-probability per token of the answer, its end token included."""

@@ -58,10 +58,8 @@ def exists(key: str) -> bool:
             here = here["items"]
         elif word in here.get("properties", {}):
             here = here["properties"][word]
-        elif here.get("additionalProperties", True) is not False and here.get("type") == "object":
-            return True  # such as training.extra: names of TRL's
-        else:
-            return False
+        else:  # a mapping of any names, such as training.extra
+            return here.get("type") == "object" and here.get("additionalProperties", True) is not False
     return True
 
 
