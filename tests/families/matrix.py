@@ -164,11 +164,13 @@ def template_of(one: Family) -> str:
 
 
 def write_rows(folder: Path) -> None:
+    """Write ten rows with a picture each."""
     rows = [picture_row(folder, number) for number in range(10)]
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
 
 
 def recipe_for(folder: Path, quantize: str, template: str, *overrides: str) -> Recipe:
+    """The recipe that a family is tried with."""
     text = RECIPE.format(folder=folder, quantize=quantize, template=template)
     return parse_recipe(text, "families.yaml", list(overrides)).recipe
 
