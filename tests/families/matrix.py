@@ -34,7 +34,7 @@ from tests.families.rows import ROWS
 from tests.families.videos import videos_stood_in
 from tests.runs import pair_row, picture_row
 
-__all__ = ["PAGE", "Verdict", "page", "row", "try_family"]
+__all__ = ["PAGE", "Verdict", "page", "recipe_for", "row", "template_of", "try_family", "write_rows"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 COLUMNS = ("parts", "4-bit", "trained", "frozen", "reload", "merge")
@@ -105,8 +105,8 @@ def try_family(name: str) -> Verdict:
 def _try(verdict: Verdict, folder: Path) -> None:
     one = family(verdict.name)
     save(one, folder / "base")
-    _write_rows(folder)
-    template = _template(one)
+    write_rows(folder)
+    template = template_of(one)
     plan = _plan(folder, "nf4", template, verdict)
     verdict.done["parts"] = {"vision", "language"} <= {part.part for part in plan.facts.parts}
     model, start = build(plan)
@@ -131,7 +131,7 @@ def _try(verdict: Verdict, folder: Path) -> None:
 
 
 def _merges(folder: Path, template: str) -> bool:
-    plan, into = make_plan(_recipe(folder, "none", template)), folder / "merging"
+    plan, into = make_plan(recipe_for(folder, "none", template)), folder / "merging"
     into.mkdir()
     return merged_equals(plan, into) <= TOLERANCE
 
@@ -141,7 +141,7 @@ def _preferences(folder: Path, template: str) -> dict[str, bool | str]:
     pairs = [pair_row(folder, number) for number in range(10)]
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs), encoding="utf-8")
     try:
-        plan = make_plan(_recipe(folder, "none", template, "training.objective=dpo", "training.steps=2"))
+        plan = make_plan(recipe_for(folder, "none", template, "training.objective=dpo", "training.steps=2"))
         model, _ = build(plan)
         trainer = trainer_of("dpo")(model, plan, callbacks=[])
     except QlmmError as error:
@@ -156,19 +156,21 @@ def _preferences(folder: Path, template: str) -> dict[str, bool | str]:
     }
 
 
-def _template(one: Family) -> str:
+def template_of(one: Family) -> str:
     """The recipe key for a family that brings no chat template."""
     if one.processor.chat_template is not None:
         return ""
     return ", chat_template: blip2" if ROWS[one.name].marker == "" else ", chat_template: paligemma"
 
 
-def _write_rows(folder: Path) -> None:
+def write_rows(folder: Path) -> None:
+    """Write ten rows with a picture each."""
     rows = [picture_row(folder, number) for number in range(10)]
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
 
 
-def _recipe(folder: Path, quantize: str, template: str, *overrides: str) -> Recipe:
+def recipe_for(folder: Path, quantize: str, template: str, *overrides: str) -> Recipe:
+    """The recipe that a family is tried with."""
     text = RECIPE.format(folder=folder, quantize=quantize, template=template)
     return parse_recipe(text, "families.yaml", list(overrides)).recipe
 
@@ -176,12 +178,12 @@ def _recipe(folder: Path, quantize: str, template: str, *overrides: str) -> Reci
 def _plan(folder: Path, quantize: str, template: str, verdict: Verdict) -> Plan:
     """The plan with a 4-bit language model, or with a plain one where experts cannot be quantised."""
     try:
-        return make_plan(_recipe(folder, quantize, template))
+        return make_plan(recipe_for(folder, quantize, template))
     except QlmmError as error:
         if error.problems[0].code != "M035":
             raise
         verdict.done["4-bit"] = "experts"
-        return make_plan(_recipe(folder, "none", template))
+        return make_plan(recipe_for(folder, "none", template))
 
 
 def _only_language_is_quantised(model: torch.nn.Module, plan: Plan) -> bool:
@@ -191,7 +193,7 @@ def _only_language_is_quantised(model: torch.nn.Module, plan: Plan) -> bool:
 
 def _same_in_plain_peft(folder: Path, template: str) -> bool:
     """Train on an unquantised base, save, read back with PEFT alone, compare logits."""
-    plan = make_plan(_recipe(folder, "none", template))
+    plan = make_plan(recipe_for(folder, "none", template))
     model, _ = build(plan)
     SftTrainer(model, plan, callbacks=[]).train()
     save_adapter(model, folder / "adapter", plan.placement.bare)

@@ -16,8 +16,8 @@ from qlmm.data.sample import Feedback, Origin, Turn
 from qlmm.model.token_losses import token_losses
 from qlmm.training.objectives.kto import KtoTrainer
 from tests.families.build import family, tiny_model
+from tests.families.encoders import PICTURES, encoder, usable
 from tests.families.rows import ROWS
-from tests.families.test_masks import PICTURES, encoder, usable
 
 ANSWERS = ("a", "a b a b a b a b a b", "b a b")
 

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from qlmm.core.errors import ModelError
-from qlmm.data.encoding.encoder import IGNORED, Encoder
-from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.encoding.encoder import IGNORED
 from qlmm.data.sample import Origin, Sample, Turn
-from tests.families.build import NotOffline, family, names
+from tests.families.encoders import PICTURES, encoder, usable
 from tests.families.rows import ROWS
-from tests.tiny import template
 
-PICTURES = tuple(ImageRoot(".").ref(Image.new("RGB", size, "red")) for size in ((64, 64), (50, 37), (30, 90)))
 # Words that no template or tokenizer takes for its own, and some that look like markers.
 TEXTS = st.text(st.sampled_from("ab .,?!\n"), min_size=1, max_size=12).filter(lambda text: bool(text.strip()))
 ODD = st.sampled_from(["<image>", "</s>", "<|im_end|>", "ASSISTANT:", "a <b> c", "Äöü 好"])
-
-
-@functools.cache
-def encoder(name: str) -> Encoder:
-    """The encoder of a family.
-
-    Raises:
-        NotOffline: it cannot be built here.
-        ModelError: its processor cannot be used for training.
-    """
-    processor = family(name).processor
-    if processor.chat_template is None:
-        processor.chat_template = template("blip2" if ROWS[name].marker == "" else "paligemma")
-    decoder = bool(family(name).config.is_encoder_decoder)
-    return Encoder(processor, decoder=decoder)
 
 
 @st.composite
@@ -49,18 +27,6 @@ def talks(draw: st.DrawFn, *, several: bool, words_alone: bool) -> Sample:
         turns.append(Turn("user", (*shown, draw(TEXTS | ODD))))
         turns.append(Turn("assistant", (draw(TEXTS | ODD).strip(),)))
     return Sample(tuple(turns), Origin("x", 1))
-
-
-def usable() -> list[str]:
-    """Families whose processor can be used for training; docs/families.md says why the others cannot."""
-    found = []
-    for name in names():
-        try:
-            encoder(name)
-        except (NotOffline, ModelError, AttributeError, KeyError):
-            continue
-        found.append(name)
-    return found
 
 
 @pytest.mark.parametrize("name", usable())

@@ -1,150 +1,106 @@
-"""KTO, ORPO and SimPO have the values their papers' formulas give on one small vector.
+"""SFT, KTO, ORPO and SimPO have the losses their papers' formulas give, in a step of qlmm's own trainers.
 
-Policy log-probabilities -10 and -14, reference -11 and -13, lengths 5 and 7; for objectives on means per token, which
-are equal there, -21 takes the place of -14 once more. The formulas are worked out by hand.
+First the formulas have the values that were worked out by hand on one small vector. Then each trainer's logged loss is
+compared with them on a tiny model, whose log-probabilities come from transformers alone.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from contextlib import nullcontext
-from types import SimpleNamespace
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
 
-from qlmm.model.loading.precision import Precision
-from qlmm.recipe.schema import OutputSection, TrainingSection
-from qlmm.training.objectives.kto import KtoTrainer
-from qlmm.training.objectives.orpo import CERTAIN, OrpoTrainer
-from qlmm.training.objectives.simpo import SimpoTrainer
-from qlmm.training.trl_settings import trainer_config
-from tests.golden.test_preference_losses import POLICY, REFERENCE, said, spread
+from qlmm.training.objectives.orpo import CERTAIN
+from tests.golden.formulas import kto, odds_ratio, simpo
+from tests.golden.one_step import ROWS, Step, one_step, trainer_for
+from tests.runs import TinyRun
 
-MASK = torch.cat([torch.zeros(2, 1), spread((1.0, 1.0)).ne(0)], dim=1).long()
-UNEQUAL = (-10.0, -21.0)
+GAINS = ((1.0, True), (-1.0, False))
+WEIGHTS = {"desirable_weight": 1.5, "undesirable_weight": 0.5}
 
 
-def config(objective: Any, losses: dict[str, float], **extra: Any) -> Any:
-    training = TrainingSection(objective=objective, losses=losses, extra=extra)
-    return trainer_config(training, OutputSection(dir="x"), Precision("cpu", "fp32"), steps=1)
-
-
-def alone() -> Any:
-    """What a trainer asks of a single process."""
-    return SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x, autocast=nullcontext)
-
-
-def judged(*, kl: float = 0.0, desirable: tuple[bool, bool] = (True, False), loss: str = "kto", **extra: Any) -> float:
-    """KTO's loss where the comparisons moved by `kl` on average."""
-    args = config("kto", {loss: 1.0}, **extra)
-    trainer: Any = object.__new__(KtoTrainer)
-    trainer.loss_type, trainer.calculate_KL, trainer.beta = args.loss_type, args.loss_type == "kto", args.beta
-    trainer.desirable_weight, trainer.undesirable_weight = args.desirable_weight, args.undesirable_weight
-    trainer.precompute_ref_logps, trainer.aux_loss_enabled, trainer._tp_size = True, False, 1
-    trainer._metrics, trainer._total_train_tokens = {"train": defaultdict(list)}, 0
-    trainer.accelerator, trainer.model = alone(), SimpleNamespace(training=True)
-    own, compared = torch.ones_like(MASK), torch.full_like(MASK, 2)
-    inputs = {
-        "input_ids": own, "attention_mask": torch.ones_like(MASK), "completion_mask": MASK,
-        "KL_input_ids": compared, "KL_attention_mask": torch.ones_like(MASK), "KL_completion_mask": MASK, "KL_also": {},
-        "label": torch.tensor(desirable), "ref_logps": torch.tensor(REFERENCE),
-        "ref_KL_logps": torch.tensor([-40.0, -50.0]),
-    }  # fmt: skip
-    moved = (-40.0 + 2 * kl, -50.0)
-
-    def model(*, input_ids: torch.Tensor, **_: Any) -> Any:
-        return said(moved if torch.equal(input_ids, compared) else POLICY)
-
-    return float(trainer._compute_loss(model, inputs, False))
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-# 1 - sigmoid(beta (r - z)) for a desirable answer, 1 - sigmoid(beta (z - r)) for the other; r is +1 and -1 here.
 @pytest.mark.parametrize(
     ("settings", "value"),
     [
-        ({}, 0.475021),
+        ({"kl": 0.0}, 0.475021),
         ({"kl": 0.5}, 0.475036),
-        # A divergence is never below 0, however its estimate comes out.
         ({"kl": -5.0}, 0.475021),
-        ({"desirable_weight": 2.0}, 0.712531),
-        ({"undesirable_weight": 1.5, "beta": 0.5}, 0.471926),
-        ({"desirable": (False, True)}, 0.524979),
-        ({"desirable": (True, True)}, 0.500000),
-        ({"loss": "apo_zero_unpaired"}, 0.475021),
-        ({"loss": "apo_zero_unpaired", "desirable": (False, False)}, 0.500000),
+        ({"kl": 0.0, "desirable": 2.0}, 0.712531),
+        ({"kl": 0.0, "other": 1.5, "beta": 0.5}, 0.471926),
     ],
 )
-def test_kto_is_equation_7_of_its_paper(settings: dict[str, Any], value: float) -> None:
-    assert judged(**settings) == pytest.approx(value, abs=2e-6)
+def test_the_formula_of_kto_has_the_values_worked_out_by_hand(settings: dict[str, float], value: float) -> None:
+    assert kto(GAINS, **settings) == pytest.approx(value, abs=2e-6)
 
 
-def test_the_golden_values_of_kto_are_those_of_the_formula() -> None:
-    by_hand = [(1 - sigmoid(0.1 * (1 - 0.5))) / 2 + (1 - sigmoid(0.1 * (0.5 + 1))) / 2]
-    by_hand += [(1 - sigmoid(0.5)) / 2 + 1.5 * (1 - sigmoid(0.5)) / 2]
-    assert by_hand == pytest.approx([0.475036, 0.471926], abs=2e-6)
+def test_the_formulas_of_orpo_and_simpo_have_the_values_worked_out_by_hand() -> None:
+    assert 2 + 0.1 * odds_ratio(-2.0, -2.0) == pytest.approx(2.069315, abs=2e-6)
+    assert 2 + 1.0 * odds_ratio(-2.0, -3.0) == pytest.approx(2.288751, abs=2e-6)
+    assert simpo(-2.0, -3.0, beta=2.0, gamma=0.5) == pytest.approx(0.201413, abs=2e-6)
+    assert simpo(-2.0, -3.0, beta=2.0, gamma=0.5, smoothing=0.1) == pytest.approx(0.351413, abs=2e-6)
 
 
-def of_pairs(kind: Any, objective: str, total: tuple[float, float], **extra: Any) -> tuple[torch.Tensor, Any]:
-    """The loss of one pair, and what is logged with it."""
-    args = config(objective, {}, **extra)
-    trainer: Any = object.__new__(kind)
-    trainer.beta, trainer.aux_loss_enabled, trainer.accelerator = args.beta, False, alone()
-    if objective == "simpo":
-        trainer.loss_type, trainer.cpo_alpha, trainer.alpha = args.loss_type, args.cpo_alpha, args.alpha
-        trainer.simpo_gamma, trainer.label_smoothing = args.simpo_gamma, args.label_smoothing
-    inputs = {"input_ids": torch.ones_like(MASK), "completion_mask": MASK, "rows": torch.tensor([0])}
-    told: tuple[torch.Tensor, Any] = trainer.get_batch_loss_metrics(lambda **_: said(total), inputs)
-    return told
+def test_supervised_training_is_the_likelihood_per_token_of_the_batch(tiny: TinyRun) -> None:
+    step = one_step(tiny, "sft", rows="sft")
+    assert step.loss == pytest.approx(
+        -float(torch.cat([step.policy.tokens(row, row.chosen) for row in ROWS]).mean()), rel=1e-5
+    )
+
+
+def judged(step: Step) -> tuple[list[tuple[float, bool]], float]:
+    """How much likelier each answer has become, and how much likelier the other row's is after the same prompt."""
+    answers = (ROWS[0].chosen, ROWS[1].rejected)
+    own = [
+        step.policy.total(row, answer) - step.start.total(row, answer)
+        for row, answer in zip(ROWS, answers, strict=True)
+    ]
+    other = [
+        step.policy.total(row, answer) - step.start.total(row, answer)
+        for row, answer in zip(ROWS, reversed(answers), strict=True)
+    ]
+    return list(zip(own, (True, False), strict=True)), fmean(other)
+
+
+@pytest.mark.parametrize(("seed", "likelier"), [(3, True), (2, False)])
+def test_kto_is_equation_7_of_its_paper(seed: int, likelier: bool, tiny: TinyRun) -> None:
+    """With answers to other prompts likelier than at the start, and with less likely ones, which count as 0."""
+    step = one_step(tiny, "kto", rows="judged", seed=seed, beta=1.5, **WEIGHTS)
+    gains, kl = judged(step)
+    assert (kl > 0.2) is likelier
+    assert (kl < -0.2) is not likelier
+    assert step.loss == pytest.approx(kto(gains, kl=kl, beta=1.5, desirable=1.5, other=0.5), rel=1e-5)
+
+
+def test_kto_without_a_comparison_is_its_formula_at_no_divergence(tiny: TinyRun) -> None:
+    step = one_step(tiny, "kto", {"apo_zero_unpaired": 1.0}, rows="judged", seed=3)
+    assert step.loss == pytest.approx(kto(judged(step)[0], kl=0.0), rel=1e-5)
+
+
+def test_orpo_is_equation_6_of_its_paper(tiny: TinyRun) -> None:
+    step = one_step(tiny, "orpo", beta=0.7, seed=3)
+    likelihood = -float(torch.cat([step.policy.tokens(row, row.chosen) for row in ROWS]).mean())
+    ratios = [odds_ratio(step.policy.mean(row, row.chosen), step.policy.mean(row, row.rejected)) for row in ROWS]
+    assert step.loss == pytest.approx(likelihood + 0.7 * fmean(ratios), rel=1e-5)
+    assert step.metrics["nll_loss"] == pytest.approx(likelihood, rel=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("total", "extra", "value"),
-    [
-        (POLICY, {}, 2.069315),
-        (UNEQUAL, {}, 2.028875),
-        (UNEQUAL, {"beta": 1.0}, 2.288751),
-    ],
+    ("extra", "beta", "gamma", "smoothing"),
+    [({}, 2.0, 0.5, 0.0), ({"beta": 10.0, "simpo_gamma": 3.0, "label_smoothing": 0.1}, 10.0, 3.0, 0.1)],
 )
-def test_orpo_is_equation_6_of_its_paper(total: tuple[float, float], extra: dict[str, Any], value: float) -> None:
-    loss, metrics = of_pairs(OrpoTrainer, "orpo", total, **extra)
-    chosen, rejected = math.exp(total[0] / 5), math.exp(total[1] / 7)
-    odds = (chosen / (1 - chosen)) / (rejected / (1 - rejected))
-    by_hand = -math.log(chosen) - extra.get("beta", 0.1) * math.log(sigmoid(math.log(odds)))
-    assert float(loss) == pytest.approx(by_hand, abs=2e-6)
-    assert float(loss) == pytest.approx(value, abs=2e-6)
-    # The likelihood is the chosen answer's alone: 10 nats over its 5 tokens.
-    assert metrics["nll_loss"] == pytest.approx(2.0)
-    assert (metrics["logps/chosen"], metrics["logps/rejected"]) == pytest.approx((total[0] / 5, total[1] / 7))
+def test_simpo_is_equation_6_of_its_paper(
+    extra: dict[str, Any], beta: float, gamma: float, smoothing: float, tiny: TinyRun
+) -> None:
+    step = one_step(tiny, "simpo", seed=3, **extra)
+    means = [(step.policy.mean(row, row.chosen), step.policy.mean(row, row.rejected)) for row in ROWS]
+    by_hand = fmean(simpo(*pair, beta=beta, gamma=gamma, smoothing=smoothing) for pair in means)
+    assert step.loss == pytest.approx(by_hand, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("total", "extra", "value"),
-    [
-        (POLICY, {}, 0.974077),
-        (UNEQUAL, {}, 0.201413),
-        (UNEQUAL, {"beta": 10.0, "simpo_gamma": 8.0}, 0.126928),
-        (UNEQUAL, {"label_smoothing": 0.1}, 0.351413),
-    ],
-)
-def test_simpo_is_equation_6_of_its_paper(total: tuple[float, float], extra: dict[str, Any], value: float) -> None:
-    beta, gamma, smoothing = extra.get("beta", 2.0), extra.get("simpo_gamma", 0.5), extra.get("label_smoothing", 0.0)
-    margin = beta * (total[0] / 5 - total[1] / 7) - gamma
-    by_hand = -(1 - smoothing) * math.log(sigmoid(margin)) - smoothing * math.log(sigmoid(-margin))
-    loss, _ = of_pairs(SimpoTrainer, "simpo", total, **extra)
-    assert float(loss) == pytest.approx(by_hand, abs=2e-6)
-    assert float(loss) == pytest.approx(value, abs=2e-6)
-
-
-def test_an_answer_that_is_certain_leaves_orpo_a_number_and_a_gradient() -> None:
-    trainer: Any = object.__new__(OrpoTrainer)
-    trainer.beta, trainer.accelerator = 0.1, alone()
+def test_an_answer_that_is_certain_leaves_orpo_a_number_and_a_gradient(tiny: TinyRun) -> None:
+    trainer = trainer_for(tiny, "orpo", {}, "pairs", {})
     for sure in (0.0, -1e-9, CERTAIN):
         chosen, rejected = torch.tensor([sure], requires_grad=True), torch.tensor([-1.0], requires_grad=True)
         loss = trainer.odds_ratio_loss(chosen, rejected)[0].sum()

@@ -27,8 +27,8 @@ from qlmm.core.errors import UsageError
 from qlmm.proof.probe import probe_rows
 from qlmm.proof.records import ReloadProof
 from qlmm.training.plan import make_plan
+from tests.merge_cases import CASES, assembled
 from tests.runs import TinyRun
-from tests.slow.test_merge import CASES, assembled
 
 pytestmark = pytest.mark.slow
 

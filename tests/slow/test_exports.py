@@ -24,8 +24,8 @@ from qlmm.artifacts.export.parity import Said, same
 from qlmm.artifacts.merge.deltas import Deltas
 from qlmm.core.errors import RunError, UsageError
 from tests.assembling import image_processor, tower
+from tests.merge_cases import CASES, assembled
 from tests.runs import TinyRun
-from tests.slow.test_merge import CASES, assembled
 
 pytestmark = pytest.mark.slow
 

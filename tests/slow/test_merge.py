@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,20 @@ from qlmm.artifacts.safetensors_stream import header
 from qlmm.core.errors import ModelError
 from qlmm.core.files import file_sha256
 from qlmm.proof.probe import probe_rows
-from qlmm.recipe.load import parse_recipe
 from qlmm.training.plan import Plan, make_plan
-from tests.assembling import image_processor, llama, tower
 from tests.families.build import family, save, tiny_model
-from tests.families.matrix import _recipe, _template, _write_rows
+from tests.families.matrix import recipe_for, template_of, write_rows
 from tests.families.merging import adapter_of, merged_equals, shaken
 from tests.families.videos import videos_stood_in
-from tests.runs import RECIPE, TinyRun
-from tests.tiny import template, tiny_llava, tiny_processor, tiny_tokenizer
+from tests.merge_cases import CASES, assembled
+from tests.runs import TinyRun
+from tests.tiny import template, tiny_llava, tiny_processor
 
 pytestmark = pytest.mark.slow
 
 EXACT = 1e-5
 # Dequantised weights and LoRA are summed before the product instead of after it; nothing else differs.
 DEQUANTISED = 2e-6
-SMALL = "queries: 5, layers: 2, heads: 4, inner: 48"
 
 
 def all_files(folder: Path) -> dict[str, str]:
@@ -86,8 +84,8 @@ def test_lora_on_fused_experts_in_whatever_form_the_files_keep_them(name: str, t
     one = family(name)
     with videos_stood_in():
         save(one, tmp_path / "base")
-        _write_rows(tmp_path)
-        recipe = _recipe(tmp_path, "none", _template(one), "adapter.targets=[all-linear, experts]")
+        write_rows(tmp_path)
+        recipe = recipe_for(tmp_path, "none", template_of(one), "adapter.targets=[all-linear, experts]")
         plan = make_plan(recipe)
         assert plan.placement.experts
         assert merged_equals(plan, tmp_path) <= EXACT
@@ -102,41 +100,6 @@ def test_shards_can_be_cut_anew_and_the_dtype_chosen(tmp_path: Path) -> None:
     assert len(shards) > 3
     assert {one.dtype for path in shards for one in header(path)} == {torch.bfloat16}
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
-
-
-@dataclass(frozen=True)
-class Case:
-    """An assembled base and how it is trained."""
-
-    connector: str
-    overrides: tuple[str, ...] = ()
-    tied: bool = False
-
-
-CASES = {
-    "linear": Case("linear"),
-    "linear-lora": Case("linear", ("adapter.connector=lora",)),
-    "mlp": Case("mlp", tied=True),
-    "mlp-frozen": Case("mlp", ("adapter.connector=frozen",)),
-    "abstractor": Case(f"abstractor, {SMALL}"),
-}
-
-
-def assembled(folder: Path, case: Case, *overrides: str) -> Any:
-    """A recipe for an assembled base whose language model lacks a row for the picture's token."""
-    TinyRun.make(folder)
-    tower("clip").save_pretrained(folder / "vision")
-    image_processor("clip").save_pretrained(folder / "vision")
-    words = tiny_tokenizer()
-    short = {"initializer_range": 0.05, "tie_word_embeddings": case.tied}
-    llama(len(words) - 2, **short).save_pretrained(folder / "language")
-    words.save_pretrained(folder / "language")
-    base = (
-        f"vision: {folder}/vision, language: {folder}/language, connector: {{kind: {case.connector}}}, "
-        "quantize: none, chat_template: chatml"
-    )
-    text = RECIPE.format(folder=folder).replace(f"model: {folder}/base, quantize: none", base)
-    return parse_recipe(text, "assembled.yaml", [*case.overrides, *overrides])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -8,7 +8,7 @@ import pytest
 
 from qlmm.training.plan import make_plan
 from tests.families.merging import TOLERANCE, adapter_of, merged_equals, shaken
-from tests.slow.test_merge import Case, assembled
+from tests.merge_cases import Case, assembled
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import nn
 from transformers import LlamaConfig, LlavaForConditionalGeneration
 
@@ -20,16 +18,10 @@ from qlmm.evaluation.heldout import HeldOut, swap_pictures
 from qlmm.model.loading.precision import Precision
 from qlmm.model.token_losses import token_losses
 from tests.tiny import tiny_llava, tiny_processor
+from tests.unit.evaluation.pictures import colour
 
 FP32 = Precision("cpu", "fp32")
 ANSWERS = ("it is red", "blue", "it is the green one in the back", "no")
-
-
-def colour(number: int) -> ImageRef:
-    """A picture of one colour, inline."""
-    stream = io.BytesIO()
-    Image.new("RGB", (40, 30), (60 * number % 256, 200 - 40 * number % 200, 15 * number)).save(stream, "PNG")
-    return ImageRef(data=stream.getvalue())
 
 
 def sample(number: int, pictures: Sequence[ImageRef]) -> Sample:
@@ -64,13 +56,6 @@ def test_a_row_gets_as_many_pictures_of_another_row_or_is_left_out(rows: list[li
         assert other.images in foreign
         assert other.origin == own.origin
         assert other.without_images() == own.without_images()
-
-
-@settings(max_examples=50, deadline=None)
-@given(NAMES)
-def test_the_swap_is_the_same_every_time(rows: list[list[str]]) -> None:
-    samples = [sample(number, [ImageRef(path=Path(name)) for name in names]) for number, names in enumerate(rows)]
-    assert swap_pictures(samples) == swap_pictures(samples)
 
 
 def test_pictures_come_from_the_next_row() -> None:

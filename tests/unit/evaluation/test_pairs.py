@@ -15,7 +15,7 @@ from qlmm.evaluation.pairs import HeldOutPairs
 from qlmm.model.loading.precision import Precision
 from qlmm.proof.records import PairProof
 from tests.tiny import tiny_llava, tiny_processor
-from tests.unit.evaluation.test_heldout import colour
+from tests.unit.evaluation.pictures import colour
 
 FP32 = Precision("cpu", "fp32")
 ANSWERS = (("it is red", "no"), ("blue", "it is the green one in the back"), ("what", "cat"), ("the cat", "a red cat"))

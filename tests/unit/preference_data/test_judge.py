@@ -110,9 +110,10 @@ def test_a_judge_that_needs_pictures_is_shown_them(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_statement_is_asked_beside_its_question() -> None:
-    assert question_about("{a} cat", "What?") == question_about("{a} cat", "What?")
-    assert "{a} cat" in question_about("{a} cat", "What?")
-    assert "What?" in question_about("{a} cat", "What?")
+    asked = question_about("{a} cat", "What is {it}?")
+    assert asked.index("What is {it}?") < asked.index("{a} cat")
+    assert question_about("{a} dog", "What is {it}?") == asked.replace("{a} cat", "{a} dog")
+    assert question_about("{a} cat", "Who?") == asked.replace("What is {it}?", "Who?")
 
 
 def test_more_questions_than_fit_a_batch_keep_their_order(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,4 +71,6 @@ def test_the_base_has_one_hash_whatever_the_adapter_holds(trained: tuple[torch.n
 
 def test_digest_sees_the_sign_of_zero_and_nan() -> None:
     assert digest(torch.tensor([0.0])) != digest(torch.tensor([-0.0]))
-    assert digest(torch.tensor([float("nan")])) == digest(torch.tensor([float("nan")]))
+    nan = torch.tensor([float("nan")])
+    assert digest(nan) == digest(nan.clone())
+    assert digest(nan) != digest(-nan)
