@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,20 @@ def test_ask_prints_what_the_adapter_answers_about_a_picture(trained: Trained, t
     assert len({answer for (answer,) in answers}) > 1
 
 
+def showing(count: int) -> str:
+    """A question about several pictures."""
+    return "<s>USER: " + "\n".join(["<image>"] * count + [QUESTION]) + " ASSISTANT:"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("pictures", [(), (0, 4), (4, 0, 2)])
-def test_ask_shows_any_number_of_pictures_in_the_order_given(
-    pictures: tuple[int, ...], trained: Trained, typed: Any
-) -> None:
-    options = [word for number in pictures for word in ("--image", trained.picture(number))]
-    prompt = "<s>USER: " + "\n".join(["<image>"] * len(pictures) + [QUESTION]) + " ASSISTANT:"
-    assert typed("ask", str(trained.adapter), *options, QUESTION) == [trained.says(prompt, *pictures)]
+def test_ask_shows_any_number_of_pictures_in_the_order_given(trained: Trained, typed: Any) -> None:
+    orders = list(itertools.permutations(range(5), 3))
+    # An answer that depends on the order, so that another order would be noticed.
+    telling = next(one for one in orders if trained.says(showing(3), *one) != trained.says(showing(3), *one[::-1]))
+    for pictures in ((), (0, 4), telling, telling[::-1]):
+        options = [word for number in pictures for word in ("--image", trained.picture(number))]
+        expected = trained.says(showing(len(pictures)), *pictures)
+        assert typed("ask", str(trained.adapter), *options, QUESTION) == [expected]
 
 
 @pytest.mark.slow
