@@ -13,12 +13,13 @@ import typer
 
 from qlmm.cli.output.console import out, visible
 from qlmm.cli.output.library_noise import quiet
-from qlmm.core.errors import DataError, Problem, QlmmError, UsageError
+from qlmm.core.errors import Problem, QlmmError, UsageError
 from qlmm.core.secrets import redact
-from qlmm.data.checks import Piece, Report, TokenCounts, token_counts, traced, traced_pair
-from qlmm.data.checks import check as check_rows
+from qlmm.data.errors import NoRowLeft, OtherKind
 from qlmm.data.media.images import size
-from qlmm.data.reading.dataset import KIND_OF, load_format, load_samples
+from qlmm.data.reading.checks import Report
+from qlmm.data.reading.checks import check as check_rows
+from qlmm.data.reading.dataset import load_format, load_samples
 from qlmm.data.sample import Feedback, Kind, Preference
 from qlmm.recipe import library
 from qlmm.recipe.load import load_recipe
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from qlmm.data.encoding.encoder import Encoder
+    from qlmm.data.encoding.token_counts import TokenCounts
+    from qlmm.data.encoding.trace import Piece
 
 __all__ = ["check", "show"]
 
 EXIT_PROBLEMS = 2
-NO_ROW_LEFT = "D007"
 MOST_DROPPED_NAMED = 20
 STYLES = {"given": "dim", "learned": "bold green", "picture": "cyan"}
 
@@ -67,9 +69,9 @@ def check(
     kind = _kind(recipe) if recipe is not None else None
     try:
         report = check_rows(sources, kind=kind, resolve=_builtin, progress=_tell_progress, **frames)
-    except DataError as error:
-        if error.problems[0].code != NO_ROW_LEFT:
-            raise
+    except OtherKind as error:
+        raise _redirected(error) from None
+    except NoRowLeft as error:
         # An error shows the first problems only; here all are wanted.
         _print_problems(error.problems)
         raise typer.Exit(EXIT_PROBLEMS) from None
@@ -95,12 +97,17 @@ def show(recipe: str, overrides: Sequence[str] = (), *, row: int = 1) -> None:
     """
     asked = load_recipe(library.resolve(recipe), overrides).recipe
     data = asked.data
-    samples = load_samples(
-        data.sources, kind=_kind(asked), max_bad_rows=1.0, resolve=_builtin, max_frames=data.max_frames
-    ).samples
+    try:
+        samples = load_samples(
+            data.sources, kind=_kind(asked), max_bad_rows=1.0, resolve=_builtin, max_frames=data.max_frames
+        ).samples
+    except OtherKind as error:
+        raise _redirected(error) from None
     if row > len(samples):
         raise UsageError.one("U031", f"there is no row {row}", help=f"rows are 1 to {len(samples)}")
     sample = samples[row - 1]
+    from qlmm.data.encoding.trace import traced
+
     encoder = _encoder(asked)
     out.print(f"row {row} of {len(samples)}, from {visible(str(sample.origin))}")
     for ref in sample.images:
@@ -118,6 +125,8 @@ def show(recipe: str, overrides: Sequence[str] = (), *, row: int = 1) -> None:
 
 def _print_pair(encoder: Encoder, pair: Preference) -> None:
     """The prompt once, then each answer with what is learned of it."""
+    from qlmm.data.encoding.trace import traced_pair
+
     shown = traced_pair(encoder, pair)
     given = sum(piece.tokens for piece in shown.prompt)
     for name, side in (("chosen", shown.chosen), ("rejected", shown.rejected)):
@@ -131,7 +140,15 @@ def _print_pair(encoder: Encoder, pair: Preference) -> None:
 
 def _kind(recipe: Recipe) -> Kind:
     """What a recipe's rows must be."""
+    from qlmm.training.verdicts import KIND_OF
+
     return KIND_OF[recipe.training.objective]
+
+
+def _redirected(error: OtherKind) -> OtherKind:
+    from qlmm.training.verdicts import redirected
+
+    return redirected(error)
 
 
 def _recipe(target: str, overrides: Sequence[str]) -> Recipe | None:
@@ -183,6 +200,8 @@ def _print_counts(report: Report) -> None:
 
 def _print_tokens(recipe: Recipe, report: Report) -> None:
     """Token counts, where the base's processor is at hand; rows are checked all the same where it is not."""
+    from qlmm.data.encoding.token_counts import token_counts
+
     try:
         counts = token_counts(_encoder(recipe), report.usable)
     except QlmmError as error:
@@ -202,7 +221,7 @@ def _token_lines(recipe: Recipe, counts: TokenCounts) -> list[str]:
         lines.append(f"shortened to data.max_length ({recipe.data.max_length:,}): {counts.shortened:,} rows")
     if counts.dropped:
         lines.append(f"left out: {len(counts.dropped):,} rows")
-        lines += [f"  {one.origin}: {one.reason}" for one in counts.dropped[:MOST_DROPPED_NAMED]]
+        lines += [f"  {one.origin}: {one.text}" for one in counts.dropped[:MOST_DROPPED_NAMED]]
     return lines
 
 

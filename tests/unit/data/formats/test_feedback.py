@@ -13,8 +13,8 @@ from PIL import Image
 from qlmm.core.errors import ModelError, RunError
 from qlmm.data.batching.collators import rows
 from qlmm.data.batching.feedback_collator import FeedbackCollator
-from qlmm.data.checks import traced
 from qlmm.data.encoding.encoder import Encoder
+from qlmm.data.encoding.trace import traced
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import Feedback, ImageRef, Origin, Preference, Sample, Turn
 from tests.tiny import TOKENS_PER_IMAGE, tiny_processor
