@@ -14,7 +14,8 @@ from qlmm.builtin import registry as builtin
 from qlmm.core.errors import DataError
 from qlmm.data.batching.holdout_split import set_aside
 from qlmm.data.batching.mixture import Mixture
-from qlmm.data.encoding.encoder import Encoder, Fitted
+from qlmm.data.encoding.encoder import Encoder
+from qlmm.data.encoding.length_limit import Fitted
 from qlmm.data.errors import DropReason, OtherKind
 from qlmm.data.reading.dataset import Loaded, load_samples
 from qlmm.data.sample import Example, Feedback, Preference, Sample

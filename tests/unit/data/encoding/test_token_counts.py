@@ -21,9 +21,9 @@ def test_spread_is_by_nearest_rank(values: list[int], spread: tuple[int, int, in
 
 
 def test_token_counts_over_rows() -> None:
-    encoder = Encoder(tiny_processor("owl"))
+    encoder = Encoder.make(tiny_processor("owl"))
     counts = token_counts(encoder, [ROW, ROW])
     (lengths,) = encoder.measure([ROW])
     assert counts.total == Spread(lengths.total, lengths.total, lengths.total)
     assert counts.visual_share == lengths.visual / lengths.total
-    assert token_counts(Encoder(tiny_processor("owl"), max_length=5), [ROW]).dropped[0].origin == ROW.origin
+    assert token_counts(Encoder.make(tiny_processor("owl"), max_length=5), [ROW]).dropped[0].origin == ROW.origin

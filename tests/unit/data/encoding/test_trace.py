@@ -23,7 +23,7 @@ ROW = Sample(
 
 
 def test_a_row_is_traced_from_its_tensors() -> None:
-    pieces = traced(Encoder(tiny_processor("owl")), ROW)
+    pieces = traced(Encoder.make(tiny_processor("owl")), ROW)
     assert pieces[:2] == [
         Piece("given", "<s>\nHuman: ", pieces[0].tokens),
         Piece("picture", "<image>", TOKENS_PER_IMAGE),
@@ -36,9 +36,9 @@ def test_a_row_is_traced_from_its_tensors() -> None:
         ("given", "\nHuman: Q\nAI: "),
         ("learned", "R</s>"),
     ]
-    assert sum(piece.tokens for piece in pieces) == Encoder(tiny_processor("owl")).measure([ROW])[0].total
+    assert sum(piece.tokens for piece in pieces) == Encoder.make(tiny_processor("owl")).measure([ROW])[0].total
 
 
 def test_neighbouring_pictures_are_told_apart() -> None:
-    kinds = [piece.kind for piece in traced(Encoder(tiny_processor("chatml")), ROW)]
+    kinds = [piece.kind for piece in traced(Encoder.make(tiny_processor("chatml")), ROW)]
     assert kinds == ["given", "picture", "picture", "given", "learned", "given", "learned", "given"]
