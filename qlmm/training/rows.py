@@ -59,7 +59,8 @@ class Rows:
     @property
     def dropped(self) -> dict[str, int]:
         """Rows left out, by reason."""
-        return dict(Counter(LEFT_OUT[one.reason] for one in (*self.train.dropped, *self.loaded.bad)))
+        reasons = [one.reason for one in self.train.dropped] + [one.reason for one in self.loaded.bad]
+        return dict(Counter(LEFT_OUT[reason] for reason in reasons))
 
 
 def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:

@@ -72,12 +72,12 @@ def _pieces(encoder: Encoder, ids: torch.Tensor, learned: torch.Tensor, shown: S
     images = iter(shown)
     pieces: list[Piece] = []
     for kind, group in groupby(tokens, key=lambda one: one[1]):
-        ids = [token for token, _ in group]
+        stretch = [token for token, _ in group]
         if kind == "picture":
-            pieces += _pictures(encoder, len(ids), images)
+            pieces += _pictures(encoder, len(stretch), images)
         else:
-            text = encoder.processor.tokenizer.decode(ids)
-            pieces.append(Piece("learned" if kind == "learned" else "given", text, len(ids)))
+            text = encoder.processor.tokenizer.decode(stretch)
+            pieces.append(Piece("learned" if kind == "learned" else "given", text, len(stretch)))
     return pieces
 
 

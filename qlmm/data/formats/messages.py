@@ -107,7 +107,9 @@ def _turn(entry: object, number: int, images: Media, columns: Mapping[str, _Colu
 
 def _part(part: object, number: int, images: Media, columns: Mapping[str, _Column]) -> Sequence[Part]:
     """What a part shows: one text, one picture, or the frames of a video."""
-    kind = str(part.get("type")) if isinstance(part, Mapping) else ""
+    if not isinstance(part, Mapping):
+        part = {}
+    kind = str(part.get("type"))
     if kind == "text" and isinstance(part.get("text"), str):
         return (str(part["text"]),)
     if kind in columns:

@@ -25,7 +25,7 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
     return read_messages([*shared(row), *answers], row, images)
 
 
-def shared(row: RawRow) -> list[dict[str, str]]:
+def shared(row: RawRow) -> list[RawRow]:
     """The messages of ``conversations`` and ``system``.
 
     Raises:
@@ -41,7 +41,8 @@ def shared(row: RawRow) -> list[dict[str, str]]:
         # Without videos, the word is the HTML tag.
         if markers != shown and (shown or key == "images"):
             raise BadRow(f"{markers} {marker} markers for {shown} {'pictures' if key == 'images' else key}")
-    return [*([{"role": "system", "content": row["system"]}] if present(row, "system") else []), *messages]
+    system: list[RawRow] = [{"role": "system", "content": row["system"]}] if present(row, "system") else []
+    return [*system, *messages]
 
 
 def _message(entry: object, place: str) -> dict[str, str]:
