@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from qlmm import __version__
+from qlmm.cli.commands.explain import EXAMPLE, explain
 from qlmm.cli.commands.handing_on import commands
 from qlmm.cli.commands.zoo_app import from_zoo, zoo_app
 from qlmm.core import env
@@ -48,6 +49,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(commands)
+app.command(epilog=EXAMPLE)(explain)
 
 
 def _recipe_names(incomplete: str) -> list[str]:

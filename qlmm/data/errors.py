@@ -74,11 +74,6 @@ class OtherKind(DataError):
         found: what the rows are.
     """
 
-    def __init__(self, message: str, found: Kind, help: str | None = None) -> None:
-        super().__init__([Problem("D010", message, help=help)])
-        self.message = message
+    def __init__(self, message: str, found: Kind) -> None:
+        super().__init__([Problem("D010", message)])
         self.found = found
-
-    def helped(self, help: str) -> OtherKind:
-        """The same refusal with a way out, which only the caller knows."""
-        return OtherKind(self.message, self.found, help)

@@ -62,10 +62,10 @@ class LoadedRecipe:
 
     def placed(self, error: ErrorT) -> ErrorT:
         """The error with the place, in the recipe, of the key that each message opens with, where it names none yet."""
-        return type(error)([self._placed(problem) for problem in error.problems])
+        return error.with_problems([self._placed(problem) for problem in error.problems])
 
     def _placed(self, problem: Problem) -> Problem:
-        opening = re.match(r"[a-z]+(\.\w+)+", problem.message)
+        opening = re.match(r"[a-z]+(\.\w+)+", problem.key or problem.message)
         known = opening is not None and re.sub(r"\.\d+", "[]", opening[0]) in {key.name for key in keys()}
         if opening is None or not known or problem.where is not None:
             return problem

@@ -6,6 +6,7 @@ Usage: ``rows = [one for row in loaded.samples for one in taught_by(row, "kto")]
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from qlmm.data.batching.mixture import Mixture
 from qlmm.data.errors import OtherKind
@@ -33,7 +34,8 @@ def redirected(error: OtherKind) -> OtherKind:
     """The refusal of rows of another kind, with the objectives that learn from them."""
     *others, last = [objective for objective, kind in KIND_OF.items() if error.found in TAKEN[kind]]
     named = f"{', '.join(others)} or {last}" if others else last
-    return error.helped(f"such rows belong to training.objective: {named}")
+    help = f"such rows belong to training.objective: {named}"
+    return error.with_problems([replace(problem, help=help) for problem in error.problems])
 
 
 def taught_by(row: Example, objective: str) -> tuple[Example, ...]:

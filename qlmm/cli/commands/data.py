@@ -205,7 +205,7 @@ def _print_tokens(recipe: Recipe, report: Report) -> None:
     try:
         counts = token_counts(_encoder(recipe), report.usable)
     except QlmmError as error:
-        out.warn(f"tokens were not counted: {error.problems[0].message}")
+        out.warn(f"tokens were not counted: {error.text}")
         return
     out.print(*_token_lines(recipe, counts))
 

@@ -70,8 +70,8 @@ def try_processor(processor: MarkedProcessor, renderer: Renderer) -> Findings:
         try:
             slot_id = _slot_id(processor, renderer)
         except DataError as error:
-            reason = error.problems[0].message
-            raise ModelError.one("D031", f"the chat template does not show a picture: {reason}", help=HELP) from error
+            message = f"the chat template does not show a picture: {error.text}"
+            raise ModelError.one("D031", message, help=HELP) from error
     alone = [tried(processor, renderer, pixels, slot_id) for pixels in TRIED]
     text_only = _takes(processor, renderer, [0])
     return Findings(
