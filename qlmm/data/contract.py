@@ -1,4 +1,4 @@
-"""What a data format is, what a bad row is, and all that the data layer needs to know of a model.
+"""What a data format is, and all that the data layer needs to know of a model.
 
 A format is one file of ``qlmm/data/formats`` that exposes one ``FORMAT``; its name in a recipe is the file's name.
 
@@ -10,71 +10,93 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from qlmm.core.errors import Problem, Where
-from qlmm.data.sample import ImageRef, Kind, Origin, Turn
+from qlmm.data.errors import BadRow
+from qlmm.data.sample import ImageRef, Kind, Turn
 
-if TYPE_CHECKING:
-    from qlmm.data.media.media_root import ImageRoot
+__all__ = [
+    "MARK",
+    "Format",
+    "Media",
+    "Processor",
+    "RawRow",
+    "checked",
+    "closed",
+    "compared",
+    "present",
+]
 
-__all__ = ["BadRow", "Format", "Processor", "checked", "compared", "kind_of", "present"]
+# A row as its file holds it: nothing is known of the values yet.
+RawRow = Mapping[str, object]
 
 ROLES = ("system", "user", "assistant")
+# From what says least about answers to what says most.
+KINDS: tuple[Kind, ...] = ("conversation", "feedback", "preference")
+# Stands in the place of an answer where only the question is wanted; it is never shown to a model.
+MARK = "-"
 
 
-class BadRow(Exception):
-    """A row that cannot be learned from; raised by formats, collected with its origin by ``load_samples``.
+class Media(Protocol):
+    """What a format asks for pictures and videos: `qlmm.data.media.media_root.ImageRoot`, or a stand-in in a test."""
 
-    Attributes:
-        reason: one sentence without a full stop.
-        help: what to do, or one correct row.
-        column: place in the line, from 1, where the file is text and the place is known.
-        excerpt: the line, shortened, where it says more than the reason.
-    """
+    def ref(self, value: object) -> ImageRef:
+        """A picture as rows hold it: a name, inline base64, encoded bytes, ``{bytes, path}``, or a Pillow image."""
 
-    def __init__(
-        self, reason: str, help: str | None = None, *, column: int | None = None, excerpt: str | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.help = help
-        self.column = column
-        self.excerpt = excerpt
+    def refs(self, value: object) -> list[ImageRef]:
+        """The pictures of a column that may hold none, one, or a list."""
 
-    def problem(self, origin: Origin, *, code: str = "D001") -> Problem:
-        """The row's problem as all of qlmm's refusals look, with file and line."""
-        return Problem(code, self.reason, Where(origin.file, origin.line, self.column, self.excerpt), self.help)
+    def video(self, value: object) -> tuple[ImageRef, ...]:
+        """A video as the pictures it is shown as."""
+
+    def videos(self, value: object) -> list[tuple[ImageRef, ...]]:
+        """The videos of a column that may hold none, one, or a list."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One shape that rows come in.
+    """One shape that rows come in; everything that is known of it stands in its file.
 
     Attributes:
         doc: what the format is and which data sets use it.
         example: one correct row; shown in errors, and checked by the contract test.
         required: keys a row must have; ``"image|images"`` means either.
-        detect: whether a row of its kind is in this format; no two formats may claim the same row.
-        parse: row and picture root -> turns; raises ``BadRow``.
+        detect: whether a row is known by this format's own keys; what other formats look for is not its business.
+        parse: row and pictures -> turns; raises ``BadRow``.
         kind: what a row is: a conversation, a preference, or feedback. The turns of a preference are those of its
             prompt, then the chosen and the rejected answer.
         verdict: of feedback, the keys that may say whether the answer is desirable, in the form of ``required``.
+        precedence: decides between formats of one kind that detect the same row; the highest takes it.
+        media: keys that name pictures or videos.
+        answered: a row that ends with its question -> the same row with `MARK` for an answer; others as they are.
+            Unset: a row of this format always brings its answer along.
     """
 
     doc: str
-    example: Mapping[str, Any]
+    example: RawRow
     required: tuple[str, ...]
-    detect: Callable[[Mapping[str, Any]], bool]
-    parse: Callable[[Mapping[str, Any], ImageRoot], Sequence[Turn]]
+    detect: Callable[[RawRow], bool]
+    parse: Callable[[RawRow, Media], Sequence[Turn]]
     kind: Kind = "conversation"
     verdict: str = ""
+    precedence: int = 0
+    media: tuple[str, ...] = ()
+    answered: Callable[[RawRow], RawRow] = lambda row: row
 
-    def claims(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row is in this format; one with answers to compare, or with a verdict, is no conversation."""
-        return kind_of(row) == self.kind and self.detect(row)
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What decides between formats that detect the same row.
 
-    def read(self, row: Mapping[str, Any], images: ImageRoot) -> tuple[Turn, ...]:
+        Answers to compare say more than a verdict, a verdict says more than a conversation.
+        """
+        return KINDS.index(self.kind), self.precedence
+
+    @property
+    def answers(self) -> int:
+        """How many answers end the turns of a row; what stands before them is the question."""
+        return 2 if self.kind == "preference" else 1
+
+    def read(self, row: RawRow, images: Media) -> tuple[Turn, ...]:
         """The turns in a row, as ``parse`` gives them and checked.
 
         Raises:
@@ -94,7 +116,7 @@ class Format:
                 bad.help = f"a correct row: {json.dumps(self.example, ensure_ascii=False)}"
             raise
 
-    def desirable(self, row: Mapping[str, Any]) -> bool:
+    def desirable(self, row: RawRow) -> bool:
         """The verdict in a row of feedback.
 
         Raises:
@@ -106,16 +128,22 @@ class Format:
         return bool(row[key])
 
 
-def kind_of(row: Mapping[str, Any]) -> Kind:
-    """What a row is by its keys. A `label` is a verdict only beside an answer, and only if it is true or false."""
-    if present(row, "chosen") or present(row, "rejected"):
-        return "preference"
-    answered = any(present(row, key) for key in ("completion", "messages", "conversations"))
-    judged = present(row, "kto_tag") or (answered and isinstance(row.get("label"), bool))
-    return "feedback" if judged else "conversation"
+def closed(row: RawRow, key: str, *, speaker: tuple[str, str], answer: RawRow) -> RawRow:
+    """The row with an answer after the turns of a column, where they end with a question.
+
+    Args:
+        row: the row.
+        key: the column of turns.
+        speaker: the key of a turn that says whose it is, and its value in a question.
+        answer: the turn to put there, with `MARK` as its text.
+    """
+    turns = row.get(key)
+    if not isinstance(turns, Sequence) or not turns or not isinstance(turns[-1], Mapping):
+        return row
+    return {**row, key: [*turns, answer]} if turns[-1].get(speaker[0]) == speaker[1] else row
 
 
-def present(row: Mapping[str, Any], key: str) -> bool:
+def present(row: RawRow, key: str) -> bool:
     """Whether a row has a value for a key; columnar files write an absent value as null."""
     return row.get(key) is not None
 
@@ -186,7 +214,7 @@ def _joined(turn: Turn) -> Turn:
     return replace(turn, parts=tuple(parts))
 
 
-def _listed(row: Mapping[str, Any]) -> str:
+def _listed(row: RawRow) -> str:
     keys = [f"`{key}`" for key in list(row)[:8]]
     return ", ".join(keys) + (" …" if len(row) > 8 else "") if keys else "no keys"
 

@@ -32,6 +32,7 @@ __all__ = [
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["conversation", "preference", "feedback"]
 Side = Literal["chosen", "rejected"]
+AskedT = TypeVar("AskedT", bound="_Asked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,36 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Preference:
+class _Asked:
+    """What rows have in common whose answers stand apart from the conversation before them."""
+
+    prompt: tuple[Turn, ...]
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All pictures, in the order their places appear in the prompt; every answer is about the same."""
+        return _images(self.prompt)
+
+    def with_images(self: AskedT, images: tuple[ImageRef, ...]) -> AskedT:
+        """The same row with other pictures in the same places.
+
+        Raises:
+            ValueError: when the number of pictures differs.
+        """
+        return replace(self, prompt=_with_images(self.prompt, images))
+
+    def without_images(self: AskedT) -> AskedT:
+        """The same row with its pictures left out."""
+        return replace(self, prompt=_without_images(self.prompt))
+
+    def without_oldest(self: AskedT) -> AskedT | None:
+        """The same row without its first question and answer, their pictures kept; None if it has one only."""
+        prompt = _without_oldest(self.prompt)
+        return None if prompt is None else replace(self, prompt=prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference(_Asked):
     """A conversation with two last answers, one of them the better; nothing else is learned.
 
     Attributes:
@@ -128,7 +158,6 @@ class Preference:
         origin: where the row came from.
     """
 
-    prompt: tuple[Turn, ...]
     chosen: str
     rejected: str
     origin: Origin
@@ -143,11 +172,6 @@ class Preference:
         """All that the row says: the prompt, then both answers; equal for copies of a row."""
         return (*self.turns, Turn("assistant", (self.rejected,)))
 
-    @property
-    def images(self) -> tuple[ImageRef, ...]:
-        """All pictures, in the order their places appear in the prompt; both sides show the same."""
-        return _images(self.prompt)
-
     def side(self, name: Side) -> Sample:
         """The conversation with one of the answers."""
         answer = self.chosen if name == "chosen" else self.rejected
@@ -160,26 +184,9 @@ class Preference:
             Feedback(self.prompt, self.rejected, False, self.origin),
         )
 
-    def with_images(self, images: tuple[ImageRef, ...]) -> Preference:
-        """The same pair with other pictures in the same places.
-
-        Raises:
-            ValueError: when the number of pictures differs.
-        """
-        return replace(self, prompt=_with_images(self.prompt, images))
-
-    def without_images(self) -> Preference:
-        """The same pair with its pictures left out."""
-        return replace(self, prompt=_without_images(self.prompt))
-
-    def without_oldest(self) -> Preference | None:
-        """The same pair without its first question and answer, their pictures kept; None if it has one only."""
-        prompt = _without_oldest(self.prompt)
-        return None if prompt is None else replace(self, prompt=prompt)
-
 
 @dataclass(frozen=True, slots=True)
-class Feedback:
+class Feedback(_Asked):
     """A conversation whose last answer was judged; nothing else is learned.
 
     Attributes:
@@ -189,7 +196,6 @@ class Feedback:
         origin: where the row came from.
     """
 
-    prompt: tuple[Turn, ...]
     completion: str
     desirable: bool
     origin: Origin
@@ -205,11 +211,6 @@ class Feedback:
         return (*self.turns, Turn("user", ("desirable" if self.desirable else "undesirable",)))
 
     @property
-    def images(self) -> tuple[ImageRef, ...]:
-        """All pictures, in the order their places appear in the prompt."""
-        return _images(self.prompt)
-
-    @property
     def sample(self) -> Sample:
         """The conversation without the verdict."""
         return self.answered(self.completion)
@@ -217,23 +218,6 @@ class Feedback:
     def answered(self, completion: str) -> Sample:
         """The prompt with an answer, its own or another row's."""
         return Sample((*self.prompt, Turn("assistant", (completion,))), self.origin)
-
-    def with_images(self, images: tuple[ImageRef, ...]) -> Feedback:
-        """The same row with other pictures in the same places.
-
-        Raises:
-            ValueError: when the number of pictures differs.
-        """
-        return replace(self, prompt=_with_images(self.prompt, images))
-
-    def without_images(self) -> Feedback:
-        """The same row with its pictures left out."""
-        return replace(self, prompt=_without_images(self.prompt))
-
-    def without_oldest(self) -> Feedback | None:
-        """The same row without its first question and answer, their pictures kept; None if it has one only."""
-        prompt = _without_oldest(self.prompt)
-        return None if prompt is None else replace(self, prompt=prompt)
 
 
 Example = Sample | Preference | Feedback

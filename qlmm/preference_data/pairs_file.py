@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
 from qlmm.core.files import atomic_write
-from qlmm.data.contract import BadRow
+from qlmm.data.errors import BadRow
 from qlmm.data.media.images import decode
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import ImageRef, Part, Preference, Turn

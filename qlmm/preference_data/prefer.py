@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -23,7 +23,7 @@ from typing import Literal
 from qlmm.artifacts.adapter.load import load, load_base, plain_base
 from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest
 from qlmm.builtin import registry as builtin
-from qlmm.core.errors import DataError, ModelError, Problem, UsageError, Where
+from qlmm.core.errors import DataError, ModelError, NoTemplate, NotVisionLanguage, UsageError, Where
 from qlmm.data.sample import Sample
 from qlmm.generation.sampling import Draw, draw
 from qlmm.model.loading.base import blueprint, identity, load_processor
@@ -40,10 +40,7 @@ from qlmm.recipe.schema import Source
 __all__ = ["Outcome", "PromptDone", "Settings", "prefer", "records_of"]
 
 A_JUDGE = "name a vision-language model, or an adapter folder; without --judge the adapter judges itself"
-HELP_FOR_A_JUDGE = {
-    "M010": A_JUDGE,
-    "M041": "name a model that has one, or an adapter whose recipe gives it one (base.chat_template)",
-}
+A_TEMPLATE = "name a model that has one, or an adapter whose recipe gives it one (base.chat_template)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,17 +297,15 @@ def _judge_facts(judge: str) -> RecordSettings:
     try:
         sees = blueprint(base).parts.has("vision")
         load_processor(base)
+    except NotVisionLanguage as error:
+        raise error.about("--judge", A_JUDGE) from error
+    except NoTemplate as error:
+        raise error.about("--judge", A_TEMPLATE) from error
     except ModelError as error:
-        raise ModelError([_about_judge(problem) for problem in error.problems]) from error
+        raise error.about("--judge") from error
     if not sees:
         raise ModelError.one("J007", f"--judge {judge} has no vision part: it cannot see what it judges", help=A_JUDGE)
     return {"base": identity(base)["parts"]}
-
-
-def _about_judge(problem: Problem) -> Problem:
-    """A base's problem in the words of the option that named it."""
-    message = problem.message.replace("base.model:", "--judge:", 1).replace(", and the recipe gives none", "")
-    return replace(problem, message=message, help=HELP_FOR_A_JUDGE.get(problem.code, problem.help))
 
 
 def _is_adapter(name: str) -> bool:

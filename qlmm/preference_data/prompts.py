@@ -11,23 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from qlmm.core.errors import DataError, Problem
-from qlmm.data.contract import BadRow, Format, present
-from qlmm.data.media.images import BadImage, check
+from qlmm.data.contract import Format, RawRow
+from qlmm.data.errors import BadRow, MissingPicture
 from qlmm.data.media.media_root import ImageRoot
-from qlmm.data.reading.dataset import format_names, load_format
+from qlmm.data.reading.dataset import check_images, detected, load_format
 from qlmm.data.reading.readers import Resolve, picture_folder, read_rows
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
 from qlmm.recipe.schema import Source
 
 __all__ = ["Questions", "read_questions"]
 
-ANSWER = "-"
+THE_OPTION = "is --image-root the folder that the paths start from?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +66,10 @@ def read_questions(source: Source, *, limit: int | None = None, resolve: Resolve
             sample = _question(form, row, images, origin)
             digest.update(json.dumps(_identity(sample), ensure_ascii=False).encode() + b"\n")
             if limit is None or number < limit:
-                _check_pictures(sample)
+                check_images(sample.images)
                 samples.append(sample)
+        except MissingPicture as missing:
+            problems.append(MissingPicture(missing.path, THE_OPTION).problem(origin))
         except BadRow as bad:
             problems.append(bad.problem(origin))
     if problems:
@@ -79,62 +80,28 @@ def read_questions(source: Source, *, limit: int | None = None, resolve: Resolve
     return Questions(tuple(samples), digest.hexdigest())
 
 
-def _format(row: Mapping[str, Any], source: Source) -> Format:
-    """The format that claims a row."""
-    answered = _answered(row)
-    names = [source.format] if source.format else format_names()
-    claims = (form for form in map(load_format, names) if form.claims(answered))
-    found = next(claims, None)
-    if found is None:
+def _format(row: RawRow, source: Source) -> Format:
+    """The format that a row is in, named or detected."""
+    name = source.format or detected(row, source.path, question=True)
+    if name is None:
         keys = ", ".join(f"`{key}`" for key in islice(row, 8)) or "none"
         message = f"{source.path}: the rows are in no known format; their keys are {keys}"
         help = 'a row that works: {"messages": [{"role": "user", "content": "What is this?"}], "images": ["cat.jpg"]}'
         raise DataError.one("D004", message, help=help)
-    return found
+    return load_format(name)
 
 
-def _question(form: Format, row: Mapping[str, Any], images: ImageRoot, origin: Origin) -> Sample:
+def _question(form: Format, row: RawRow, images: ImageRoot, origin: Origin) -> Sample:
     """The row up to its last question."""
-    turns = form.read(_answered(row), images)
-    return Sample(turns[: -2 if form.kind == "preference" else -1], origin)
+    return Sample(form.read(form.answered(row), images)[: -form.answers], origin)
 
 
-def _answered(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row, with a mark for an answer where it ends with its question."""
-    for key, speaker, asks, said in (
-        ("messages", "role", "user", {"role": "assistant", "content": ANSWER}),
-        ("conversations", "from", "human", {"from": "gpt", "value": ANSWER}),
-    ):
-        turns = row.get(key)
-        if _open(turns, speaker, asks):
-            return {**row, key: [*turns, said]}  # type: ignore[misc]  # `_open` has seen that it is a list
-    asked_only = present(row, "prompt") and not any(present(row, key) for key in ("completion", "chosen", "messages"))
-    return {**row, "completion": ANSWER} if asked_only else row
-
-
-def _open(turns: Any, speaker: str, asks: str) -> bool:
-    """Whether turns end with a question."""
-    if not isinstance(turns, Sequence) or not turns or not isinstance(turns[-1], Mapping):
-        return False
-    return bool(turns[-1].get(speaker) == asks)
-
-
-def _check_pictures(sample: Sample) -> None:
-    for ref in sample.images:
-        if ref.path is not None and not ref.path.is_file():
-            raise BadRow(f"picture {ref.path.name} is missing", "is --image-root the folder that the paths start from?")
-        try:
-            check(ref)
-        except BadImage as bad:
-            raise BadRow(f"picture {ref.name}: {bad.reason}", "replace or remove the picture") from None
-
-
-def _identity(sample: Sample) -> list[Any]:
+def _identity(sample: Sample) -> list[list[object]]:
     """A question as the fingerprint sees it."""
     return [[turn.role, *_parts(turn)] for turn in sample.turns]
 
 
-def _parts(turn: Turn) -> Iterator[Any]:
+def _parts(turn: Turn) -> Iterator[object]:
     for part in turn.parts:
         if isinstance(part, str):
             yield part

@@ -63,7 +63,7 @@ class LoadedRecipe:
 
     def _with_places(self, error: UsageError) -> UsageError:
         """The error, each of its problems at the key that its message opens with unless it has a place already."""
-        return type(error)([self._placed(problem) for problem in error.problems])
+        return error.with_problems([self._placed(problem) for problem in error.problems])
 
     @contextmanager
     def placing(self) -> Iterator[None]:
@@ -74,7 +74,7 @@ class LoadedRecipe:
             raise self._with_places(error) from error
 
     def _placed(self, problem: Problem) -> Problem:
-        opening = re.match(r"[a-z]+(\.\w+)+", problem.message)
+        opening = re.match(r"[a-z]+(\.\w+)+", problem.key or problem.message)
         known = opening is not None and re.sub(r"\.\d+", "[]", opening[0]) in {key.name for key in keys()}
         if opening is None or not known or problem.where is not None:
             return problem

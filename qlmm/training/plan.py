@@ -23,9 +23,10 @@ from qlmm.core.errors import DataError, UsageError, Where
 from qlmm.core.files import free_bytes
 from qlmm.core.units import memory
 from qlmm.data.batching.mixture import Mixture, MixtureSampler
-from qlmm.data.encoding.encoder import Encoder, Lengths
+from qlmm.data.encoding.encoder import Encoder
+from qlmm.data.encoding.length_limit import Lengths
 from qlmm.data.media.images import BadImage, decode
-from qlmm.data.reading.dataset import KIND_OF, Bad
+from qlmm.data.reading.dataset import Bad
 from qlmm.data.sample import Example, Preference, Sample
 from qlmm.model.inspection.memory import Load, estimate, trained_parameters, trained_sizes
 from qlmm.model.loading.base import Blueprint, blueprint, identity, load_processor, pinned
@@ -276,7 +277,7 @@ def _check_kinds_of_rows(recipe: Recipe, rows: Rows, *, needs: bool) -> None:
             "D043",
             f"{kind} takes no batch that mixes rows with and without a picture",
             help=f"set training.batch_size=1 training.accumulation={rows_a_step}"
-            if KIND_OF[training.objective] != "feedback"
+            if feedback.KIND_OF[training.objective] != "feedback"
             else "leave rows with or without a picture out",
         )
 

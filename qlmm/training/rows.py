@@ -14,13 +14,23 @@ from qlmm.builtin import registry as builtin
 from qlmm.core.errors import DataError
 from qlmm.data.batching.holdout_split import set_aside
 from qlmm.data.batching.mixture import Mixture
-from qlmm.data.encoding.encoder import Encoder, Fitted
-from qlmm.data.reading.dataset import KIND_OF, Loaded, load_samples
+from qlmm.data.encoding.encoder import Encoder
+from qlmm.data.encoding.length_limit import Fitted
+from qlmm.data.errors import DropReason, OtherKind
+from qlmm.data.reading.dataset import Loaded, load_samples
 from qlmm.data.sample import Example, Feedback, Preference, Sample
 from qlmm.recipe.schema import Recipe, Source
 from qlmm.training import verdicts as feedback
 
 __all__ = ["Rows", "measured", "read_rows"]
+
+# The words of screens and records for each reason.
+LEFT_OUT = {
+    DropReason.TOO_LONG: "over data.max_length",
+    DropReason.NOTHING_LEARNED: "nothing to learn",
+    DropReason.BAD_ROW: "bad row",
+    DropReason.NO_PICTURE: "bad row",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +58,9 @@ class Rows:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Rows left out, by reason; token counts differ from row to row and are left out of the reason."""
-        reasons = Counter(
-            "over data.max_length" if ">" in one.reason else "nothing to learn" for one in self.train.dropped
-        )
-        return {**reasons, **({"bad row": len(self.loaded.bad)} if self.loaded.bad else {})}
+        """Rows left out, by reason."""
+        reasons = [one.reason for one in self.train.dropped] + [one.reason for one in self.loaded.bad]
+        return dict(Counter(LEFT_OUT[reason] for reason in reasons))
 
 
 def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
@@ -75,9 +83,7 @@ def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
         first = fitted.dropped[0] if fitted.dropped else None
         raise DataError.one(
             "D040",
-            f"no row is left to learn from: {first.origin}: {first.reason}"
-            if first
-            else "no row is left to learn from",
+            f"no row is left to learn from: {first.origin}: {first.text}" if first else "no row is left to learn from",
             help="raise data.max_length, or set data.overlong=shorten",
         )
     held_out = encoder.fit([row for row in others if feedback.exemplary(row)]).samples[: evaluation.rows]
@@ -96,11 +102,14 @@ def measured(row: Example) -> Sample:
 
 def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded[Example]:
     data = recipe.data
-    return load_samples(
-        sources,
-        kind=KIND_OF[recipe.training.objective],
-        max_bad_rows=data.max_bad_rows,
-        resolve=builtin.path,
-        max_frames=data.max_frames,
-        check_pictures=True,
-    )
+    try:
+        return load_samples(
+            sources,
+            kind=feedback.KIND_OF[recipe.training.objective],
+            max_bad_rows=data.max_bad_rows,
+            resolve=builtin.path,
+            max_frames=data.max_frames,
+            check_pictures=True,
+        )
+    except OtherKind as other:
+        raise feedback.redirected(other) from None

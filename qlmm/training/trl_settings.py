@@ -45,7 +45,7 @@ _OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What an objective is to TRL; the rows it learns from are in `qlmm.data.reading.dataset.KIND_OF`.
+    """What an objective is to TRL; the rows it learns from are in `qlmm.training.verdicts.KIND_OF`.
 
     Attributes:
         config: gives TRL's class of settings.

@@ -6,17 +6,36 @@ Usage: ``rows = [one for row in loaded.samples for one in taught_by(row, "kto")]
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from qlmm.data.batching.mixture import Mixture
-from qlmm.data.reading.dataset import KIND_OF
-from qlmm.data.sample import Example, Feedback, Preference
+from qlmm.data.errors import OtherKind
+from qlmm.data.reading.dataset import TAKEN
+from qlmm.data.sample import Example, Feedback, Kind, Preference
 from qlmm.recipe.schema import TrainingSection
 from qlmm.training.trl_settings import verdict_weights
 
-__all__ = ["exemplary", "taught_by", "warnings"]
+__all__ = ["KIND_OF", "exemplary", "redirected", "taught_by", "warnings"]
+
+# What each objective learns from.
+KIND_OF: dict[str, Kind] = {
+    "sft": "conversation",
+    "dpo": "preference",
+    "orpo": "preference",
+    "simpo": "preference",
+    "kto": "feedback",
+}
 
 # Desirable over undesirable rows, each counted with its weight: arXiv 2402.01306, eq. 8, as TRL 1.16 has it.
 LEAST, MOST = 1.0, 1.33
+
+
+def redirected(error: OtherKind) -> OtherKind:
+    """The refusal of rows of another kind, with the objectives that learn from them."""
+    *others, last = [objective for objective, kind in KIND_OF.items() if error.found in TAKEN[kind]]
+    named = f"{', '.join(others)} or {last}" if others else last
+    help = f"such rows belong to training.objective: {named}"
+    return error.with_problems([replace(problem, help=help) for problem in error.problems])
 
 
 def taught_by(row: Example, objective: str) -> tuple[Example, ...]:

@@ -196,7 +196,9 @@ def test_a_processor_without_a_template_does_not_hide_the_rest(run: Run) -> None
     code, said, talk = run("blip-2")
     assert (code, talk) == (0, "")
     assert "bare parameters: query_tokens" in said
-    assert "not known blip-2 has no chat template, and the recipe gives none; set base.chat_template to" in flat(said)
+    assert "not known base.chat_template: blip-2 has no chat template of its own; set base.chat_template to" in flat(
+        said
+    )
 
 
 def test_a_processor_that_is_not_there_does_not_hide_the_rest(run: Run) -> None:
@@ -223,8 +225,13 @@ def gated(*_: Any, **__: Any) -> None:
 
 
 BAD = {
-    "text-only model": ("text", "M010", "text is no vision-language model (it is of kind llama)", "base.language"),
-    "encoder alone": ("clip", "M010", "clip is no vision-language model (it is of kind clip_vision_model)", "base.vis"),
+    "text-only model": ("text", "M010", "text is not a vision-language model (it is of kind llama)", "base.language"),
+    "encoder alone": (
+        "clip",
+        "M010",
+        "clip is not a vision-language model (it is of kind clip_vision_model)",
+        "base.vis",
+    ),
     "folder that holds none": ("empty", "M003", "cannot read empty: Unrecognized model", "choose another model"),
     "folder that is not there": ("./none/here", "M003", "./none/here is neither a model folder here", "the spelling"),
     "file": ("llava/config.json", "M003", "llava/config.json is a file, not a model folder", "name the folder"),

@@ -57,6 +57,7 @@ OPTIONS = {
         "--json",
     },
     ("doctor",): {"--json"},
+    ("explain",): {"--markdown"},
     ("data",): set(),
     ("data", "check"): {"--format", "--image-root"},
     ("data", "show"): {"--row"},
@@ -103,6 +104,7 @@ def ends(
         "from qlmm.cli.commands.recipe import check; check('recipes/owl_lora.yaml', ['training.steps=3'])",
         "from qlmm.cli.commands.recipe import list_recipes; list_recipes()",
         "from qlmm.cli.commands.zoo import list_entries; list_entries()",
+        "from qlmm.cli.commands.explain import explain; explain('D005'); explain()",
         "from typer.testing import CliRunner; from qlmm.cli.app import app; CliRunner().invoke(app, ['--help'])",
     ],
 )
@@ -172,7 +174,7 @@ def test_every_command_is_in_the_help() -> None:
         assert "..." not in listed, "a command's first line is too long for its place"
         return set(re.findall(r"(?m)^  (\w+)  ", listed))
 
-    light = {"doctor", "data", "model", "recipe", "zoo"}
+    light = {"doctor", "explain", "data", "model", "recipe", "zoo"}
     assert (
         commands()
         == {"finetune", "ask", "chat", "prefer", "push", "pull", "verify", "merge"} | {"export", "combine"} | light

@@ -89,7 +89,7 @@ def test_the_tower_carries_a_connector() -> None:
 def test_the_template_teaches_answers_and_when_to_stop() -> None:
     processor = tiny_processor()
     (processor.chat_template,) = (text for name, text in EXAMPLES.items() if name.endswith(".jinja"))
-    encoder = Encoder(processor)
+    encoder = Encoder.make(processor)
     row = Sample((Turn("user", ("what is this ?",)), Turn("assistant", ("a cat",))), Origin("x", 1))
     labels = encoder.batch([row])["labels"][0]
     assert processor.tokenizer.decode(labels[labels != IGNORED]) == "a cat</s>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qlmm.data.contract import BadRow, Format
+import qlmm
+from qlmm.core.errors import DataError
+from qlmm.data.contract import Format
+from qlmm.data.errors import BadRow
 from qlmm.data.media.media_root import ImageRoot
-from qlmm.data.reading.dataset import format_names, load_format
+from qlmm.data.reading.dataset import detected, format_names, load_format
 from qlmm.data.sample import ImageRef, Turn
 from tests.contract import feedback_rows, preference_rows
 
+ROOT = Path(qlmm.__file__).parent
 NAMES = format_names()
+# What handles rows of every format, and words that stand in its messages, whatever the columns are called.
+NEUTRAL = [ROOT / "data/contract.py", ROOT / "preference_data/prompts.py", *(ROOT / "data/reading").glob("*.py")]
+WORDS = {"chosen", "rejected", "question"}
 
 
 @pytest.fixture
@@ -238,12 +246,12 @@ def test_every_format_file_is_covered() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_example_reads_and_is_claimed_by_its_own_format_alone(name: str, images: ImageRoot) -> None:
+def test_the_example_reads_and_is_detected_as_its_own_format(name: str, images: ImageRoot) -> None:
     form = load_format(name)
     assert isinstance(form, Format)
     assert form.doc
     assert form.read(form.example, images)[-1].role == "assistant"
-    assert [other for other in NAMES if load_format(other).claims(form.example)] == [name]
+    assert detected(form.example, "rows.jsonl") == name
 
 
 @pytest.mark.parametrize(("name", "row", "turns"), [(n, r, t) for n, rows in GOLDEN.items() for r, t in rows])
@@ -251,7 +259,55 @@ def test_golden_rows_give_golden_turns(
     name: str, row: Mapping[str, Any], turns: list[tuple[Any, ...]], images: ImageRoot
 ) -> None:
     assert told(load_format(name).read(row, images)) == turns
-    assert [other for other in NAMES if load_format(other).claims(row)] == [name]
+    assert detected(row, "rows.jsonl") == name
+
+
+@pytest.mark.parametrize(("name", "row", "turns"), [(n, r, t) for n, rows in GOLDEN.items() for r, t in rows])
+def test_pictures_of_a_row_come_from_the_media_keys_or_stand_in_its_text(
+    name: str, row: Mapping[str, Any], turns: list[tuple[Any, ...]], images: ImageRoot
+) -> None:
+    """A row without its media keys shows nothing, unless messages name their pictures themselves."""
+    form = load_format(name)
+    without = {key: value for key, value in row.items() if key not in form.media}
+    assert all(isinstance(row.get(key), (str, list, tuple, type(None))) for key in form.media)
+    try:
+        shown = [part for turn in form.read(without, images) for part in turn.parts if isinstance(part, ImageRef)]
+    except BadRow:
+        return
+    assert not shown or without == dict(row)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_that_ends_with_its_question_is_read_up_to_it(name: str, images: ImageRoot) -> None:
+    """A format that can be a prompt only gives the same question with its own answer and without one."""
+    form = load_format(name)
+    whole = form.read(form.answered(form.example), images)[: -form.answers]
+    assert whole == form.read(form.example, images)[: -form.answers]
+    assert whole[-1].role == "user"
+    for key, value in form.example.items():
+        turns = value[:-1] if isinstance(value, (list, tuple)) and key in ("messages", "conversations") else None
+        if turns and form.kind != "preference":
+            assert form.read(form.answered({**form.example, key: turns}), images)[: -form.answers] == whole
+
+
+def test_two_formats_of_one_rank_are_an_error_not_a_guess() -> None:
+    row = {**load_format("llava").example, **load_format("messages").example}
+    with pytest.raises(DataError, match="fit the formats llava and messages alike") as caught:
+        detected(row, "rows.jsonl")
+    assert caught.value.problems[0].code == "D011"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_key_of_a_format_is_known_outside_the_formats(name: str) -> None:
+    """What `required`, `verdict` and `media` name is read by the format alone."""
+    form = load_format(name)
+    own = {key for keys in (*form.required, form.verdict, *form.media) for key in keys.split("|") if key} - WORDS
+    assert not [
+        (path.name, key)
+        for path in NEUTRAL
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and (key := node.value) in own
+    ]
 
 
 @pytest.mark.parametrize(("name", "row", "reason"), [(n, r, why) for n, rows in BAD.items() for r, why in rows])

@@ -10,13 +10,13 @@ from transformers import Trainer
 
 from qlmm.core.errors import UsageError
 from qlmm.core.naming import names
-from qlmm.data.reading.dataset import KIND_OF
 from qlmm.model.loading.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
 from qlmm.training.run import TRAINERS, trainer_of
 from qlmm.training.trainers.base import PartsTrainer
 from qlmm.training.trainers.reference import ReferenceTrainer
 from qlmm.training.trl_settings import LOSSES, OBJECTIVES, expected_first_loss, trainer_config
+from qlmm.training.verdicts import KIND_OF
 
 CPU, OUTPUT = Precision("cpu", "fp32"), OutputSection(dir="x")
 ALL = sorted(OBJECTIVES)

@@ -33,7 +33,7 @@ def encoder(name: str) -> Encoder:
     if processor.chat_template is None:
         processor.chat_template = template("blip2" if ROWS[name].marker == "" else "paligemma")
     decoder = bool(family(name).config.is_encoder_decoder)
-    return Encoder(processor, decoder=decoder)
+    return Encoder.make(processor, decoder=decoder)
 
 
 def usable() -> list[str]:

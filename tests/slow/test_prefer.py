@@ -283,5 +283,6 @@ def test_a_judge_without_a_chat_template_is_refused_before_anything_is_loaded(
     monkeypatch.setattr("qlmm.preference_data.prefer.load", None)
     with pytest.raises(QlmmError, match="has no chat template") as caught:
         made(tiny, adapter, "mute", judge=str(tmp_path))
-    assert "the recipe gives none" not in str(caught.value)
+    assert "--judge: " in str(caught.value)
+    assert "base.chat_template: " not in str(caught.value)
     assert not records_of(tiny.folder / "mute.jsonl").exists()

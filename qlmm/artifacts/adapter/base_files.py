@@ -11,7 +11,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from pydantic import BaseModel, Field, ValidationError
 
 from qlmm.compat.transformers_private import fetched_file
-from qlmm.core.errors import ModelError
+from qlmm.core.errors import ModelError, Unavailable
 from qlmm.model.loading.hub import Located, reading
 
 __all__ = ["base_file", "weight_files"]
@@ -41,7 +41,8 @@ def weight_files(located: Located, key: str) -> list[Path]:
             raise _out_of_reach(located, key)
         raise ModelError.one(
             "A026",
-            f"{key}: {located.name} has no safetensors weights; pickled ones run code and are not read",
+            f"{located.name} has no safetensors weights; pickled ones run code and are not read",
+            key=key,
             help="choose a revision with safetensors, or convert it where you trust it",
         )
     names = _shards(index)
@@ -52,7 +53,8 @@ def weight_files(located: Located, key: str) -> list[Path]:
     if missing:
         raise ModelError.one(
             "A025",
-            f"{key}: {located.name} lacks {', '.join(missing)}, which its index names",
+            f"{located.name} lacks {', '.join(missing)}, which its index names",
+            key=key,
             help="fetch the base's files again",
         )
     return [path for path in found.values() if path is not None]
@@ -77,9 +79,10 @@ def _unknown(located: Located, name: str) -> bool:
 
 def _out_of_reach(located: Located, key: str) -> ModelError:
     pinned = f" --revision {located.revision}" if located.revision else ""
-    return ModelError.one(
+    return Unavailable.one(
         "M003",
-        f"{key}: not all weights of {located.name} are in the cache, and the Hub cannot be reached",
+        f"not all weights of {located.name} are in the cache, and the Hub cannot be reached",
+        key=key,
         help=f"`hf download {located.path}{pinned}` fetches them; offline (HF_HUB_OFFLINE=1) only what is in the cache "
         "is found",
     )

@@ -114,8 +114,13 @@ def load_base(name: str, *, precision: Precision | None = None) -> LoadedBase:
     return LoadedBase(model, encoder, where)
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
+def check_files(folder: Path, manifest: Manifest, called: str | None = None) -> None:
     """Compare the folder with its manifest before anything is read into a model.
+
+    Args:
+        folder: the adapter.
+        manifest: its manifest.
+        called: its name in messages; unset: the folder.
 
     Raises:
         ModelError: A003 naming the files that are missing or differ, or whose hash nobody wrote down.
@@ -130,12 +135,12 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     if wrong:
         raise ModelError.one(
             "A003",
-            f"{folder} is not as it was written: {', '.join(wrong)} missing or changed",
+            f"{called or folder} is not as it was written: {', '.join(wrong)} missing or changed",
             help=help,
         )
     unknown = [name for name in (*REQUIRED, PROBE) if name not in manifest.files and (folder / name).is_file()]
     if unknown:
-        raise ModelError.one("A003", f"{folder}: {MANIFEST} has no hash of {', '.join(unknown)}", help=help)
+        raise ModelError.one("A003", f"{called or folder}: {MANIFEST} has no hash of {', '.join(unknown)}", help=help)
 
 
 def check_base(manifest: Manifest) -> None:

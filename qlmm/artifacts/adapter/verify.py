@@ -21,7 +21,7 @@ from qlmm.artifacts.adapter.load import check_base, check_files, check_revision,
 from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest
 from qlmm.artifacts.adapter.tensors import check_tensors
 from qlmm.artifacts.zoo.catalogue import located
-from qlmm.core.errors import ModelError, QlmmError, UsageError
+from qlmm.core.errors import ModelError, QlmmError, Unavailable, UsageError
 from qlmm.model.peft.adapter import ADAPTER_WEIGHTS
 from qlmm.proof.probe import check_answers
 from qlmm.training.run_dir import RECORD
@@ -33,8 +33,6 @@ Status = Literal["ok", "failed", "not checked"]
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 # Protocols 2 to 5 begin with their number; older ones have no mark, and no loader takes them without their suffix.
 PICKLE_MARKS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
-# What the base could not be had for: not there, remote code, a package, a licence, packaged weights.
-NO_BASE = ("M003", "M004", "M005", "M006", "B001", "B002", "B003", "B004", "B005")
 # All that an adapter of ours consists of; whatever else lies in a repository is not fetched.
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.md", ADAPTER_WEIGHTS, "held-out/*.png")
 
@@ -154,9 +152,9 @@ def _check(name: str, look: Callable[[], str]) -> Check:
     try:
         return Check(name, "ok", look())
     except QlmmError as error:
-        problem = error.problems[0]
-        status: Status = "not checked" if problem.code in NO_BASE else "failed"
-        return Check(name, status, problem.message, problem.help or "")
+        # A base that cannot be had says nothing about the adapter.
+        status: Status = "not checked" if isinstance(error, Unavailable) else "failed"
+        return Check(name, status, error.text, error.problems[0].help or "")
 
 
 def _files(folder: Path, manifest: Manifest) -> str:

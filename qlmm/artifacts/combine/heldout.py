@@ -91,7 +91,7 @@ def _rows(source: Source) -> _Rows:
     try:
         rows = rows_of_run(source.folder, source.manifest)
     except (QlmmError, OSError) as error:
-        why = error.problems[0].message if isinstance(error, QlmmError) else str(error)
+        why = error.text if isinstance(error, QlmmError) else str(error)
         return _Rows(unsure=f"its rows cannot be had: {shorten(why)}")
     unsure = "it went on from an earlier adapter" if source.manifest.recipe.adapter.start_from is not None else ""
     return _Rows(tuple(measured(row) for row in rows.held_out), rows.train.samples, unsure)

@@ -354,9 +354,9 @@ def _copy(cached: Path, stage: Path, wanted: list[str]) -> None:
 
 def _verify(stage: Path, manifest: Manifest, shown: str) -> None:
     try:
-        check_files(stage, manifest)
+        check_files(stage, manifest, shown)
         check_contents(stage, manifest.files)
     except ModelError as error:
         help = "nothing was kept; whoever made it has to push it again"
-        problems = [Problem("H021", one.message.replace(str(stage), shown), help=help) for one in error.problems]
+        problems = [Problem("H021", one.message, help=help) for one in error.problems]
         raise ModelError(problems) from error

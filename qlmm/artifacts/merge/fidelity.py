@@ -139,7 +139,7 @@ def _held_out(folder: Path, manifest: Manifest, tell: Callable[[str], None]) -> 
 
 
 def _first(error: QlmmError | OSError) -> str:
-    return error.problems[0].message if isinstance(error, QlmmError) else str(error)
+    return error.text if isinstance(error, QlmmError) else str(error)
 
 
 def _reference(folder: Path, rows: Sequence[Sample]) -> tuple[list[Batch], list[Tensor], Precision]:

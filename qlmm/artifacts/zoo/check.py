@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
-from qlmm.artifacts.adapter.verify import NO_BASE, Check, Verdict, verify
+from qlmm.artifacts.adapter.verify import Check, Verdict, verify
 from qlmm.artifacts.hub.package import proof_of
 from qlmm.artifacts.zoo.catalogue import WEIGHTS, complete
 from qlmm.artifacts.zoo.entry import Entry, Results, read_entry
-from qlmm.core.errors import ModelError, QlmmError
+from qlmm.core.errors import ModelError, QlmmError, Unavailable
 from qlmm.recipe.library import ZOO_RECIPE
 from qlmm.recipe.load import load_recipe
 from qlmm.recipe.zoo import entry_folder
@@ -36,9 +36,8 @@ def check_entry(name: str, tell: Callable[[str], None] = lambda line: None) -> V
         facts = Check("entry", "ok", "facts and recipe are those of the run")
         place = complete(name, tell)
     except QlmmError as error:
-        problem = error.problems[0]
-        status: Literal["failed", "not checked"] = "not checked" if problem.code in NO_BASE else "failed"
-        return Verdict(source, (Check("entry", status, problem.message, problem.help or ""),))
+        status: Literal["failed", "not checked"] = "not checked" if isinstance(error, Unavailable) else "failed"
+        return Verdict(source, (Check("entry", status, error.text, error.problems[0].help or ""),))
     left_out = len(manifest.files) - sum((source / file).is_file() for file in manifest.files)
     completed = Check("completed", "ok", f"{left_out} of {len(manifest.files)} files were left out and written again")
     return Verdict(source, (facts, completed, *verify(str(place), tell=tell).checks))

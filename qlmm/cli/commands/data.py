@@ -13,14 +13,17 @@ import typer
 
 from qlmm.cli.arguments import Overrides, Recipe
 from qlmm.cli.output.console import out, visible
-from qlmm.core.errors import DataError, Problem, QlmmError, UsageError
+from qlmm.core.errors import Problem, QlmmError, UsageError
 from qlmm.core.secrets import redact
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from qlmm.data.checks import Piece, Report, TokenCounts
     from qlmm.data.encoding.encoder import Encoder
+    from qlmm.data.encoding.token_counts import TokenCounts
+    from qlmm.data.encoding.trace import Piece
+    from qlmm.data.errors import OtherKind
+    from qlmm.data.reading.checks import Report
     from qlmm.data.sample import Kind, Preference
     from qlmm.recipe import schema
 
@@ -29,7 +32,6 @@ __all__ = ["check", "group", "show"]
 group = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True, rich_markup_mode=None)
 
 EXIT_PROBLEMS = 2
-NO_ROW_LEFT = "D007"
 MOST_DROPPED_NAMED = 20
 STYLES = {"given": "dim", "learned": "bold green", "picture": "cyan"}
 
@@ -48,7 +50,8 @@ def check(
     ] = None,
 ) -> None:
     """List every problem of the rows; count tokens."""
-    from qlmm.data.checks import check as check_rows
+    from qlmm.data.errors import NoRowLeft, OtherKind
+    from qlmm.data.reading.checks import check as check_rows
     from qlmm.data.reading.dataset import load_format
     from qlmm.recipe.library import is_recipe
 
@@ -64,9 +67,9 @@ def check(
     kind = _kind(recipe) if recipe is not None else None
     try:
         report = check_rows(sources, kind=kind, resolve=_builtin, progress=_tell_progress, **frames)
-    except DataError as error:
-        if error.problems[0].code != NO_ROW_LEFT:
-            raise
+    except OtherKind as error:
+        raise _redirected(error) from None
+    except NoRowLeft as error:
         # An error shows the first problems only; here all are wanted.
         _print_problems(error.problems)
         raise typer.Exit(EXIT_PROBLEMS) from None
@@ -86,19 +89,24 @@ def show(
     row: Annotated[int, typer.Option("--row", min=1, help="Which row, from 1.")] = 1,
 ) -> None:
     """Show a row: pictures, text, what is learned."""
-    from qlmm.data.checks import traced
+    from qlmm.data.encoding.trace import traced
+    from qlmm.data.errors import OtherKind
     from qlmm.data.media.images import size
     from qlmm.data.reading.dataset import load_samples
     from qlmm.data.sample import Feedback, Preference
 
     asked = _recipe(recipe, overrides)
     data = asked.data
-    samples = load_samples(
-        data.sources, kind=_kind(asked), max_bad_rows=1.0, resolve=_builtin, max_frames=data.max_frames
-    ).samples
+    try:
+        samples = load_samples(
+            data.sources, kind=_kind(asked), max_bad_rows=1.0, resolve=_builtin, max_frames=data.max_frames
+        ).samples
+    except OtherKind as error:
+        raise _redirected(error) from None
     if row > len(samples):
         raise UsageError.one("U031", f"there is no row {row}", help=f"rows are 1 to {len(samples)}")
     sample = samples[row - 1]
+
     encoder = _encoder(asked)
     out.print(f"row {row} of {len(samples)}, from {visible(str(sample.origin))}")
     for ref in sample.images:
@@ -134,7 +142,7 @@ def _sources(
 
 def _print_pair(encoder: Encoder, pair: Preference) -> None:
     """The prompt once, then each answer with what is learned of it."""
-    from qlmm.data.checks import traced_pair
+    from qlmm.data.encoding.trace import traced_pair
 
     shown = traced_pair(encoder, pair)
     given = sum(piece.tokens for piece in shown.prompt)
@@ -149,9 +157,15 @@ def _print_pair(encoder: Encoder, pair: Preference) -> None:
 
 def _kind(recipe: schema.Recipe) -> Kind:
     """What a recipe's rows must be."""
-    from qlmm.data.reading.dataset import KIND_OF
+    from qlmm.training.verdicts import KIND_OF
 
     return KIND_OF[recipe.training.objective]
+
+
+def _redirected(error: OtherKind) -> OtherKind:
+    from qlmm.training.verdicts import redirected
+
+    return redirected(error)
 
 
 def _builtin(name: str) -> Path:
@@ -199,12 +213,12 @@ def _print_counts(report: Report) -> None:
 
 def _print_tokens(recipe: schema.Recipe, report: Report) -> None:
     """Token counts, where the base's processor is at hand; rows are checked all the same where it is not."""
-    from qlmm.data.checks import token_counts
+    from qlmm.data.encoding.token_counts import token_counts
 
     try:
         counts = token_counts(_encoder(recipe), report.usable)
     except QlmmError as error:
-        out.warn(f"tokens were not counted: {error.problems[0].message}")
+        out.warn(f"tokens were not counted: {error.text}")
         return
     out.print(*_token_lines(recipe, counts))
 
@@ -220,7 +234,7 @@ def _token_lines(recipe: schema.Recipe, counts: TokenCounts) -> list[str]:
         lines.append(f"shortened to data.max_length ({recipe.data.max_length:,}): {counts.shortened:,} rows")
     if counts.dropped:
         lines.append(f"left out: {len(counts.dropped):,} rows")
-        lines += [f"  {one.origin}: {one.reason}" for one in counts.dropped[:MOST_DROPPED_NAMED]]
+        lines += [f"  {one.origin}: {one.text}" for one in counts.dropped[:MOST_DROPPED_NAMED]]
     return lines
 
 

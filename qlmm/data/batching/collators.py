@@ -112,7 +112,7 @@ class PackedCollator(PairCollator):
     """Turns row numbers of preferences into rows that hold both answers (`qlmm.data.encoding.shared_prefix`)."""
 
     def _batch(self, samples: Sequence[Example]) -> dict[str, Any]:
-        return packed(self._encoder, _preferences(samples))
+        return {**packed(self._encoder, _preferences(samples))}
 
     @staticmethod
     def _rows(batch: Mapping[str, Any]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from jinja2 import TemplateError
 
@@ -26,15 +26,29 @@ from qlmm.compat.transformers_private import render_jinja_template
 from qlmm.core.errors import DataError, ModelError, Where
 from qlmm.data.contract import Processor
 from qlmm.data.encoding.marked_tokenizer import CUT, HOLE, MARKS, Segment
-from qlmm.data.sample import ImageRef, Sample, Turn
+from qlmm.data.sample import ImageRef, Role, Sample, Turn
 
-__all__ = ["Renderer"]
+__all__ = ["Message", "Piece", "Renderer"]
 
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 QUESTION, ANSWER = "a question", "an answer"
 NAME_A_TEMPLATE = (
     "name a template in the recipe: base.chat_template: chatml, vicuna, owl, plain, blip2, paligemma, or a .jinja file"
 )
+
+
+class Piece(TypedDict):
+    """A text, or the place of a picture, as chat templates take them."""
+
+    type: str
+    text: NotRequired[str]
+
+
+class Message(TypedDict):
+    """A turn as chat templates take it."""
+
+    role: Role
+    content: str | list[Piece]
 
 
 class Renderer:
@@ -49,7 +63,7 @@ class Renderer:
         added = processor.tokenizer.added_tokens_decoder.values()
         self._ends = sorted({token.content for token in added if token.special}, key=len, reverse=True)
         self._end = str(processor.tokenizer.eos_token)
-        self._names: dict[str, Any] = dict(processor.tokenizer.special_tokens_map)
+        self._names: dict[str, str] = dict(processor.tokenizer.special_tokens_map)
         self.template = _training_template(processor)
         self._marked = bool(MARKERS.search(self.template))
         self._control = re.compile("(?!)")
@@ -94,9 +108,9 @@ class Renderer:
         text, spans = self._plainly(pictures, prompt=prompt)
         return list(self._cut(*((text, []) if prompt else self._ended(text, spans))))
 
-    def _message(self, turn: Turn) -> dict[str, Any]:
+    def _message(self, turn: Turn) -> Message:
         """A turn in the template's form, with every control token in its text cut open."""
-        content: list[dict[str, str]] = []
+        content: list[Piece] = []
         for part in turn.parts:
             if isinstance(part, ImageRef):
                 content.append({"type": "image"})
@@ -115,21 +129,21 @@ class Renderer:
         """A row's own text without marks, cut inside whatever reads like a control token."""
         return self._control.sub(rf"\g<0>{CUT}", re.sub(f"[{MARKS}]", "", text))
 
-    def _render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
+    def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """The rendered text and the character spans of its answers, in order."""
         text, spans = self._written(messages, prompt=prompt)
         if self._marked:
             return text, spans
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         hollow = [
-            {**message, "content": self._content(f"{HOLE}{place}{HOLE}")} if place in answers else message
+            Message(role="assistant", content=self._content(f"{HOLE}{place}{HOLE}")) if place in answers else message
             for place, message in enumerate(messages)
         ]
         around = re.split(f"{HOLE}\\d+{HOLE}", self._written(hollow, prompt=prompt)[0])
         said = [_said(messages[place]["content"]) for place in answers]
         return text, list(_between(text, around, said))
 
-    def _written(self, messages: Sequence[dict[str, Any]], *, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+    def _written(self, messages: Sequence[Message], *, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
         """What the template writes, and the spans of its generation markers."""
         texts, spans = render_jinja_template(
             conversations=[list(messages)],
@@ -142,7 +156,7 @@ class Renderer:
         )
         return texts[0], [(start, end) for start, end in spans[0] if start < end] if self._marked else []
 
-    def _content(self, text: str) -> str | list[dict[str, str]]:
+    def _content(self, text: str) -> str | list[Piece]:
         return text if self._flat else [{"type": "text", "text": text}]
 
     def _ended(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
@@ -247,7 +261,7 @@ class _Changed(Exception):
         self.number = number
 
 
-def _said(content: str | list[dict[str, str]]) -> str:
+def _said(content: str | list[Piece]) -> str:
     return content if isinstance(content, str) else "".join(piece["text"] for piece in content)
 
 

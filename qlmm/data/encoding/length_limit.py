@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, cast
 
+from qlmm.data.errors import DropReason
 from qlmm.data.sample import Example, Origin, Preference, Row, Side
 
-__all__ = ["Dropped", "Fitted", "Lengths", "fit"]
+__all__ = ["Dropped", "Excess", "Fitted", "Lengths", "fit"]
 
 SIDES: tuple[Side, Side] = ("chosen", "rejected")
 
@@ -37,11 +38,36 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
+class Excess:
+    """An answer that is too long together with its prompt; of a pair, which of the two."""
+
+    lengths: Lengths
+    most: int
+    side: Side | None = None
+
+    def __str__(self) -> str:
+        side = f"{self.side} answer: " if self.side else ""
+        return f"{side}{self.lengths.visual:,} visual + {self.lengths.text:,} text tokens > {self.most:,}"
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that does not fit, and why."""
+    """A row that does not fit, and why.
+
+    Attributes:
+        origin: where the row came from.
+        reason: the class of reason, which is counted.
+        excess: what is too long.
+    """
 
     origin: Origin
-    reason: str
+    reason: DropReason
+    excess: tuple[Excess, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The reason in words, with the row's own numbers."""
+        return "; ".join(map(str, self.excess)) or "nothing to learn: no token of an answer is left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +109,7 @@ def fit(samples: Sequence[Row], measure: Measure, *, max_length: int, shorten: b
                 fitted.append((place, candidate, tokens))
                 break
         else:
-            dropped.append(Dropped(sample.origin, _why_not(sample, lengths, measure, max_length)))
+            dropped.append(_dropped(sample, lengths, measure, max_length))
     return Fitted(
         samples=tuple(sample for _, sample, _ in fitted),
         kept=tuple(place for place, _, _ in fitted),
@@ -103,14 +129,14 @@ def _candidates(sample: Row, lengths: Lengths, measure: Measure, shorten: bool) 
         yield shorter, measure([shorter])[0]
 
 
-def _why_not(sample: Example, lengths: Lengths, measure: Measure, max_length: int) -> str:
+def _dropped(sample: Example, lengths: Lengths, measure: Measure, most: int) -> Dropped:
     if not lengths.supervised:
-        return "nothing to learn: no token of an answer is left"
-    if isinstance(sample, Preference):
-        sides = zip(SIDES, measure([sample.side(name) for name in SIDES]), strict=True)
-        return "; ".join(f"{name} answer: {_over(side, max_length)}" for name, side in sides if side.total > max_length)
-    return _over(lengths, max_length)
-
-
-def _over(lengths: Lengths, max_length: int) -> str:
-    return f"{lengths.visual:,} visual + {lengths.text:,} text tokens > {max_length:,}"
+        return Dropped(sample.origin, DropReason.NOTHING_LEARNED)
+    if not isinstance(sample, Preference):
+        return Dropped(sample.origin, DropReason.TOO_LONG, (Excess(lengths, most),))
+    sides = zip(SIDES, measure([sample.side(name) for name in SIDES]), strict=True)
+    return Dropped(
+        sample.origin,
+        DropReason.TOO_LONG,
+        tuple(Excess(side, most, name) for name, side in sides if side.total > most),
+    )

@@ -1,29 +1,27 @@
-"""A tokenizer that reads marked text: cut where a piece ends, and marked where an answer does.
+"""Tokens of marked text: cut where a piece ends, and marked where an answer does.
 
-Processors expand placeholders, count them and build masks from the ids they get; so they must be given whole rows.
-Encoding needs rows cut into pieces that are tokenised apart, and needs to know what is learned. Both meet here: the
-row carries marks that no text holds, and the tokenizer inside the processor knows what they mean.
+Encoding needs rows cut into pieces that are tokenised apart, and needs to know what is learned. Rows carry both as
+marks that no text holds, so that a processor can be given whole rows (`qlmm.data.encoding.marked_processor`).
 
-Usage: ``own, tokenizer = reading_marks(processor); own(text=[marked(pieces)], …); rows = tokenizer.taken()``
+Usage: ``rows = MarkedTokenizer(processor.tokenizer).read([marked(segments)])``
 """
 
 from __future__ import annotations
 
-import copy
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import BatchEncoding, PreTrainedTokenizerBase
-
 from qlmm.core.errors import ModelError
 
-__all__ = ["CUT", "MARKS", "REST", "MarkedRow", "PieceTokenizer", "Segment", "marked", "reading_marks"]
+__all__ = ["CUT", "HOLE", "MARKS", "REST", "MarkedRow", "MarkedTokenizer", "Segment", "marked"]
 
 # Unicode noncharacters: never text; rows that hold them lose them.
 CUT, REST, HOLE = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKS = CUT + REST + HOLE
+
+# Ids and offsets of one piece.
+Piece = tuple[Sequence[int], Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,61 +70,41 @@ def marked(segments: Iterable[Segment]) -> str:
     )
 
 
-class _Encoded(BatchEncoding):
-    """What a tokenizer returns, with places counted in the marked text."""
+class MarkedTokenizer:
+    """A tokenizer for marked texts; it asks the base's own, which stays as it is, for every piece."""
 
-    rows: Sequence[MarkedRow] = ()
+    def __init__(self, tokenizer: Any, *, whole: bool = False) -> None:
+        """Find out what the tokenizer puts around a text, and before the first word of one.
 
-    def char_to_token(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> int:
-        """The token at a character; some processors ask where the placeholders they wrote have gone."""
-        row, place = (0, batch_or_char_index) if char_index is None else (batch_or_char_index, char_index)
-        return bisect_right(self.rows[row].ends, place)
-
-
-class PieceTokenizer:
-    """Mixed into a tokenizer's own class: marked texts are read piece by piece, all others as ever."""
-
-    _start: list[int]
-    _suffix: list[int]
-    _lead: list[int]
-    _rows: list[MarkedRow]
-
-    def surround(self, start: list[int], suffix: list[int], lead: list[int]) -> None:
-        """Set the ids before and after every row, and those put before each later piece."""
-        self._start, self._suffix, self._lead, self._rows = start, suffix, lead, []
-
-    def __call__(self, text: Any = None, *further: Any, **settings: Any) -> Any:
-        """Ids, attention mask and, where asked for, token types (1 from the first answer on), padded on the right."""
-        texts = [text] if isinstance(text, str) else text
-        if not texts or not all(isinstance(one, str) and CUT in one for one in texts):
-            return super().__call__(text, *further, **settings)  # type: ignore[misc]  # the tokenizer's own
-        rows = self.read(texts)
-        self._rows = rows
-        longest = max(len(row.ids) for row in rows)
-        pad: int = self.pad_token_id  # type: ignore[attr-defined]  # the tokenizer's own
-        columns = {
-            "input_ids": [self._padded(row.ids, longest, pad) for row in rows],
-            "attention_mask": [self._padded([1] * len(row.ids), longest, 0) for row in rows],
-        }
-        if settings.get("return_token_type_ids"):
-            columns["token_type_ids"] = [self._padded(_types(row), longest, 0) for row in rows]
-        encoded = _Encoded(columns)
-        encoded.rows = rows
-        return encoded
+        Args:
+            tokenizer: the base's.
+            whole: end texts as the tokenizer does: what an encoder reads is complete, and no answer follows it.
+        """
+        self._plain = tokenizer
+        self._begin_token = tokenizer.special_tokens_map.get("bos_token")
+        self._start, suffix = _around(tokenizer)
+        self._suffix = suffix if whole else []
+        self._lead = _leading_newline(tokenizer)
 
     def read(self, texts: Sequence[str]) -> list[MarkedRow]:
-        """Tokenise marked texts, all their pieces in one call."""
+        """Tokenise marked texts, all their pieces in one call.
+
+        Raises:
+            ModelError: D035 when the tokenizer joins a line feed with the text after it.
+        """
         rows = [[piece for piece in text.split(CUT) if piece] for text in texts]
-        lead = "\n" if self._lead else ""
         # Where the tokenizer begins texts with a space of its own, a line feed keeps it off all but the first.
-        sent = [piece.replace(REST, "") if n == 0 else lead + piece.replace(REST, "") for row in rows for n, piece in enumerate(row)]  # fmt: skip  # noqa: E501
-        output = super().__call__(sent, add_special_tokens=False, return_offsets_mapping=True)  # type: ignore[misc]  # as above
+        lead = "\n" if self._lead else ""
+        sent = [
+            (lead if number else "") + piece.replace(REST, "") for pieces in rows for number, piece in enumerate(pieces)
+        ]
+        output = self._plain(sent, add_special_tokens=False, return_offsets_mapping=True)
         encoded = zip(output["input_ids"], output["offset_mapping"], strict=True)
         return [self._row(row, text, encoded) for row, text in zip(rows, texts, strict=True)]
 
-    def _row(self, pieces: Sequence[str], text: str, encoded: Any) -> MarkedRow:
-        bos = self.special_tokens_map.get("bos_token")  # type: ignore[attr-defined]  # as above
-        start = [] if bos and pieces[0].startswith(bos) else self._start
+    def _row(self, pieces: Sequence[str], text: str, encoded: Iterator[Piece]) -> MarkedRow:
+        begun = self._begin_token and pieces[0].startswith(self._begin_token)
+        start = [] if begun else self._start
         row, place = MarkedRow([*start], [False] * len(start), [0] * len(start)), 0
         for number, piece in enumerate(pieces):
             ids, offsets = next(encoded)
@@ -151,57 +129,6 @@ class PieceTokenizer:
         if list(ids[: len(self._lead)]) != self._lead:
             raise ModelError.one("D035", "the tokenizer joins a line feed with the text after it: texts cannot be cut")
         return len(self._lead)
-
-    def taken(self) -> list[MarkedRow]:
-        """The rows read last."""
-        rows, self._rows = self._rows, []
-        return rows
-
-    @staticmethod
-    def _padded(values: list[int], length: int, pad: int) -> list[int]:
-        return [*values, *[pad] * (length - len(values))]
-
-
-def _types(row: MarkedRow) -> list[int]:
-    first = row.learned.index(True) if True in row.learned else len(row.ids)
-    return [int(place >= first) for place in range(len(row.ids))]
-
-
-class _Instruction:
-    """Mixed into a second tokenizer of a processor: it sees what stands before the first answer.
-
-    InstructBLIP's Q-Former reads the instruction; with the answer in it, the pictures' features would tell the answer.
-    """
-
-    def __call__(self, text: Any = None, *further: Any, **settings: Any) -> Any:
-        texts = [text] if isinstance(text, str) else text
-        shown = [CUT.join(one.split(REST)[0].split(CUT)[: -1 if REST in one else None]) for one in texts]
-        plain = [one.replace(CUT, "") for one in shown]
-        return super().__call__(plain, *further, **settings)  # type: ignore[misc]  # the tokenizer's own
-
-
-def reading_marks(processor: Any, *, whole: bool = False) -> tuple[Any, Any]:
-    """A copy of a processor that reads marked text, and its tokenizer.
-
-    Args:
-        processor: the base's.
-        whole: end texts as the tokenizer does: what an encoder reads is complete, and no answer follows it.
-    """
-    own = copy.copy(processor)
-    for name, value in vars(processor).items():
-        if isinstance(value, PreTrainedTokenizerBase):
-            setattr(own, name, _mixed(value, PieceTokenizer if name == "tokenizer" else _Instruction))
-    tokenizer = own.tokenizer
-    start, suffix = _around(tokenizer)
-    tokenizer.surround(start, suffix if whole else [], _leading_newline(tokenizer))
-    return own, tokenizer
-
-
-def _mixed(tokenizer: PreTrainedTokenizerBase, mixin: type) -> PreTrainedTokenizerBase:
-    mixed = copy.copy(tokenizer)
-    kind = type(tokenizer)
-    mixed.__class__ = type(f"{mixin.__name__}{kind.__name__}", (mixin, kind), {})
-    return mixed
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:

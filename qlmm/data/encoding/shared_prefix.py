@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from qlmm.core.errors import ModelError
 from qlmm.data.encoding.marked_tokenizer import MarkedRow
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qlmm.data.encoding.encoder import Encoder
     from qlmm.data.sample import Preference
 
-__all__ = ["packed"]
+__all__ = ["PackedBatch", "PackedLayout", "packed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,25 @@ class _Place:
         return self.prompt + self.chosen + self.rejected
 
 
-def packed(encoder: Encoder, preferences: Sequence[Preference]) -> dict[str, Any]:
+class PackedLayout(TypedDict):
+    """Where the answers of each pair stand in its row."""
+
+    prompt: torch.Tensor
+    chosen: torch.Tensor
+    take: torch.Tensor
+
+
+class PackedBatch(TypedDict):
+    """A batch of pairs, one row each, as `packed` describes it."""
+
+    input_ids: torch.Tensor
+    completion_mask: torch.Tensor
+    attention_mask: torch.Tensor
+    packed: dict[str, torch.Tensor]
+    layout: PackedLayout
+
+
+def packed(encoder: Encoder, preferences: Sequence[Preference]) -> PackedBatch:
     """A right-padded batch of pairs, one row each.
 
     Returns:
@@ -85,7 +103,7 @@ def _check_same_prompt(one: MarkedRow, other: MarkedRow) -> None:
 
 def _laid_out(
     tensors: dict[str, torch.Tensor], places: Sequence[_Place], tails: Sequence[Sequence[int]], *, pad: int
-) -> dict[str, Any]:
+) -> PackedBatch:
     import torch
 
     ids = tensors["input_ids"]

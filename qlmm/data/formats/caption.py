@@ -7,11 +7,10 @@ Usage: ``FORMAT.read(row, ImageRoot("images"))``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from qlmm.data.contract import BadRow, Format, present
-from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.contract import Format, Media, RawRow, present
+from qlmm.data.errors import BadRow
 from qlmm.data.sample import Part, Turn
 
 __all__ = ["FORMAT"]
@@ -20,27 +19,24 @@ PICTURE = ("image", "file_name", "images")
 TEXT = ("text", "caption")
 
 
-def _first(row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+def _first(row: RawRow, keys: tuple[str, ...]) -> object:
     return next((row[key] for key in keys if present(row, key)), None)
 
 
-def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+def _parse(row: RawRow, images: Media) -> list[Turn]:
     value = _first(row, PICTURE)
-    pictures = value if isinstance(value, (list, tuple)) else [value]
+    pictures: Sequence[object] = value if isinstance(value, (list, tuple)) else [value]
     if not pictures:
         raise BadRow("no picture")
-    caption, instruction = _first(row, TEXT), row.get("instruction") or ""
-    for key, text in (("caption", caption), ("instruction", instruction)):
-        if not isinstance(text, str):
-            raise BadRow(f"the {key} is {type(text).__name__}, not text")
+    caption, instruction = _text("caption", _first(row, TEXT)), _text("instruction", row.get("instruction") or "")
     asked: list[Part] = [images.ref(picture) for picture in pictures]
     return [Turn("user", (*asked, instruction.strip())), Turn("assistant", (caption.strip(),))]
 
 
-def _detect(row: Mapping[str, Any]) -> bool:
-    text = _first(row, TEXT)
-    owl = "task_type" in row or (isinstance(text, str) and "\nAI: " in text)
-    return _first(row, PICTURE) is not None and text is not None and not owl
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"the {key} is {type(value).__name__}, not text")
+    return value
 
 
 FORMAT = Format(
@@ -48,6 +44,7 @@ FORMAT = Format(
     "and an optional instruction column.",
     example={"image": "cat.jpg", "caption": "A cat."},
     required=("|".join(PICTURE), "|".join(TEXT)),
-    detect=_detect,
+    detect=lambda row: _first(row, PICTURE) is not None and _first(row, TEXT) is not None,
     parse=_parse,
+    media=PICTURE,
 )

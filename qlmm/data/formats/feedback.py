@@ -8,26 +8,24 @@ Usage: ``FORMAT.read(row, ImageRoot("images"))``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from qlmm.data.contract import BadRow, Format, present
-from qlmm.data.formats.messages import list_of, read_messages
-from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.contract import MARK, Format, Media, RawRow, present
+from qlmm.data.errors import BadRow
+from qlmm.data.formats.messages import MEDIA, list_of, read_messages
 from qlmm.data.sample import Turn
 
 __all__ = ["FORMAT"]
 
 
-def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+def _parse(row: RawRow, images: Media) -> list[Turn]:
     prompt, completion = list_of(row["prompt"], "prompt", "user"), list_of(row["completion"], "completion", "assistant")
     if len(completion) != 1:
         raise BadRow(f"`completion` has {len(completion)} messages, where one answer belongs")
     return read_messages([*prompt, *completion], row, images)
 
 
-def _detect(row: Mapping[str, Any]) -> bool:
-    return present(row, "completion") and not present(row, "conversations") and not present(row, "messages")
+def _answered(row: RawRow) -> RawRow:
+    asked_only = present(row, "prompt") and not present(row, "completion")
+    return {**row, "completion": MARK} if asked_only else row
 
 
 FORMAT = Format(
@@ -41,8 +39,11 @@ FORMAT = Format(
         "images": ["cat.jpg"],
     },
     required=("prompt", "completion"),
-    detect=_detect,
+    # A label that is neither true nor false is no verdict: data sets of other tasks have labels, too.
+    detect=lambda row: present(row, "completion") and isinstance(row.get("label"), bool),
     parse=_parse,
     kind="feedback",
     verdict="label",
+    media=MEDIA,
+    answered=_answered,
 )

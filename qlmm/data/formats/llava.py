@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from qlmm.data.contract import BadRow, Format
-from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.contract import MARK, Format, Media, RawRow, closed
+from qlmm.data.errors import BadRow
 from qlmm.data.sample import ImageRef, Part, Role, Turn
 
-__all__ = ["FORMAT"]
+__all__ = ["FORMAT", "answered"]
 
 IMAGE, VIDEO = "<image>", "<video>"
 NAMES = {IMAGE: "pictures", VIDEO: "videos"}
@@ -25,7 +24,7 @@ Shown = tuple[ImageRef, ...]
 ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
-def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+def _parse(row: RawRow, images: Media) -> list[Turn]:
     entries = row["conversations"]
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise BadRow("`conversations` is not a list of turns")
@@ -46,7 +45,7 @@ def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
     return [Turn(role, _parts(text, left) if role == "user" else (text,)) for role, text in spoken]
 
 
-def _entry(entry: Any, number: int) -> tuple[Role, str]:
+def _entry(entry: object, number: int) -> tuple[Role, str]:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("value"), str):
         raise BadRow(f"turn {number} is not {{from, value}} with a text value")
     speaker = entry.get("from")
@@ -78,6 +77,11 @@ def _parts(text: str, left: Mapping[str, Iterator[Shown]]) -> tuple[Part, ...]:
     return tuple(pieces)
 
 
+def answered(row: RawRow) -> RawRow:
+    """The row with a mark for an answer, where its conversation ends with a question."""
+    return closed(row, "conversations", speaker=("from", "human"), answer={"from": "gpt", "value": MARK})
+
+
 FORMAT = Format(
     doc="LLaVA's JSON or JSON lines: {id?, image?: name or list, video?: name or list of frames, "
     "conversations: [{from: human|gpt|system, value}]}. <image> in a human turn is the place of a picture, <video> of "
@@ -93,4 +97,6 @@ FORMAT = Format(
     required=("conversations",),
     detect=lambda row: isinstance(row.get("conversations"), list),
     parse=_parse,
+    media=("image", "video"),
+    answered=answered,
 )

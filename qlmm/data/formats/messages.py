@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from qlmm.data.contract import BadRow, Format, present
-from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.contract import MARK, Format, Media, RawRow, closed, present
+from qlmm.data.errors import BadRow
 from qlmm.data.sample import ImageRef, Part, Role, Turn
 
-__all__ = ["FORMAT", "list_of", "read_messages"]
+__all__ = ["FORMAT", "MEDIA", "answered", "list_of", "read_messages"]
+
+MEDIA = ("image", "images", "videos")
 
 Shown = tuple[ImageRef, ...]
 ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system"}
@@ -46,11 +47,11 @@ class _Column:
         return self.given[self.taken - 1]
 
 
-def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+def _parse(row: RawRow, images: Media) -> list[Turn]:
     return read_messages(_entries(row), row, images)
 
 
-def read_messages(entries: Sequence[Any], row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+def read_messages(entries: Sequence[object], row: RawRow, images: Media) -> list[Turn]:
     """Messages as turns, with the pictures and videos that their row names.
 
     Raises:
@@ -67,7 +68,7 @@ def read_messages(entries: Sequence[Any], row: Mapping[str, Any], images: ImageR
     return turns
 
 
-def _entries(row: Mapping[str, Any]) -> Sequence[Any]:
+def _entries(row: RawRow) -> Sequence[object]:
     """The messages of a row, whichever columns hold them."""
     if present(row, "messages"):
         return list_of(row["messages"], "messages", "user")
@@ -77,7 +78,7 @@ def _entries(row: Mapping[str, Any]) -> Sequence[Any]:
     return [*prompt, *list_of(row["completion"], "completion", "assistant")]
 
 
-def list_of(value: Any, key: str, role: Role) -> Sequence[Any]:
+def list_of(value: object, key: str, role: Role) -> Sequence[object]:
     """A column's messages; text is one message of the role, but for the column that holds whole conversations.
 
     Raises:
@@ -90,7 +91,7 @@ def list_of(value: Any, key: str, role: Role) -> Sequence[Any]:
     return value
 
 
-def _turn(entry: Any, number: int, images: ImageRoot, columns: Mapping[str, _Column]) -> Turn:
+def _turn(entry: object, number: int, images: Media, columns: Mapping[str, _Column]) -> Turn:
     if not isinstance(entry, Mapping) or not present(entry, "content"):
         raise BadRow(f"message {number} is not {{role, content}}")
     role = entry.get("role")
@@ -104,9 +105,11 @@ def _turn(entry: Any, number: int, images: ImageRoot, columns: Mapping[str, _Col
     return Turn(ROLES[role], tuple(shown for part in content for shown in _part(part, number, images, columns)))
 
 
-def _part(part: Any, number: int, images: ImageRoot, columns: Mapping[str, _Column]) -> Sequence[Part]:
+def _part(part: object, number: int, images: Media, columns: Mapping[str, _Column]) -> Sequence[Part]:
     """What a part shows: one text, one picture, or the frames of a video."""
-    kind = str(part.get("type")) if isinstance(part, Mapping) else ""
+    if not isinstance(part, Mapping):
+        part = {}
+    kind = str(part.get("type"))
     if kind == "text" and isinstance(part.get("text"), str):
         return (str(part["text"]),)
     if kind in columns:
@@ -151,7 +154,14 @@ def _at_markers(turn: Turn, marker: str, column: _Column) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _detect(row: Mapping[str, Any]) -> bool:
+def answered(row: RawRow) -> RawRow:
+    """The row with a mark for an answer, where its messages end with a question, or it has a prompt only."""
+    if present(row, "messages"):
+        return closed(row, "messages", speaker=("role", "user"), answer={"role": "assistant", "content": MARK})
+    return {**row, "completion": MARK} if present(row, "prompt") and not present(row, "completion") else row
+
+
+def _detect(row: RawRow) -> bool:
     return isinstance(row.get("messages"), list) or (present(row, "prompt") and present(row, "completion"))
 
 
@@ -169,4 +179,6 @@ FORMAT = Format(
     required=("messages|prompt",),
     detect=_detect,
     parse=_parse,
+    media=MEDIA,
+    answered=answered,
 )

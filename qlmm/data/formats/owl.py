@@ -12,11 +12,10 @@ Usage: ``FORMAT.read(row, ImageRoot("images"))``
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from qlmm.data.contract import BadRow, Format
-from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.contract import Format, Media, RawRow
+from qlmm.data.errors import BadRow
 from qlmm.data.sample import ImageRef, Part, Turn
 
 __all__ = ["FORMAT"]
@@ -25,7 +24,7 @@ MARKER = "<image>"
 SPEAKER = re.compile(r"(?:\A|\n)(Human|AI): ")
 
 
-def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+def _parse(row: RawRow, images: Media) -> list[Turn]:
     text = row["text"]
     if not isinstance(text, str):
         raise BadRow("`text` is not text")
@@ -44,7 +43,7 @@ def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
     return turns
 
 
-def _heard(turns: list[Turn], speaker: str, said: str, left: Any) -> list[Turn]:
+def _heard(turns: list[Turn], speaker: str, said: str, left: Iterator[ImageRef]) -> list[Turn]:
     """The turns after one more line: Human lines in a row are one turn."""
     if speaker == "AI":
         return [*turns, Turn("assistant", (said,))]
@@ -58,7 +57,7 @@ def _heard(turns: list[Turn], speaker: str, said: str, left: Any) -> list[Turn]:
     return [*turns[:-1], Turn("user", (*before, *gap, *parts))]
 
 
-def _detect(row: Mapping[str, Any]) -> bool:
+def _detect(row: RawRow) -> bool:
     text = row.get("text")
     return isinstance(text, str) and ("task_type" in row or bool(re.search(r"(?:\A|\n)AI: ", text)))
 
@@ -74,4 +73,7 @@ FORMAT = Format(
     required=("text",),
     detect=_detect,
     parse=_parse,
+    # A text with a speaker on every line is more than a caption.
+    precedence=1,
+    media=("image",),
 )

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any
 
-from qlmm.data.contract import BadRow, Format, present
-from qlmm.data.formats.messages import list_of, read_messages
-from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.contract import Format, Media, RawRow, present
+from qlmm.data.errors import BadRow
+from qlmm.data.formats.messages import MEDIA, list_of, read_messages
 from qlmm.data.sample import Turn
 
 __all__ = ["FORMAT"]
 
 
-def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+def _parse(row: RawRow, images: Media) -> list[Turn]:
     chosen, rejected = (list_of(row[side], side, "assistant") for side in ("chosen", "rejected"))
     if _whole(chosen) and _whole(rejected) and not isinstance(row.get("prompt"), (list, tuple)):
         alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))))
@@ -35,20 +34,20 @@ def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
     return read_messages([*prompt, _only(chosen, "chosen"), _only(rejected, "rejected")], row, images)
 
 
-def _whole(messages: Sequence[Any]) -> bool:
+def _whole(messages: Sequence[object]) -> bool:
     """Whether messages hold more than an answer."""
     return bool(messages) and isinstance(messages[0], Mapping) and messages[0].get("role") != "assistant"
 
 
-def _only(answer: Sequence[Any], side: str) -> Any:
+def _only(answer: Sequence[object], side: str) -> object:
     if len(answer) != 1:
         raise BadRow(f"`{side}` has {len(answer)} messages after the prompt, where one answer belongs")
     return answer[0]
 
 
-def _detect(row: Mapping[str, Any]) -> bool:
-    whole = any(isinstance(row.get(side), list) for side in ("chosen", "rejected"))
-    return (present(row, "prompt") or whole) and not present(row, "conversations")
+def _detect(row: RawRow) -> bool:
+    sides = [row[side] for side in ("chosen", "rejected") if present(row, side)]
+    return bool(sides) and (present(row, "prompt") or any(isinstance(side, list) for side in sides))
 
 
 FORMAT = Format(
@@ -64,4 +63,7 @@ FORMAT = Format(
     detect=_detect,
     parse=_parse,
     kind="preference",
+    # A prompt decides, whatever a row has beside it.
+    precedence=1,
+    media=MEDIA,
 )

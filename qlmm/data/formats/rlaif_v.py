@@ -8,12 +8,9 @@ Usage: ``FORMAT.read(row, ImageRoot("images"))``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from qlmm.data.contract import BadRow, Format, present
-from qlmm.data.formats.messages import read_messages
-from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.contract import Format, Media, RawRow, present
+from qlmm.data.errors import BadRow
+from qlmm.data.formats.messages import MEDIA, read_messages
 from qlmm.data.sample import Turn
 
 __all__ = ["FORMAT"]
@@ -21,16 +18,15 @@ __all__ = ["FORMAT"]
 ROLES = {"question": "user", "chosen": "assistant", "rejected": "assistant"}
 
 
-def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+def _parse(row: RawRow, images: Media) -> list[Turn]:
     for key in ROLES:
         if not isinstance(row[key], str):
             raise BadRow(f"`{key}` is {type(row[key]).__name__}, not text")
     return read_messages([{"role": role, "content": row[key]} for key, role in ROLES.items()], row, images)
 
 
-def _detect(row: Mapping[str, Any]) -> bool:
-    texts = any(isinstance(row.get(side), str) for side in ("chosen", "rejected"))
-    return texts and present(row, "question") and not present(row, "prompt") and not present(row, "conversations")
+def _detect(row: RawRow) -> bool:
+    return present(row, "question") and any(isinstance(row.get(side), str) for side in ("chosen", "rejected"))
 
 
 FORMAT = Format(
@@ -40,4 +36,5 @@ FORMAT = Format(
     detect=_detect,
     parse=_parse,
     kind="preference",
+    media=MEDIA,
 )

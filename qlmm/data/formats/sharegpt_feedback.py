@@ -9,21 +9,23 @@ Usage: ``FORMAT.read(row, ImageRoot("images"))``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from qlmm.data.contract import Format, present
-from qlmm.data.formats.messages import list_of, read_messages
+from qlmm.data.contract import Format, Media, RawRow, present
+from qlmm.data.formats import llava, messages
+from qlmm.data.formats.messages import MEDIA, list_of, read_messages
 from qlmm.data.formats.sharegpt_ranking import shared
-from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import Turn
 
 __all__ = ["FORMAT"]
 
 
-def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+def _parse(row: RawRow, images: Media) -> list[Turn]:
     whole = present(row, "conversations")
     return read_messages(shared(row) if whole else list_of(row["messages"], "messages", "user"), row, images)
+
+
+def _detect(row: RawRow) -> bool:
+    judged = present(row, "kto_tag") or isinstance(row.get("label"), bool)
+    return judged and (present(row, "conversations") or present(row, "messages"))
 
 
 FORMAT = Format(
@@ -36,8 +38,12 @@ FORMAT = Format(
         "images": ["cat.jpg"],
     },
     required=("conversations|messages",),
-    detect=lambda row: present(row, "conversations") or present(row, "messages"),
+    detect=_detect,
     parse=_parse,
     kind="feedback",
     verdict="kto_tag|label",
+    # A whole conversation says more than a completion beside it.
+    precedence=1,
+    media=MEDIA,
+    answered=lambda row: llava.answered(messages.answered(row)),
 )

@@ -9,11 +9,10 @@ Usage: ``FORMAT.read(row, ImageRoot("images"))``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from qlmm.data.contract import BadRow, Format, present
-from qlmm.data.formats.messages import read_messages
-from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.contract import Format, Media, RawRow, present
+from qlmm.data.errors import BadRow
+from qlmm.data.formats.messages import MEDIA, read_messages
 from qlmm.data.sample import Turn
 
 __all__ = ["FORMAT", "shared"]
@@ -21,12 +20,12 @@ __all__ = ["FORMAT", "shared"]
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
-def _parse(row: Mapping[str, Any], images: ImageRoot) -> list[Turn]:
+def _parse(row: RawRow, images: Media) -> list[Turn]:
     answers = [_message(row[side], f"`{side}`") for side in ("chosen", "rejected")]
     return read_messages([*shared(row), *answers], row, images)
 
 
-def shared(row: Mapping[str, Any]) -> list[dict[str, str]]:
+def shared(row: RawRow) -> list[RawRow]:
     """The messages of ``conversations`` and ``system``.
 
     Raises:
@@ -42,16 +41,21 @@ def shared(row: Mapping[str, Any]) -> list[dict[str, str]]:
         # Without videos, the word is the HTML tag.
         if markers != shown and (shown or key == "images"):
             raise BadRow(f"{markers} {marker} markers for {shown} {'pictures' if key == 'images' else key}")
-    return [*([{"role": "system", "content": row["system"]}] if present(row, "system") else []), *messages]
+    system: list[RawRow] = [{"role": "system", "content": row["system"]}] if present(row, "system") else []
+    return [*system, *messages]
 
 
-def _message(entry: Any, place: str) -> dict[str, str]:
+def _message(entry: object, place: str) -> dict[str, str]:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("value"), str):
         raise BadRow(f"{place} is not {{from, value}} with a text value")
     speaker = entry.get("from")
     if speaker not in ROLES:
         raise BadRow(f"unknown speaker `{speaker}` in {place}: known are {', '.join(ROLES)}")
     return {"role": ROLES[speaker], "content": entry["value"]}
+
+
+def _detect(row: RawRow) -> bool:
+    return isinstance(row.get("conversations"), list) and (present(row, "chosen") or present(row, "rejected"))
 
 
 FORMAT = Format(
@@ -65,7 +69,10 @@ FORMAT = Format(
         "images": ["cat.jpg"],
     },
     required=("conversations", "chosen", "rejected"),
-    detect=lambda row: isinstance(row.get("conversations"), list),
+    detect=_detect,
     parse=_parse,
     kind="preference",
+    # A whole conversation says more than a prompt beside it.
+    precedence=2,
+    media=MEDIA,
 )

@@ -73,11 +73,13 @@ class BadImage(DataError):
     Attributes:
         ref: the picture.
         reason: one sentence without a full stop, without the picture's name.
+        message: the same with the picture's name.
     """
 
     def __init__(self, ref: ImageRef, reason: str) -> None:
         where = Where(str(ref.path)) if ref.path is not None else None
-        super().__init__([Problem("D020", f"picture {ref.name}: {reason}", where)])
+        self.message = f"picture {ref.name}: {reason}"
+        super().__init__([Problem("D020", self.message, where)])
         self.ref = ref
         self.reason = reason
 

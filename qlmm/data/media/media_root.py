@@ -14,9 +14,8 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from qlmm.data.contract import BadRow
+from qlmm.data.errors import BadRow
 from qlmm.data.media.images import BadImage, frames, thinned
 from qlmm.data.sample import ImageRef
 
@@ -53,9 +52,9 @@ class ImageRoot:
             BadRow: when the name is absolute, a URL, holds ``..``, ``~``, a drive letter, a backslash or a NUL,
                 or when a link on the way leads out of the root.
         """
-        reason = _refusal(name)
-        if reason is not None:
-            raise BadRow(f"picture path {_quoted(name)} {reason}", NO_NETWORK if "URL" in reason else ONLY_RELATIVE)
+        if (refused := _refusal(name)) is not None:
+            reason, help = refused
+            raise BadRow(f"picture path {_quoted(name)} {reason}", help)
         try:
             real = os.path.realpath(os.path.join(self._real, name))
         except (OSError, ValueError) as error:
@@ -64,13 +63,13 @@ class ImageRoot:
             raise BadRow(f"picture path {_quoted(name)} leads out of {self.folder} through a link", ONLY_RELATIVE)
         return Path(real)
 
-    def refs(self, value: Any) -> list[ImageRef]:
+    def refs(self, value: object) -> list[ImageRef]:
         """The pictures of a column that may hold none (null or empty text), one, or a list."""
         if value is None or value == "":
             return []
         return [self.ref(one) for one in value] if isinstance(value, (list, tuple)) else [self.ref(value)]
 
-    def ref(self, value: Any) -> ImageRef:
+    def ref(self, value: object) -> ImageRef:
         """A picture as rows hold it: a name, inline base64, encoded bytes, ``{bytes, path}``, or a Pillow image.
 
         Raises:
@@ -93,7 +92,7 @@ class ImageRoot:
             raise BadRow(f"a picture must be a file name, bytes or a Pillow image, not {type(value).__name__}")
         return ImageRef(data=encoded)
 
-    def video(self, value: Any) -> tuple[ImageRef, ...]:
+    def video(self, value: object) -> tuple[ImageRef, ...]:
         """A video as the pictures it is shown as: a list of pictures, or a video file as rows hold files.
 
         Raises:
@@ -113,28 +112,28 @@ class ImageRoot:
         except BadImage as bad:
             raise BadRow(f"video {ref.name}: {bad.reason}", "replace or remove the video") from None
 
-    def videos(self, value: Any) -> list[tuple[ImageRef, ...]]:
+    def videos(self, value: object) -> list[tuple[ImageRef, ...]]:
         """The videos of a column that may hold none (null or empty text), one, or a list."""
         if value is None or value == "":
             return []
         return [self.video(one) for one in value] if isinstance(value, (list, tuple)) else [self.video(value)]
 
 
-def _refusal(name: str) -> str | None:
-    """Why a name is refused by its spelling alone, or None."""
-    parts = name.split("/")
+def _refusal(name: str) -> tuple[str, str] | None:
+    """Why a name is refused by its spelling alone, and the way out; None for one that may be followed."""
     rules = {
         "is empty": not name.strip(),
         "is too long": len(name) > LONGEST_NAME,
-        "is a URL": bool(URL.match(name)),
         "has a drive letter": bool(re.match(r"[A-Za-z]:", name)),
         "holds a NUL": "\0" in name,
         "holds a backslash": "\\" in name,
         "is absolute": name.startswith("/"),
         "begins with ~": name.startswith("~"),
-        "holds `..`": ".." in parts,
+        "holds `..`": ".." in name.split("/"),
     }
-    return next((reason for reason, broken in rules.items() if broken), None)
+    if URL.match(name) and len(name) <= LONGEST_NAME:
+        return "is a URL", NO_NETWORK
+    return next(((reason, ONLY_RELATIVE) for reason, broken in rules.items() if broken), None)
 
 
 def _quoted(name: str) -> str:
@@ -148,7 +147,7 @@ def _inline(text: str) -> ImageRef:
         raise BadRow(f"inline picture is not base64: {error}") from None
 
 
-def _encoded(value: Any) -> bytes | None:
+def _encoded(value: object) -> bytes | None:
     """A Pillow image as a lossless file, orientation kept; None for anything else."""
     from PIL import Image
 

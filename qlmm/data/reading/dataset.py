@@ -1,5 +1,8 @@
 """Sources -> samples, with every problem found on the way and a fingerprint of what was read.
 
+Where a source names no format, every format is asked whether it detects the first rows. Of those that do, the one of
+the highest rank takes the row (`qlmm.data.contract.Format.rank`); two of the same rank are an error, not a guess.
+
 Usage: ``loaded = load_samples(recipe.data.sources, max_bad_rows=0.01, resolve=builtin_path)``
 """
 
@@ -8,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -16,27 +19,31 @@ from typing import Any, Generic
 
 from qlmm.core import naming
 from qlmm.core.errors import DataError, Problem
-from qlmm.data.contract import BadRow, Format
+from qlmm.data.contract import Format, RawRow
+from qlmm.data.errors import BadRow, DropReason, MissingPicture, NoRowLeft, OtherKind
 from qlmm.data.media.images import BadImage, check
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.reading.readers import Resolve, picture_folder, read_rows
 from qlmm.data.sample import Example, Feedback, ImageRef, Kind, Origin, Preference, Row, Sample
 from qlmm.recipe.schema import Source
 
-__all__ = ["KIND_OF", "Bad", "Loaded", "SourceCount", "format_names", "load_format", "load_samples"]
+__all__ = [
+    "TAKEN",
+    "Bad",
+    "Loaded",
+    "SourceCount",
+    "check_images",
+    "detected",
+    "format_names",
+    "load_format",
+    "load_samples",
+]
 
 FORMATS = "qlmm.data.formats"
 ROWS_TO_DETECT = 20
 MOST_NAMED = 10
-# What each objective learns from; a pair is feedback on two answers.
-KIND_OF: dict[str, Kind] = {
-    "sft": "conversation",
-    "dpo": "preference",
-    "orpo": "preference",
-    "simpo": "preference",
-    "kto": "feedback",
-}
-_TAKEN: dict[Kind, tuple[Kind, ...]] = {
+# Kinds of rows that serve where one is wanted: a pair is feedback on two answers.
+TAKEN: dict[Kind, tuple[Kind, ...]] = {
     "conversation": ("conversation",),
     "preference": ("preference",),
     "feedback": ("feedback", "preference"),
@@ -54,7 +61,8 @@ class Bad:
 
     origin: Origin
     problem: Problem
-    missing: str | None = None  # the picture, where the reason is that its file is not there
+    reason: DropReason = DropReason.BAD_ROW
+    picture: Path | None = None  # the one that is not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +178,7 @@ def load_samples(
             f"nothing to learn from in {', '.join(source.path for source in sources)}: no row is left",
             help="is it the right file? `qlmm data check FILE` says what is wrong with each row",
         )
-        raise DataError([nothing, *problems])
+        raise NoRowLeft([nothing, *problems])
     return Loaded(
         samples=tuple(samples),
         source=tuple(place for place, part in enumerate(parts) for _ in part.samples),
@@ -191,33 +199,19 @@ def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, 
         return read
     read.format_name = source.format or _detected(source.path, objects, kind)
     form = load_format(read.format_name)
-    if kind is not None and form.kind not in _TAKEN[kind]:
-        raise _other_kind(source, read.format_name, form.kind, kind)
+    if kind is not None and form.kind not in TAKEN[kind]:
+        message = f"the rows are {_SAYS[form.kind]} (format {read.format_name}); wanted are {_SAYS[kind]}"
+        raise OtherKind(f"{source.path}: {message}", form.kind)
     for origin, row in chain(first, rows):
         try:
             read.samples.append(_sample(form, origin, row, read.images, check_pictures))
         except BadRow as bad:
-            missing = str(bad.path) if isinstance(bad, _MissingPicture) else None
-            read.bad.append(Bad(origin, bad.problem(origin), missing))
+            picture = bad.path if isinstance(bad, MissingPicture) else None
+            read.bad.append(Bad(origin, bad.problem(origin), bad.kind, picture))
     return read
 
 
-def _other_kind(source: Source, name: str, found: Kind, wanted: Kind) -> DataError:
-    message = f"{source.path}: the rows are {_SAYS[found]} (format {name}); wanted are {_SAYS[wanted]}"
-    *others, last = [objective for objective, kind in KIND_OF.items() if found in _TAKEN[kind]]
-    named = f"{', '.join(others)} or {last}" if others else last
-    return DataError.one("D010", message, help=f"such rows belong to training.objective: {named}")
-
-
-class _MissingPicture(BadRow):
-    """A row whose picture file is not there; told apart because all of these are reported together."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"picture {path.name} is missing", "is `image_root` the folder that the paths start from?")
-        self.path = path
-
-
-def _sample(form: Format, origin: Origin, row: Any, images: ImageRoot, check_pictures: bool) -> Example:
+def _sample(form: Format, origin: Origin, row: RawRow | BadRow, images: ImageRoot, headers: bool) -> Example:
     if isinstance(row, BadRow):
         raise row
     turns = form.read(row, images)
@@ -226,45 +220,71 @@ def _sample(form: Format, origin: Origin, row: Any, images: ImageRoot, check_pic
         sample = Preference(turns[:-2], turns[-2].text, turns[-1].text, origin)
     elif form.kind == "feedback":
         sample = Feedback(turns[:-1], turns[-1].text, form.desirable(row), origin)
-    for ref in sample.images:
-        if ref.path is not None and not os.path.isfile(ref.path):
-            raise _MissingPicture(ref.path)
-        if check_pictures:
-            _check_header(ref)
+    check_images(sample.images, headers=headers)
     return sample
 
 
-def _check_header(ref: ImageRef) -> None:
-    try:
-        check(ref)
-    except BadImage as bad:
-        raise BadRow(f"picture {ref.name}: {bad.reason}", "replace or remove the picture") from None
+def check_images(images: Sequence[ImageRef], *, headers: bool = True) -> None:
+    """Whether the pictures of a row are there, and, where asked for, whether their headers can be read.
+
+    Raises:
+        MissingPicture: for the first one that is not there.
+        BadRow: for the first one whose header cannot be read.
+    """
+    for ref in images:
+        if ref.path is not None and not os.path.isfile(ref.path):
+            raise MissingPicture(ref.path)
+        try:
+            if headers:
+                check(ref)
+        except BadImage as bad:
+            raise BadRow(bad.message, "replace or remove the picture") from None
 
 
-def _detected(path: str, rows: Sequence[Mapping[str, Any]], kind: Kind | None) -> str:
-    """The one format that claims the first rows; where feedback is wanted, a row without a verdict is a bad one."""
+def detected(row: RawRow, path: str, *, question: bool = False) -> str | None:
+    """The format that a row is in: of those that detect it, the one of the highest rank; None where none does.
+
+    Args:
+        row: the row.
+        path: the source, for the message.
+        question: take a row that ends with its question as if it were answered.
+
+    Raises:
+        DataError: D011 when two formats of the same rank detect the row.
+    """
     known = {name: load_format(name) for name in format_names()}
-    claims = [name for row in rows for name, form in known.items() if form.claims(row)]
-    wanted = [name for name in claims if kind == known[name].kind == "feedback"]
-    if claims:
-        return (wanted or claims)[0]
+    ranks = {name: form.rank for name, form in known.items() if form.detect(form.answered(row) if question else row)}
+    best = [name for name, rank in ranks.items() if rank == max(ranks.values())]
+    if len(best) > 1:
+        message = f"{path}: the rows fit the formats {' and '.join(best)} alike"
+        raise DataError.one("D011", message, help="name the one that is meant: `format` of this source, or --format")
+    return best[0] if best else None
+
+
+def _detected(path: str, rows: Sequence[RawRow], kind: Kind | None) -> str:
+    """The format of the first rows; where feedback is wanted, a row without a verdict is a bad one."""
+    found = [name for row in rows if (name := detected(row, path)) is not None]
+    wanted = [name for name in found if kind == load_format(name).kind == "feedback"]
+    if found:
+        return (wanted or found)[0]
     keys = ", ".join(f"`{key}`" for key in list(rows[0])[:8]) or "none"
-    needs = "; ".join(f"{name}: {' + '.join(form.required).replace('|', '/')}" for name, form in known.items())
+    known = {name: load_format(name).required for name in format_names()}
+    needs = "; ".join(f"{name}: {' + '.join(required).replace('|', '/')}" for name, required in known.items())
     message = f"{path}: the rows are in no known format; their keys are {keys}"
     raise DataError.one("D004", message, help=f"rename the keys to what a known format needs ({needs})")
 
 
 def _problems(part: _Read) -> Iterator[Problem]:
     """A source's problems, all missing pictures as one."""
-    missing = [bad.missing for bad in part.bad if bad.missing is not None]
+    missing = [bad.picture for bad in part.bad if bad.picture is not None]
     if missing:
         yield _missing(part, missing)
-    yield from (bad.problem for bad in part.bad if bad.missing is None)
+    yield from (bad.problem for bad in part.bad if bad.picture is None)
 
 
-def _missing(part: _Read, missing: Sequence[str]) -> Problem:
+def _missing(part: _Read, missing: Sequence[Path]) -> Problem:
     root = part.images.folder.resolve()
-    named = [str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path for path in missing]
+    named = [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in missing]
     listed = ", ".join(named[:MOST_NAMED]) + (" …" if len(named) > MOST_NAMED else "")
     total = len(part.samples) + len(part.bad)
     message = f"{part.source.path}: {len(missing)} of {total} rows name pictures that are not in {root}: {listed}"
@@ -278,12 +298,12 @@ def _fingerprint(parts: Sequence[_Read]) -> str:
     for part in parts:
         root = part.images.folder.resolve()
         for sample in part.samples:
-            turns = [[turn.role, *(_told(one, root) for one in turn.parts)] for turn in sample.content]
+            turns = [[turn.role, *(_identity(one, root) for one in turn.parts)] for turn in sample.content]
             digest.update(json.dumps(turns, ensure_ascii=False).encode("utf-8") + b"\n")
     return digest.hexdigest()
 
 
-def _told(part: str | ImageRef, root: Path) -> Any:
+def _identity(part: str | ImageRef, root: Path) -> object:
     """A part as the fingerprint sees it: pictures by name under their root and size, or by content where inline.
 
     Hashing every picture would read the whole data set; a changed picture of the same size goes unnoticed.

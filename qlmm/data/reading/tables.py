@@ -93,7 +93,7 @@ def _table_rows(table: Any, name: str, cache: tuple[Path, ...]) -> Iterator[Row]
             yield Origin(name, number), {key: _cached(value, cache) for key, value in row.items()}
 
 
-def _cached(value: Any, cache: tuple[Path, ...]) -> Any:
+def _cached(value: object, cache: tuple[Path, ...]) -> object:
     """A value with pictures that `datasets` keeps as files of its own cache turned into references.
 
     Only there is an absolute path no escape: the row does not choose what lies in the cache.

@@ -12,11 +12,12 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from qlmm.data.contract import BadRow
+from qlmm.data.contract import RawRow
+from qlmm.data.errors import BadRow
 from qlmm.data.sample import Origin
 
 __all__ = ["Row", "csv_rows", "json_rows"]
@@ -24,7 +25,7 @@ __all__ = ["Row", "csv_rows", "json_rows"]
 LONGEST_LINE = 16 * 1024 * 1024
 LONGEST_EXCERPT = 120
 MARK = b"\xef\xbb\xbf"
-Row = tuple[Origin, Mapping[str, Any] | BadRow]
+Row = tuple[Origin, RawRow | BadRow]
 CUT_OFF = "the file is cut off or damaged: fetch it again"
 
 
@@ -127,7 +128,7 @@ class _Broken(BadRow):
     line: int = 1
 
 
-def _parsed(raw: bytes) -> Any:
+def _parsed(raw: bytes) -> object:
     """What JSON bytes hold, or a ``_Broken`` that says where they break."""
     text = raw.removeprefix(MARK).decode("utf-8", errors="replace")
     try:
@@ -160,7 +161,7 @@ def _shortened(text: str, column: int | None = None) -> tuple[str, int | None]:
     return text[start : start + LONGEST_EXCERPT], column - start if column is not None else None
 
 
-def _object(entry: Any) -> Mapping[str, Any] | BadRow:
+def _object(entry: object) -> RawRow | BadRow:
     if isinstance(entry, dict):
         return entry
     return BadRow(f"a row must be an object {{…}}, this is a {type(entry).__name__}")

@@ -19,11 +19,15 @@ from PIL import Image
 from qlmm.core.errors import ModelError
 from qlmm.recipe.schema import DataSection
 
-__all__ = ["KINDS", "Asked", "Budget", "Changes", "Kind", "check_order"]
+__all__ = ["KINDS", "Asked", "Budget", "Changes", "Kind", "NotFollowed", "check_order"]
 
 # Gemma 4 was trained with these many tokens a picture, and its processor takes no others.
 SOFT_TOKENS = (70, 140, 280, 560, 1120)
 Changes = dict[str, Any]
+
+
+class NotFollowed(ModelError):
+    """A key of the pixel budget that a processor has no setting for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +84,10 @@ class Asked:
         """Side of the square that becomes one token, in pixels."""
         return int(self.facts["patch_size"] * self.facts["merge_size"])
 
-    def refuse(self, key: str, why: str) -> ModelError:
+    def refuse(self, key: str, why: str) -> NotFollowed:
         """M060: the budget's key cannot be followed."""
         name = type(self.processor).__name__
-        return ModelError.one("M060", f"data.{key}: this base's {name} {why}", help=f"leave data.{key} out")
+        return NotFollowed.one("M060", f"this base's {name} {why}", help=f"leave data.{key} out", key=f"data.{key}")
 
 
 @dataclass(frozen=True, slots=True)

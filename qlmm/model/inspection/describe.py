@@ -214,7 +214,7 @@ def _storage(shape: Blueprint, wanted: QuantKind) -> tuple[QuantKind, str | None
     try:
         check_experts(shape.model, shape.parts, wanted)
     except ModelError as error:
-        return "none", error.problems[0].message
+        return "none", error.text
     return wanted, None
 
 

@@ -20,6 +20,7 @@ from qlmm.core.errors import ModelError, QlmmError
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.sample import ImageRef, Origin, Part, Sample, Turn
 from qlmm.model.image_budget.budget import Budget, apply
+from qlmm.model.image_budget.processors import NotFollowed
 from qlmm.model.loading.base import load_processor
 from qlmm.model.loading.encoder import make_encoder
 from qlmm.recipe.schema import BaseSection, DataSection
@@ -27,7 +28,6 @@ from qlmm.recipe.schema import BaseSection, DataSection
 __all__ = ["SIZES", "PicturesShown", "SizeShown", "Tried", "look"]
 
 SIZES = ((336, 336), (1024, 768), (1920, 1080))
-NOT_FOLLOWED = "M060"
 # A value of each key that most processors can follow; the others say that it is the value that they cannot.
 KEYS = {
     "data.max_pixels": Budget(max_pixels=1_000_000),
@@ -117,7 +117,7 @@ def look(
 
 def _reason(error: QlmmError) -> str:
     problem = error.problems[0]
-    return f"{problem.message}; {problem.help}" if problem.help else problem.message
+    return f"{problem.text}; {problem.help}" if problem.help else problem.text
 
 
 def _under_budget(
@@ -149,9 +149,11 @@ def _ignored(processor: Any) -> dict[str, str]:
         trial.image_processor = copy.deepcopy(processor.image_processor)
         try:
             apply(trial, budget)
-        except ModelError as error:
-            if error.problems[0].code == NOT_FOLLOWED:
-                found[key] = error.problems[0].message.removeprefix(f"{key}: ")
+        except NotFollowed as error:
+            found[key] = error.problems[0].message
+        except ModelError:
+            # It can be followed, though not with the value that was tried.
+            continue
     return found
 
 
@@ -164,5 +166,5 @@ def _row(encoder: Encoder, pictures: int) -> Tried:
     try:
         encoder.batch([row])
     except QlmmError as error:
-        return Tried(False, error.problems[0].message)
+        return Tried(False, error.text)
     return Tried(True)

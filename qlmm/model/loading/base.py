@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from qlmm.compat.transformers_models import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from qlmm.core.errors import ModelError
+from qlmm.core.errors import ModelError, NoTemplate, NotVisionLanguage
 from qlmm.core.naming import close
 from qlmm.model.assembled.build import assemble, assembled_config, connector_for, put_together
 from qlmm.model.assembled.language import add_image_token, check_language, embedding_width, word_statistics
@@ -117,9 +117,10 @@ def load_processor(base: BaseSection) -> ProcessorMixin:
     if template is not None:
         processor.chat_template = template
     if not processor.chat_template:
-        raise ModelError.one(
+        raise NoTemplate.one(
             "M041",
-            f"{base.model or base.language} has no chat template, and the recipe gives none",
+            f"{base.model or base.language} has no chat template of its own",
+            key="base.chat_template",
             help=f"set base.chat_template to one of {', '.join(template_names())}, or to a .jinja file",
         )
     return processor
@@ -195,7 +196,7 @@ def chat_template(base: BaseSection) -> str | None:
     path = Path(name) if name.endswith(".jinja") else TEMPLATES / f"{name}.jinja"
     if not path.is_file():
         raise ModelError.one(
-            "M040", f"base.chat_template: there is no template `{name}`", help=close(name, template_names())
+            "M040", f"there is no template `{name}`", key="base.chat_template", help=close(name, template_names())
         )
     return path.read_text("utf-8")
 
@@ -204,9 +205,10 @@ def _native_config(base: BaseSection) -> tuple[Located, PreTrainedConfig]:
     located = locate(base.model or "")
     config = config_of(located, "base.model")
     if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ModelError.one(
+        raise NotVisionLanguage.one(
             "M010",
-            f"base.model: {located.name} is no vision-language model (it is of kind {config.model_type})",
+            f"{located.name} is not a vision-language model (it is of kind {config.model_type})",
+            key="base.model",
             help="a language model can be given eyes: name it as base.language, a vision encoder such as CLIP as "
             "base.vision, and say what joins them in base.connector",
         )

@@ -23,5 +23,7 @@ def make_encoder(base: BaseSection, data: DataSection, processor: ProcessorMixin
             cannot follow the budget.
     """
     pictures = apply(processor, Budget.of(data))
-    encoder = Encoder(processor, max_length=data.max_length, overlong=data.overlong, decoder=answers_in_decoder(base))
+    encoder = Encoder.make(
+        processor, max_length=data.max_length, overlong=data.overlong, decoder=answers_in_decoder(base)
+    )
     return encoder, pictures

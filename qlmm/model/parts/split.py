@@ -17,7 +17,7 @@ from typing import get_args
 from torch import nn
 from transformers import PreTrainedModel
 
-from qlmm.core.errors import ModelError
+from qlmm.core.errors import NotVisionLanguage
 from qlmm.model.parts.known_names import CONNECTOR_IN_TOWER, CROSS_ATTENTION, OTHER, SECOND_TOWERS, UNSPLIT, PartName
 
 __all__ = ["PART_NAMES", "PartName", "Parts", "linear_names", "split"]
@@ -93,14 +93,14 @@ def split(model: PreTrainedModel) -> Parts:
     names = {id(module): name for name, module in model.named_modules()}
     encoder, decoder = model.get_encoder("image"), model.get_decoder()
     if encoder is model or id(encoder) not in names:
-        raise ModelError.one(
+        raise NotVisionLanguage.one(
             "M010",
             f"{type(model).__name__} has no image encoder",
             help="name a vision-language model in base.model, or assemble one with base.vision, base.connector "
             "and base.language",
         )
     if decoder is model or id(decoder) not in names or decoder is model.base_model:
-        raise ModelError.one(
+        raise NotVisionLanguage.one(
             "M010",
             f"{type(model).__name__} has no language model that can be told apart from the rest",
             help="this class keeps vision and language in one stack; choose another base",

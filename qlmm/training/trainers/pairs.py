@@ -67,7 +67,7 @@ class PairsTrainer(PartsTrainer):
                     worst = float((shared - plain).abs().max())
                     return f"log-probabilities would differ by {worst:.2g} (row {plan.train[row].origin})"
         except ModelError as error:
-            return error.problems[0].message
+            return error.text
         finally:
             model.train(was_training)
         return None

@@ -35,7 +35,7 @@ NAMES = st.lists(st.lists(st.sampled_from("abc"), max_size=3), max_size=8)
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return Encoder(tiny_processor(), max_length=500)
+    return Encoder.make(tiny_processor(), max_length=500)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ PAIRS = (SHOWN[0], pair(4), *SHOWN[1:], pair(5))
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return Encoder(tiny_processor(), max_length=500)
+    return Encoder.make(tiny_processor(), max_length=500)
 
 
 @pytest.fixture

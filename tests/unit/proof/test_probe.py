@@ -39,7 +39,7 @@ def row(path: Path | None, text: str = "what ?") -> Sample:
 @pytest.fixture
 def parts() -> tuple[torch.nn.Module, Encoder]:
     processor = tiny_processor("vicuna")
-    return tiny_llava(processor), Encoder(processor, max_length=200)
+    return tiny_llava(processor), Encoder.make(processor, max_length=200)
 
 
 def noise(path: Path, side: int) -> Path:
@@ -65,7 +65,7 @@ def test_another_model_or_another_processor_says_something_else(
     assert difference(tmp_path, tiny_llava(tiny_processor("vicuna"), seed=1), encoder, FP32) > 1e-3
     dark = tiny_processor("vicuna")
     dark.image_processor.rescale_factor /= 4
-    assert difference(tmp_path, model, Encoder(dark, max_length=200), FP32) > tolerance(tmp_path, FP32)
+    assert difference(tmp_path, model, Encoder.make(dark, max_length=200), FP32) > tolerance(tmp_path, FP32)
     for parameter in model.parameters():
         parameter.data.fill_(float("nan"))
     assert difference(tmp_path, model, encoder, FP32) == float("inf")

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from qlmm.data.batching.mixture import Mixture
-from qlmm.data.sample import Feedback, Origin, Preference, Sample, Turn
+from qlmm.data.errors import OtherKind
+from qlmm.data.sample import Feedback, Kind, Origin, Preference, Sample, Turn
 from qlmm.recipe.schema import TrainingSection
-from qlmm.training.verdicts import exemplary, taught_by, warnings
+from qlmm.training.verdicts import exemplary, redirected, taught_by, warnings
 
 PROMPT, ORIGIN = (Turn("user", ("Hi",)),), Origin("rows.jsonl", 1)
 PAIR = Preference(PROMPT, "Yes.", "No.", ORIGIN)
@@ -64,3 +65,13 @@ def test_an_epoch_is_what_counts() -> None:
 
 def test_other_objectives_have_no_verdicts() -> None:
     assert said(10, 40, objective="dpo") == []
+
+
+@pytest.mark.parametrize(
+    ("found", "objectives"),
+    [("preference", "dpo, orpo, simpo or kto"), ("conversation", "sft"), ("feedback", "kto")],
+)
+def test_rows_of_another_kind_are_sent_to_the_objectives_that_learn_from_them(found: Kind, objectives: str) -> None:
+    (problem,) = redirected(OtherKind("a.jsonl: the rows are others", found)).problems
+    assert (problem.code, problem.message) == ("D010", "a.jsonl: the rows are others")
+    assert problem.help == f"such rows belong to training.objective: {objectives}"

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from qlmm.artifacts.export.llamacpp.file import OUTTYPES, Outtype, Stored, storage, write_gguf
 from qlmm.artifacts.export.llamacpp.vocabulary import Vocabulary, read_vocabulary
-from qlmm.core.errors import ModelError
+from qlmm.core.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import gguf
@@ -128,7 +128,7 @@ def plan_language(shape: PreTrainedModel, folder: Path, outtype: str, template: 
     """
     kinds = {kind: kind for kind in OUTTYPES}
     if outtype not in kinds:
-        raise ModelError.one("E032", f"--outtype: there is no {outtype}", help=f"known: {', '.join(OUTTYPES)}")
+        raise UsageError.one("E032", f"--outtype: there is no {outtype}", help=f"known: {', '.join(OUTTYPES)}")
     config = shape.config.get_text_config(decoder=True)
     architecture = _architecture(config)
     names = _names(shape, config, architecture)

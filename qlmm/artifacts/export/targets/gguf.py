@@ -98,8 +98,8 @@ def _files(job: Job) -> Files | None:
     try:
         language = plan_language(job.shape.model, job.folder, job.wishes.outtype, text_template(processor))
         return Files(language, plan_vision(job.shape.model, processor, language.outtype))
-    except ModelError as error:
-        if job.wishes.converter is None or error.problems[0].code == "E032":
+    except ModelError:
+        if job.wishes.converter is None:
             raise
         return None
 

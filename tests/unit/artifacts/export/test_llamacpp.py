@@ -28,7 +28,7 @@ from qlmm.artifacts.export.llamacpp.file import Stored, compare, storage, write_
 from qlmm.artifacts.export.llamacpp.language import paired, plan_language, unpaired
 from qlmm.artifacts.export.llamacpp.vision import plan_vision
 from qlmm.artifacts.export.llamacpp.vocabulary import CUTTING, cutting, read_vocabulary
-from qlmm.core.errors import ModelError, RunError
+from qlmm.core.errors import ModelError, RunError, UsageError
 from tests.tiny import PATCH, SIDE, tiny_processor
 
 TEXTS: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -138,7 +138,7 @@ def test_a_language_model_of_another_kind_is_refused(folder: Path) -> None:
 
 
 def test_an_unknown_way_to_store_weights_is_refused_naming_the_known_ones(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"E032.*there is no q4_k[^$]*f16, bf16, q8_0, f32"):
+    with pytest.raises(UsageError, match=r"E032.*there is no q4_k[^$]*f16, bf16, q8_0, f32"):
         plan_language(llava(), folder, "q4_k", None)
 
 

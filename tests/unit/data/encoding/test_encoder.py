@@ -14,6 +14,7 @@ from PIL import Image
 from qlmm.core.errors import DataError, ModelError, RunError
 from qlmm.data.batching.collators import Collator, rows
 from qlmm.data.encoding.encoder import IGNORED, Encoder
+from qlmm.data.errors import DropReason
 from qlmm.data.media.images import BadImage
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
@@ -46,7 +47,7 @@ SEVERAL = sample(
 
 
 def test_a_mixed_batch_is_right_padded_and_trains_a_model() -> None:
-    batch = Encoder(processor()).batch([SHOWN, PLAIN, SEVERAL])
+    batch = Encoder.make(processor()).batch([SHOWN, PLAIN, SEVERAL])
     assert set(batch) == {"input_ids", "attention_mask", "labels", "pixel_values"}
     assert batch["pixel_values"].shape == (4, 3, 28, 28)
     real = batch["attention_mask"].bool()
@@ -62,7 +63,7 @@ def test_a_mixed_batch_is_right_padded_and_trains_a_model() -> None:
 
 
 def test_batching_does_not_change_a_row() -> None:
-    encoder = Encoder(processor())
+    encoder = Encoder.make(processor())
     together = encoder.batch([SHOWN, PLAIN, SEVERAL])
     for place, row in enumerate([SHOWN, PLAIN, SEVERAL]):
         alone = encoder.batch([row])
@@ -73,14 +74,14 @@ def test_batching_does_not_change_a_row() -> None:
 
 def test_pictures_go_to_their_own_places() -> None:
     red, blue = picture(30, 30, "red"), picture(30, 30, "blue")
-    encoder = Encoder(processor())
+    encoder = Encoder.make(processor())
     first = sample(("user", red, "and", blue), ("assistant", "x"), ("user", "<image>", red), ("assistant", "y"))
     pixels = encoder.batch([PLAIN, first, sample(("user", blue), ("assistant", "z"))])["pixel_values"]
     assert [int(one[0].mean() > one[2].mean()) for one in pixels] == [1, 0, 1, 0]
 
 
 def test_without_a_picture_there_are_no_pixels() -> None:
-    assert set(Encoder(processor()).batch([PLAIN])) == {"input_ids", "attention_mask", "labels"}
+    assert set(Encoder.make(processor()).batch([PLAIN])) == {"input_ids", "attention_mask", "labels"}
 
 
 @settings(max_examples=25, deadline=None)
@@ -90,7 +91,7 @@ def test_without_a_picture_there_are_no_pixels() -> None:
     template=st.sampled_from(["chatml", "owl", "vicuna"]),
 )
 def test_measured_is_what_a_batch_has(sizes: list[tuple[int, int]], words: list[str], template: str) -> None:
-    encoder = Encoder(processor(template))
+    encoder = Encoder.make(processor(template))
     asked = [picture(*size) for size in sizes]
     row = sample(*(("assistant" if n % 2 else "user", word, *([] if n else asked)) for n, word in enumerate(words)))
     batch, (lengths,) = encoder.batch([row]), encoder.measure([row])
@@ -105,22 +106,23 @@ def test_measuring_decodes_no_picture() -> None:
     assert whole.data is not None
     cut = ImageRef(data=whole.data[:-30])
     row = sample(("user", cut), ("assistant", "x"))
-    encoder = Encoder(processor())
+    encoder = Encoder.make(processor())
     assert encoder.measure([row])[0].visual == TOKENS_PER_IMAGE
     with pytest.raises(BadImage):
         encoder.batch([row])
 
 
 def test_rows_over_the_limit_are_left_out_with_their_tokens() -> None:
-    lengths = Encoder(processor()).measure([SHOWN, PLAIN, SEVERAL])
-    encoder = Encoder(processor(), max_length=lengths[0].total)
+    lengths = Encoder.make(processor()).measure([SHOWN, PLAIN, SEVERAL])
+    encoder = Encoder.make(processor(), max_length=lengths[0].total)
     fitted = encoder.fit([SHOWN, PLAIN, SEVERAL])
     assert fitted.samples == (SHOWN, PLAIN)
     assert fitted.kept == (0, 1)
     assert fitted.lengths == tuple(lengths[:2])
     (dropped,) = fitted.dropped
     assert str(dropped.origin) == "rows.jsonl:3"
-    assert dropped.reason == f"12 visual + {lengths[2].text} text tokens > {lengths[0].total}"
+    assert dropped.reason is DropReason.TOO_LONG
+    assert dropped.text == f"12 visual + {lengths[2].text} text tokens > {lengths[0].total}"
 
 
 @settings(max_examples=40, deadline=None)
@@ -131,11 +133,11 @@ def test_shortening_keeps_pictures_system_line_and_last_answer(data: st.DataObje
         shown = [picture()] if data.draw(st.booleans()) else []
         turns += [("user", *shown, f"question {number}"), ("assistant", f"answer {number}")]
     row = sample(*turns)
-    fitted = Encoder(processor(), max_length=limit, overlong="shorten").fit([row])
+    fitted = Encoder.make(processor(), max_length=limit, overlong="shorten").fit([row])
     if not fitted.samples:
         head = 1 if row.turns[0].role == "system" else 0
         last = sample(*turns[:head], ("user", *row.images, *row.turns[-2].parts[-1:]), turns[-1])
-        assert Encoder(processor()).measure([last])[0].total > limit
+        assert Encoder.make(processor()).measure([last])[0].total > limit
         return
     (kept,) = fitted.samples
     assert fitted.lengths[0].total <= limit
@@ -149,7 +151,7 @@ def test_shortening_keeps_pictures_system_line_and_last_answer(data: st.DataObje
 
 
 def test_a_prompt_lets_a_model_answer() -> None:
-    encoder = Encoder(processor())
+    encoder = Encoder.make(processor())
     prompt = encoder.prompt(sample(("user", picture(), "What?")))
     assert set(prompt) == {"input_ids", "attention_mask", "pixel_values"}
     model = tiny_llava(processor())
@@ -180,7 +182,7 @@ OF_STRINGS = (
 
 
 def test_a_language_models_template_gets_pictures_as_text() -> None:
-    encoder, parts = Encoder(with_template(OF_STRINGS)), Encoder(processor())
+    encoder, parts = Encoder.make(with_template(OF_STRINGS)), Encoder.make(processor())
     for row in (SHOWN, SEVERAL, PLAIN):
         assert torch.equal(encoder.batch([row])["labels"], parts.batch([row])["labels"])
 
@@ -188,7 +190,7 @@ def test_a_language_models_template_gets_pictures_as_text() -> None:
 def test_a_template_without_marks_is_replaced_by_trls_form_of_it() -> None:
     from trl.chat_template_utils import qwen3_chat_template
 
-    encoder = Encoder(with_template(qwen3_chat_template))
+    encoder = Encoder.make(with_template(qwen3_chat_template))
     assert "generation" in encoder._renderer.template
     assert learned(encoder, SHOWN).endswith("A red cat.<|im_end|>\n")
     assert encoder.measure([SHOWN])[0].visual == TOKENS_PER_IMAGE
@@ -201,7 +203,7 @@ NO_PICTURES = "{% for m in messages %}{% generation %}{{ m['content'][-1]['text'
 @pytest.mark.parametrize(("template", "code"), [(UNMARKED, "D031"), (None, "D030"), (NO_PICTURES, "D031")])
 def test_a_template_unfit_for_training_is_refused_with_the_way_out(template: str | None, code: str) -> None:
     with pytest.raises(ModelError, match=code) as caught:
-        Encoder(with_template(template))
+        Encoder.make(with_template(template))
     assert "base.chat_template" in str(caught.value)
 
 
@@ -209,7 +211,7 @@ REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system
 
 
 def test_a_row_the_template_refuses_names_its_line() -> None:
-    encoder = Encoder(with_template(REFUSES + processor().chat_template))
+    encoder = Encoder.make(with_template(REFUSES + processor().chat_template))
     with pytest.raises(DataError, match="refuses this row: no system turn") as caught:
         encoder.measure([PLAIN, SEVERAL])
     assert "rows.jsonl:3" in str(caught.value)
@@ -219,7 +221,7 @@ def test_a_tokenizer_needs_padding() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
     with pytest.raises(ModelError, match="no padding token"):
-        Encoder(with_template(processor().chat_template, tokenizer))
+        Encoder.make(with_template(processor().chat_template, tokenizer))
 
 
 SPACED = (
@@ -231,7 +233,7 @@ SPACED = (
 
 
 def test_a_space_that_the_prompt_lacks_is_learned_with_the_answer() -> None:
-    encoder = Encoder(with_template(SPACED))
+    encoder = Encoder.make(with_template(SPACED))
     assert learned(encoder, PLAIN) == " Ho</s>"
     prompt = encoder.prompt(sample(("user", "Hi")))["input_ids"][0].tolist()
     assert encoder.batch([PLAIN])["input_ids"][0].tolist()[: len(prompt)] == prompt
@@ -264,7 +266,7 @@ def sentencepiece() -> Any:
 
 @pytest.mark.parametrize("template", ["owl", "vicuna", "plain"])
 def test_sentencepiece_tokenizers_get_no_spaces_at_the_cuts(template: str) -> None:
-    encoder = Encoder(with_template(tiny_processor(template).chat_template, sentencepiece()))
+    encoder = Encoder.make(with_template(tiny_processor(template).chat_template, sentencepiece()))
     row = sample(("user", "a </s> cat <image>"), ("assistant", "cat cat"), ("user", "cat"), ("assistant", "cat"))
     batch = encoder.batch([row])
     tokens = encoder.processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
@@ -286,7 +288,7 @@ def test_sentencepiece_tokenizers_get_no_spaces_at_the_cuts(template: str) -> No
 
 def test_a_begin_token_is_put_once_whoever_writes_it() -> None:
     for template in (tiny_processor("owl").chat_template, OF_STRINGS.replace("<|im_", "[").replace("|>", "]")):
-        encoder = Encoder(with_template(template, sentencepiece()))
+        encoder = Encoder.make(with_template(template, sentencepiece()))
         batch = encoder.batch([sample(("user", "cat"), ("assistant", "cat"))])
         ids = batch["input_ids"][0].tolist()
         assert ids[0] == 1
@@ -296,14 +298,14 @@ def test_a_begin_token_is_put_once_whoever_writes_it() -> None:
 
 def test_a_template_that_never_ends_an_answer_gets_the_tokenizers_end_token() -> None:
     endless = OF_STRINGS.replace("m['content'] + '<|im_end|>' }}{% endgen", "m['content'] }}{% endgen")
-    assert learned(Encoder(with_template(endless)), PLAIN).endswith("</s>")
-    assert learned(Encoder(with_template(OF_STRINGS)), PLAIN).endswith("<|im_end|>")
+    assert learned(Encoder.make(with_template(endless)), PLAIN).endswith("</s>")
+    assert learned(Encoder.make(with_template(OF_STRINGS)), PLAIN).endswith("<|im_end|>")
 
 
 class TestCollator:
     def test_numbers_become_batches_that_know_their_origins(self) -> None:
         samples = [SHOWN, PLAIN, SEVERAL]
-        encoder = Encoder(processor())
+        encoder = Encoder.make(processor())
         collate = Collator(samples, encoder)
         numbers = rows(3)
         batch = collate([numbers[2], numbers[0]])
@@ -311,7 +313,7 @@ class TestCollator:
         assert [origin.line for origin in collate.last_origins] == [3, 1]
 
     def test_slots_that_are_no_features_name_the_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        encoder = Encoder(processor())
+        encoder = Encoder.make(processor())
         monkeypatch.setattr(encoder, "slots", lambda images: 5 * len(images))
         with pytest.raises(RunError, match=r"4 picture slots for 5 visual tokens \(1 pictures\)") as caught:
             Collator([SHOWN], encoder)(rows(1))
@@ -322,5 +324,5 @@ class TestCollator:
         assert data is not None
         cut = sample(("user", ImageRef(data=data[:-30])), ("assistant", "x"), line=9)
         with pytest.raises(RunError, match="qlmm data check") as caught:
-            Collator([PLAIN, cut], Encoder(processor()))(rows(2))
+            Collator([PLAIN, cut], Encoder.make(processor()))(rows(2))
         assert "rows.jsonl:9" in str(caught.value)

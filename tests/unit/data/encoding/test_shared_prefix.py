@@ -38,7 +38,7 @@ def rows(shown: ImageRef) -> list[Preference]:
 
 @pytest.mark.parametrize("template", ["vicuna", "chatml", "owl", "plain"])
 def test_answers_are_the_tokens_that_two_rows_would_have(template: str, rows: list[Preference]) -> None:
-    encoder = Encoder(tiny_processor(template))
+    encoder = Encoder.make(tiny_processor(template))
     one, two = packed(encoder, rows), encoder.pairs(rows)
     answers = [
         ids[mask.bool()].tolist()
@@ -50,7 +50,7 @@ def test_answers_are_the_tokens_that_two_rows_would_have(template: str, rows: li
 
 
 def test_a_row_is_the_prompt_and_both_answers(rows: list[Preference]) -> None:
-    encoder = Encoder(tiny_processor("vicuna"))
+    encoder = Encoder.make(tiny_processor("vicuna"))
     batch, plain = packed(encoder, rows), encoder.pairs(rows)
     model, layout = batch["packed"], batch["layout"]
     for number in range(3):
@@ -63,13 +63,13 @@ def test_a_row_is_the_prompt_and_both_answers(rows: list[Preference]) -> None:
 
 
 def test_pictures_are_there_once(rows: list[Preference]) -> None:
-    encoder = Encoder(tiny_processor("vicuna"))
+    encoder = Encoder.make(tiny_processor("vicuna"))
     assert len(packed(encoder, rows)["packed"]["pixel_values"]) == 3
     assert len(encoder.pairs(rows)["pixel_values"]) == 6
 
 
 def test_the_place_before_an_answer_is_the_last_of_its_prompt(rows: list[Preference]) -> None:
-    batch = packed(Encoder(tiny_processor("vicuna")), rows)
+    batch = packed(Encoder.make(tiny_processor("vicuna")), rows)
     prompt = batch["layout"]["prompt"]
     assert torch.equal(batch["layout"]["take"][:, 0], torch.cat([prompt, prompt]) - 1)
     assert not batch["completion_mask"][:, 0].any()
@@ -80,6 +80,6 @@ def test_a_template_whose_prompt_depends_on_the_answer_is_refused(shown: ImageRe
     loop = "{%- for message in messages"
     peek = "{{ 'red ' if 'cat' in messages[-1]['content'] | string else '' }}"
     processor.chat_template = processor.chat_template.replace(loop, peek + loop, 1)
-    encoder = Encoder(processor)
+    encoder = Encoder.make(processor)
     with pytest.raises(ModelError, match="D046"):
         packed(encoder, [pair((shown, "what ?"), "a cat", "the red")])

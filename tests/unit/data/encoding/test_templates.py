@@ -29,7 +29,7 @@ LEAD = {"vicuna": " "}
 
 @functools.lru_cache
 def encoder(name: str, *, pad_is_end: bool = False) -> Encoder:
-    return Encoder(tiny_processor(name, pad_is_end=pad_is_end))
+    return Encoder.make(tiny_processor(name, pad_is_end=pad_is_end))
 
 
 def sample(*turns: tuple[Any, ...]) -> Sample:
@@ -74,7 +74,7 @@ OWN_GOLDEN = {
 def test_golden_text_and_mask_of_templates_for_one_processor(name: str) -> None:
     processor = family(OWN[name]).processor
     processor.chat_template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-    coder, end = Encoder(processor), str(processor.tokenizer.eos_token)
+    coder, end = Encoder.make(processor), str(processor.tokenizer.eos_token)
     learned, text = OWN_GOLDEN[name]
     row = sample(("user", PICTURE, "Hi"), ("assistant", "Yo."))
     batch = coder.batch([row])
@@ -195,7 +195,7 @@ class TestOwl:
         pictures = ["x.png"] * text.count("<image>")
         turns = load_format("owl").read({"text": text, "image": pictures}, ImageRoot("."))
         swapped = tuple(Turn(t.role, tuple(PICTURE if isinstance(p, ImageRef) else p for p in t.parts)) for t in turns)
-        coder = Encoder(processor, max_length=max_length)
+        coder = Encoder.make(processor, max_length=max_length)
         batch = coder.batch([Sample(swapped, Origin("x", 1))])
         labels = batch["labels"][0]
         kept = len(coder.fit([Sample(swapped, Origin("x", 1))]).samples)

@@ -13,8 +13,8 @@ from PIL import Image
 from qlmm.core.errors import ModelError, RunError
 from qlmm.data.batching.collators import rows
 from qlmm.data.batching.feedback_collator import FeedbackCollator
-from qlmm.data.checks import traced
 from qlmm.data.encoding.encoder import Encoder
+from qlmm.data.encoding.trace import traced
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import Feedback, ImageRef, Origin, Preference, Sample, Turn
 from tests.tiny import TOKENS_PER_IMAGE, tiny_processor
@@ -32,7 +32,7 @@ def judged(*prompt: tuple[Any, ...], completion: str = "A red cat.", desirable: 
 
 @functools.lru_cache
 def encoder(template: str = "chatml", **settings: Any) -> Encoder:
-    return Encoder(tiny_processor(template), **settings)
+    return Encoder.make(tiny_processor(template), **settings)
 
 
 NONE = judged(("Hi",), completion="Ho", desirable=False, line=2)
@@ -86,16 +86,16 @@ def test_only_the_last_answer_is_learned_and_traced() -> None:
 
 def test_rows_that_are_too_long_are_shortened_or_told() -> None:
     whole = encoder().measure([TWO])[0].total
-    fitted = Encoder(tiny_processor(), max_length=whole - 1, overlong="shorten").fit([NONE, TWO])
+    fitted = Encoder.make(tiny_processor(), max_length=whole - 1, overlong="shorten").fit([NONE, TWO])
     assert fitted.shortened == 1
     assert fitted.samples == (NONE, TWO.without_oldest())
-    (dropped,) = Encoder(tiny_processor(), max_length=whole - 1).fit([NONE, TWO]).dropped
+    (dropped,) = Encoder.make(tiny_processor(), max_length=whole - 1).fit([NONE, TWO]).dropped
     assert dropped.origin.line == 3
 
 
 def test_a_base_with_a_decoder_of_its_own_takes_none() -> None:
     with pytest.raises(ModelError, match="D044"):
-        Encoder(tiny_processor(), decoder=True).measure([ONE])
+        Encoder.make(tiny_processor(), decoder=True).measure([ONE])
 
 
 class TestCollator:
@@ -120,7 +120,7 @@ class TestCollator:
         long = judged(("Hi",), completion="word " * 30, line=4)
         asked = judged(("What " * 30,), completion="Ho", line=5)
         longest = max(one.total for one in encoder().measure([long, asked]))
-        tight = Encoder(tiny_processor(), max_length=longest)
+        tight = Encoder.make(tiny_processor(), max_length=longest)
         assert tight.fit([long, asked]).dropped == ()
         batch = FeedbackCollator([long, asked], tight, kl=True)(rows(2))
         assert encoder().completions([asked.answered(long.completion)])["input_ids"].shape[1] > longest

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qlmm.data.contract import BadRow
+from qlmm.data.errors import BadRow
 from qlmm.data.media.images import BadImage, decode
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import ImageRef

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from qlmm.core.errors import DataError
-from qlmm.data.checks import check
-from qlmm.data.contract import BadRow
+from qlmm.data.errors import BadRow
 from qlmm.data.media.images import BadImage, decode, frames, size, thinned
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.media.videos import frame, times
+from qlmm.data.reading.checks import check
 from qlmm.data.reading.dataset import load_format, load_samples
 from qlmm.data.sample import ImageRef, Turn
 from qlmm.recipe.schema import Source

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from qlmm.core.errors import DataError, UsageError
+from qlmm.data.errors import DropReason, OtherKind
 from qlmm.data.reading.dataset import Loaded, load_samples
 from qlmm.data.sample import Feedback, ImageRef, Preference
 from qlmm.recipe.schema import Source
@@ -110,6 +111,13 @@ def test_headers_are_checked_where_asked(folder: Path) -> None:
     assert "8000 × 7000 is more than the 50,000,000 pixels" in told[1][1]
 
 
+def test_every_row_left_out_carries_its_reason(folder: Path) -> None:
+    rows = [row(), row(image="none.png"), {"messages": []}]
+    bad = load(write(folder / "a.jsonl", rows), max_bad_rows=1.0).bad
+    assert [one.reason for one in bad] == [DropReason.NO_PICTURE, DropReason.BAD_ROW]
+    assert [one.picture and one.picture.name for one in bad] == ["none.png", None]
+
+
 def test_an_unknown_shape_is_told_what_it_lacks(folder: Path) -> None:
     with pytest.raises(DataError, match="their keys are `q`, `a`") as caught:
         load(write(folder / "a.jsonl", [{"q": 1, "a": 2}]))
@@ -185,25 +193,25 @@ def test_pairs_are_taken_where_feedback_is_wanted(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "kind", "objective"),
+    ("rows", "kind", "found"),
     [
-        ([pair(), pair()], "conversation", "dpo, orpo, simpo or kto"),
-        ([row(), row()], "preference", "sft"),
-        ([row(), row()], "feedback", "sft"),
-        ([judged(), judged()], "conversation", "kto"),
-        ([judged(), judged()], "preference", "kto"),
+        ([pair(), pair()], "conversation", "preference"),
+        ([row(), row()], "preference", "conversation"),
+        ([row(), row()], "feedback", "conversation"),
+        ([judged(), judged()], "conversation", "feedback"),
+        ([judged(), judged()], "preference", "feedback"),
     ],
 )
-def test_rows_of_the_other_kind_are_one_error_that_names_their_objective(
-    folder: Path, rows: list[Any], kind: str, objective: str
+def test_rows_of_the_other_kind_are_one_error_that_says_what_they_are(
+    folder: Path, rows: list[Any], kind: str, found: str
 ) -> None:
     source = write(folder / "a.jsonl", rows)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(OtherKind) as caught:
         load(source, kind=kind, max_bad_rows=1.0)
     (problem,) = caught.value.problems
     assert problem.code == "D010"
     assert str(folder / "a.jsonl") in problem.message
-    assert f"training.objective: {objective}" in (problem.help or "")
+    assert caught.value.found == found
     assert len(load(source, kind=None).samples) == 2
 
 

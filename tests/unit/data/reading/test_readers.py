@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qlmm.core.errors import DataError
-from qlmm.data.contract import BadRow
+from qlmm.data.errors import BadRow
 from qlmm.data.reading.readers import picture_folder, read_rows
 from qlmm.data.reading.text_files import json_rows
 from qlmm.recipe.schema import Source

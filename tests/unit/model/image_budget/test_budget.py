@@ -196,7 +196,7 @@ def test_a_processor_that_cannot_follow_says_why(name: str, why: str, key: str) 
         apply(whole(pictures), Budget(**{key: 100_000}))
     (problem,) = caught.value.problems
     assert (problem.code, problem.help) == ("M060", f"leave data.{key} out")
-    assert problem.message.startswith(f"data.{key}: this base's {name} ")
+    assert problem.text.startswith(f"data.{key}: this base's {name} ")
     assert why in problem.message
     assert pictures.to_dict() == before
 

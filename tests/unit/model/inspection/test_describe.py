@@ -172,7 +172,7 @@ def test_tokens_are_those_of_a_run_with_and_without_the_budget(
     asked = recipe(folder("qwen3_vl"), "data.max_pixels=4096")
     found = describe(asked, [(336, 336), (20, 4020)]).pictures
     assert found is not None
-    plain = Encoder(load_processor(asked.base)).tokens_for(336, 336)
+    plain = Encoder.make(load_processor(asked.base)).tokens_for(336, 336)
     first, refused = found.sizes
     assert first.tokens == plain
     assert first.budgeted not in (None, plain)

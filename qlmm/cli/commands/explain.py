@@ -1,0 +1,31 @@
+"""``qlmm explain``: what an error's code means, what happened, and what to do.
+
+Usage: ``qlmm explain D005``
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qlmm.cli.output.console import out
+from qlmm.core.error_index import index, meaning, page
+
+__all__ = ["explain"]
+
+EXAMPLE = "Example: qlmm explain D005"
+
+
+def explain(
+    code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="Code of an error; unset: all codes.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/errors.md.")] = False,
+) -> None:
+    """Explain the code of an error."""
+    if markdown:
+        out.stream(page())
+    elif code is None:
+        out.print(*(f"{one.code}  {one.title}" for one in index().values()))
+    else:
+        one = meaning(code)
+        out.print(f"{one.code}: {one.title}", "", one.why, "", f"help: {one.do}")

@@ -1,0 +1,29 @@
+"""Tokens are counted over rows, and rows that do not fit are named."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlmm.data.encoding.encoder import Encoder
+from qlmm.data.encoding.token_counts import Spread, token_counts
+from qlmm.data.sample import Origin, Sample, Turn
+from tests.tiny import tiny_processor
+
+ROW = Sample((Turn("user", ("What?",)), Turn("assistant", ("A cat.",))), Origin("x", 1))
+
+
+@pytest.mark.parametrize(
+    ("values", "spread"),
+    [([], (0, 0, 0)), ([7], (7, 7, 7)), (list(range(1, 101)), (50, 95, 100)), ([3, 1, 2], (2, 3, 3))],
+)
+def test_spread_is_by_nearest_rank(values: list[int], spread: tuple[int, int, int]) -> None:
+    assert Spread.of(values) == Spread(*spread)
+
+
+def test_token_counts_over_rows() -> None:
+    encoder = Encoder.make(tiny_processor("owl"))
+    counts = token_counts(encoder, [ROW, ROW])
+    (lengths,) = encoder.measure([ROW])
+    assert counts.total == Spread(lengths.total, lengths.total, lengths.total)
+    assert counts.visual_share == lengths.visual / lengths.total
+    assert token_counts(Encoder.make(tiny_processor("owl"), max_length=5), [ROW]).dropped[0].origin == ROW.origin
