@@ -11,14 +11,12 @@ Usage: ``run(lambda: app(prog_name="qlmm"))``
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from qlmm.cli.output.console import out
 from qlmm.core import env
 from qlmm.core.errors import QlmmError
-from qlmm.core.files import atomic_write
 from qlmm.core.secrets import redact
 
 __all__ = ["run"]
@@ -49,6 +47,8 @@ def run(command: Callable[[], object]) -> None:
 
 def _report_bug(error: Exception) -> None:
     """One line about a bug, and its trace in a file; the trace itself is printed on request only."""
+    from qlmm.core.files import atomic_write
+
     trace = _trace(error)
     place = env.home() / "crash.txt"
     try:
@@ -65,5 +65,7 @@ def _report_bug(error: Exception) -> None:
 
 def _trace(error: BaseException) -> str:
     """The trace without access keys and without the name of the home folder; values of variables are never in it."""
+    import traceback
+
     lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     return redact(lines).replace(str(Path.home()), "~")

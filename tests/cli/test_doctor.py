@@ -72,7 +72,7 @@ def test_missing_bitsandbytes_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_missing_package_and_a_full_disk_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PACKAGES", ("torch", "no-such-package-here", "torchvision"))
-    monkeypatch.setattr(module.files, "free_bytes", lambda path: 100 << 20)
+    monkeypatch.setattr("qlmm.core.files.free_bytes", lambda path: 100 << 20)
     warnings = examine()["warnings"]
     assert "no-such-package-here is not installed: pip install no-such-package-here" in warnings
     assert any(warning.startswith("only 100 MiB free at") for warning in warnings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ from qlmm.recipe.load import load_recipe
 from tests.assembling import ALL_TOWERS, build, pictures
 from tests.tiny import tiny_processor
 
-PAGE = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 EXAMPLES = dict(re.findall(r"`([\w/]+\.(?:py|jinja|yaml))`\n\n```\w+\n(.*?)```\n", PAGE, re.DOTALL))
 
 
@@ -51,6 +53,7 @@ def added(tmp_path: Path) -> Iterator[Path]:
 def test_there_is_an_example_of_every_kind_of_extension() -> None:
     assert [str(Path(name).parent) for name in EXAMPLES] == [
         "qlmm/model/connectors", "qlmm/data/formats", "qlmm/model/towers", "qlmm/model/templates", "recipes",
+        "qlmm/cli/commands",
     ]  # fmt: skip
 
 
@@ -101,3 +104,18 @@ def test_the_recipe_is_one_and_says_what_it_is(added: Path) -> None:
     about = header(file)
     assert about.summary
     assert set(about.facts) == set(LABELS)
+
+
+def test_the_command_runs_and_has_its_help(added: Path) -> None:
+    code = (
+        "import sys; import qlmm.cli.commands as folder; folder.__path__.append(sys.argv.pop(1))\n"
+        "from qlmm.cli.app import main; main()"
+    )
+
+    def run(*words: str) -> str:
+        command = [sys.executable, "-c", code, str(added / "qlmm" / "cli" / "commands"), *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+    assert run("steps", "owl_lora", "training.steps=20") == "20\n"
+    assert "steps     Print the steps that a recipe asks for." in run("--help")
+    assert "Example: qlmm steps owl_lora" in run("steps", "--help")

@@ -12,13 +12,12 @@ import os
 import platform
 import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from qlmm.cli.arguments import AsJson
 from qlmm.cli.output.console import out
-from qlmm.core import env, files
+from qlmm.core import env
 from qlmm.core.secrets import redact
 from qlmm.core.units import memory
 
@@ -131,6 +130,8 @@ def examine() -> Facts:
 
 def versions() -> dict[str, str]:
     """Python, the system and every package a run needs."""
+    from importlib import metadata
+
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     for package in PACKAGES:
         try:
@@ -178,6 +179,8 @@ def four_bit() -> FourBit:
 
 def disk() -> dict[str, Disk]:
     """Free bytes where runs are usually written, and where fetched weights are kept."""
+    from qlmm.core import files
+
     places = {"here": Path.cwd(), "QLMM_HOME": env.home()}
     return {name: {"path": str(path), "free": files.free_bytes(path)} for name, path in places.items()}
 

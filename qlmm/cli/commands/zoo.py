@@ -5,7 +5,6 @@ Usage: ``qlmm zoo run owl_kinds --image cat.png``
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -127,6 +126,8 @@ def add(  # noqa: PLR0917  every parameter is an option of the command
     ] = None,
 ) -> None:
     """Make an entry of a proven adapter."""
+    import shlex
+
     from qlmm.artifacts.zoo.add import Request
     from qlmm.artifacts.zoo.add import add as make
 

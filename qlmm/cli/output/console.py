@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
-import json
 import re
 import sys
 from importlib import import_module
@@ -85,6 +84,8 @@ class Out:
 
     def json(self, value: Any) -> None:
         """A result as indented JSON, to stdout; plain ASCII, so that any pipe can carry it."""
+        import json
+
         self.stream(json.dumps(value, indent=2) + "\n")
 
     def stream(self, text: str) -> None:

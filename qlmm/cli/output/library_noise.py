@@ -7,7 +7,6 @@ Usage: ``quiet()`` at the start of a program.
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 
@@ -22,6 +21,8 @@ _VARIABLES = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS":
 
 def quiet() -> None:
     """Leave only errors of the libraries below; their warnings that matter are our own checks and promises."""
+    import logging
+
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
