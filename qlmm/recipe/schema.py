@@ -41,6 +41,12 @@ class ConnectorSection(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, hide_input_in_errors=True)
 
     kind: Name = Field(description="Name of a file in qlmm/model/connectors: linear, mlp, abstractor.")
+    weights: str | None = Field(
+        None,
+        description="Hub id (id@commit pins it) or folder of a published checkpoint whose connector this one starts "
+        "from: a released mPLUG-Owl for abstractor, a LLaVA or its mm_projector.bin for linear and mlp. Settings that "
+        "the weights were made with need not be repeated. Unset: random weights, from training.seed.",
+    )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -56,10 +62,13 @@ class BaseSection(Section):
     )
     vision: str | None = Field(
         None,
-        description="Assembled base: Hub id, folder or builtin:<name> of a vision encoder (CLIP, SigLIP, DINOv2, ViT).",
+        description="Assembled base: Hub id, folder or builtin:<name> of a vision encoder (CLIP, SigLIP, DINOv2, ViT), "
+        "or of a released mPLUG-Owl, whose own is then taken.",
     )
     language: str | None = Field(
-        None, description="Assembled base: Hub id, folder or builtin:<name> of a causal language model."
+        None,
+        description="Assembled base: Hub id, folder or builtin:<name> of a causal language model, or of a released "
+        "mPLUG-Owl, whose own is then taken.",
     )
     connector: ConnectorSection | None = Field(None, description="Assembled base: the connector and its settings.")
     vision_layer: int | None = Field(

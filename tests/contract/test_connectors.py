@@ -69,10 +69,10 @@ def test_processor_and_model_agree_on_tokens(built: Built) -> None:
     assert counted["num_image_tokens"] == [built.spec.tokens] * 2
 
 
-def test_output_tokens_is_what_comes_out(built: Built) -> None:
+def test_placeholders_are_what_comes_out(built: Built) -> None:
     kind = connector(built.spec.kind)
-    extra = built.facts.extra_tokens if kind.class_token else 0
-    expected = kind.output_tokens(kind.read(built.spec.settings), built.facts.grid_tokens + extra)
+    extra = built.facts.extra_tokens if kind.takes == "class+grid" else 0
+    expected = kind.placeholders(kind.read(built.spec.settings), built.facts.grid_tokens + extra)
     assert built.spec.tokens == expected
     assert built.spec.skip_tokens == built.facts.extra_tokens - extra
 
