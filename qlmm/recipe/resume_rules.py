@@ -43,8 +43,7 @@ evaluation.sources evaluation.rows evaluation.answers evaluation.max_new_tokens
 
 _NEVER = """
 version
-base.model base.vision base.language base.connector.kind base.connector.weights base.vision_layer
-base.chat_template base.quantize
+base.model base.vision base.language base.connector.kind base.vision_layer base.chat_template base.quantize
 adapter.variant adapter.language adapter.connector adapter.vision adapter.r adapter.alpha adapter.targets
 adapter.start_from
 training.objective training.losses

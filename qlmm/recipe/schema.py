@@ -36,22 +36,31 @@ class Section(BaseModel):
 
 
 class ConnectorSection(BaseModel):
-    """What stands between vision tower and language model; further keys are the connector's own settings."""
+    """What stands between vision tower and language model.
+
+    Further keys are the connector's own settings, and ``weights``, which all connectors have: the published checkpoint
+    that this one starts from.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, hide_input_in_errors=True)
 
     kind: Name = Field(description="Name of a file in qlmm/model/connectors: linear, mlp, abstractor.")
-    weights: str | None = Field(
-        None,
-        description="Hub id (id@commit pins it) or folder of a published checkpoint whose connector this one starts "
-        "from: a released mPLUG-Owl for abstractor, a LLaVA or its mm_projector.bin for linear and mlp. Settings that "
-        "the weights were made with need not be repeated. Unset: random weights, from training.seed.",
-    )
 
     @property
     def settings(self) -> dict[str, Any]:
         """The connector's own keys, checked by the connector itself when the run is planned."""
-        return dict(self.model_extra or {})
+        return {key: value for key, value in (self.model_extra or {}).items() if key != "weights"}
+
+    @property
+    def weights(self) -> str | None:
+        """Hub id or folder of the published checkpoint to start from."""
+        return (self.model_extra or {}).get("weights")
+
+    @model_validator(mode="after")
+    def _weights_are_named(self) -> ConnectorSection:
+        if not isinstance(self.weights, str | None):
+            raise ValueError("`weights` is the Hub id or the folder of a published checkpoint")
+        return self
 
 
 class BaseSection(Section):
