@@ -25,15 +25,16 @@ SIDE, PATCH, VISION, HEADS, INNER, QUERIES, TEXT, LAYERS = 28, 14, 32, 4, 48, 5,
 VOCABULARY = 350
 # What PreTrainedConfig.to_dict wrote into every nested configuration.
 OLD: dict[str, Any] = {
-    "_name_or_path": "", "add_cross_attention": False, "chunk_size_feed_forward": 0, "cross_attention_hidden_size": None,
-    "diversity_penalty": 0.0, "do_sample": False, "early_stopping": False, "finetuning_task": None,
-    "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "is_decoder": False, "is_encoder_decoder": False, "length_penalty": 1.0,
-    "max_length": 20, "min_length": 0, "num_beams": 1, "num_return_sequences": 1, "output_attentions": False,
-    "output_hidden_states": False, "output_scores": False, "pruned_heads": {}, "remove_invalid_values": False,
-    "repetition_penalty": 1.0, "return_dict": True, "return_dict_in_generate": False, "sep_token_id": None,
-    "temperature": 1.0, "tf_legacy_loss": False, "tie_encoder_decoder": False, "tie_word_embeddings": False,
-    "top_k": 50, "top_p": 1.0, "torch_dtype": None, "torchscript": False, "transformers_version": "4.28.1",
-    "typical_p": 1.0, "use_bfloat16": False,
+    "_name_or_path": "", "add_cross_attention": False, "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": None, "diversity_penalty": 0.0, "do_sample": False, "early_stopping": False,
+    "finetuning_task": None, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "is_decoder": False,
+    "is_encoder_decoder": False, "length_penalty": 1.0, "max_length": 20, "min_length": 0, "num_beams": 1,
+    "num_return_sequences": 1, "output_attentions": False, "output_hidden_states": False,
+    "output_scores": False, "pruned_heads": {}, "remove_invalid_values": False, "repetition_penalty": 1.0,
+    "return_dict": True, "return_dict_in_generate": False, "sep_token_id": None, "temperature": 1.0,
+    "tf_legacy_loss": False, "tie_encoder_decoder": False, "tie_word_embeddings": False, "top_k": 50,
+    "top_p": 1.0, "torch_dtype": None, "torchscript": False, "transformers_version": "4.28.1", "typical_p": 1.0,
+    "use_bfloat16": False,
 }  # fmt: skip
 
 
@@ -92,7 +93,12 @@ def _weights() -> dict[str, Tensor]:
         at = f"abstractor.encoder.layers.{number}.crossattention."
         for name in ("attention.query", "attention.key", "attention.value", "output.out_proj"):
             state |= _linear(at + name, VISION, VISION)
-        for name, width in (("norm1", VISION), ("normk", VISION), ("output.norm2", VISION), ("output.mlp.ffn_ln", INNER)):
+        for name, width in (
+            ("norm1", VISION),
+            ("normk", VISION),
+            ("output.norm2", VISION),
+            ("output.mlp.ffn_ln", INNER),
+        ):
             state |= _norm(at + name, width)
         state |= _linear(f"{at}output.mlp.w1", INNER, VISION) | _linear(f"{at}output.mlp.w3", INNER, VISION)
         state |= _linear(f"{at}output.mlp.w2", VISION, INNER)
@@ -118,7 +124,7 @@ class Released:
 
     def image_inputs(self, pixels: Tensor) -> Tensor:
         """Pictures (B, 3, S, S) -> inputs of the language model (B, Q + 1, D), by the published formulas."""
-        return self._abstractor(self._tower(pixels))
+        return self._abstractor(self.tower(pixels))
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """The language model's answer to embeddings (B, N, D)."""
@@ -140,7 +146,8 @@ class Released:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         return functional.layer_norm(value, weight.shape, weight, bias, eps)
 
-    def _tower(self, pixels: Tensor) -> Tensor:
+    def tower(self, pixels: Tensor) -> Tensor:
+        """Pictures (B, 3, S, S) -> the tower's normalised tokens (B, T, V), by the published formulas."""
         at = "vision_model.embeddings."
         patches = functional.conv2d(pixels, self.weights[f"{at}patch_embed.weight"], stride=PATCH)
         cls = self.weights[f"{at}cls_token"].expand(pixels.shape[0], -1, -1)

@@ -49,8 +49,8 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 # Which of the tower's tokens a connector is given: its grid, or also the class and register tokens before it.
 Takes = Literal["grid", "class+grid"]
-# How pictures come to the tower's size: stretched, the margin cut off, or margins added to make a square.
-Fit = Literal["squash", "crop", "pad"]
+# How pictures come to the tower's size: stretched, or as the tower's own processor does it, which cuts the margin off.
+Fit = Literal["squash", "crop"]
 # What the configuration of a published checkpoint says about its connector.
 Stated = Mapping[str, object]
 

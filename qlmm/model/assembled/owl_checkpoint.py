@@ -42,8 +42,14 @@ MODEL_TYPE = "mplug-owl"
 LANGUAGE = "language_model."
 # Tables that are computed anew, and that old versions of transformers saved.
 _COMPUTED = (".inv_freq", ".position_ids", ".masked_bias")
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
-_TOKENIZER += ("added_tokens.json", "generation_config.json")
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
 # Memory holds one file of the language model at a time.
 MOST_BYTES = 1 << 30
 _SPECIAL = {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
@@ -160,7 +166,7 @@ def _portions(checkpoint: Checkpoint) -> Iterator[dict[str, Tensor]]:
 
 def _copy_tokenizer(checkpoint: Checkpoint, aside: Path) -> None:
     """Tokenizer and generation settings; the released tokenizer class is LLaMA's under another name."""
-    for name in _TOKENIZER:
+    for name in _COPIED:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, aside / name)
     if (aside / "tokenizer.model").is_file() and not (aside / "tokenizer.json").is_file():
