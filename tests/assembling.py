@@ -126,7 +126,7 @@ def build(kind: str, tower_kind: str, *, vision_layer: int | None = None) -> Bui
     tokenizer = tiny_tokenizer()
     vision, language = tower(tower_kind), llama(300)
     image_token_id = add_image_token(tokenizer, language)
-    prepare = prepared(image_processor(tower_kind), squash=connector(kind).squash)
+    prepare = prepared(image_processor(tower_kind), connector(kind).fit)
     facts = vision_facts(vision.config, picture_size(prepare))
     module, spec = connector_for(
         kind,

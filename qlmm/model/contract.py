@@ -10,8 +10,8 @@ Usage: ``spec = connector("abstractor"); module = spec.build(spec.read({"queries
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-__all__ = ["CONNECTORS", "TOWERS", "Connector", "Settings", "Tower", "connector", "own_tower"]
+__all__ = [
+    "CONNECTORS",
+    "TOWERS",
+    "Connector",
+    "Fit",
+    "Settings",
+    "Stated",
+    "Takes",
+    "Tower",
+    "connector",
+    "own_tower",
+]
 
 CONNECTORS = "qlmm.model.connectors"
 TOWERS = "qlmm.model.towers"
@@ -36,6 +47,13 @@ class Settings(BaseModel):
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
+# Which of the tower's tokens a connector is given: its grid, or also the class and register tokens before it.
+Takes = Literal["grid", "class+grid"]
+# How pictures come to the tower's size: stretched, or as the tower's own processor does it, which cuts the margin off.
+Fit = Literal["squash", "crop"]
+# What the configuration of a published checkpoint says about its connector.
+Stated = Mapping[str, object]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Connector(Generic[SettingsT]):
@@ -44,28 +62,41 @@ class Connector(Generic[SettingsT]):
     Attributes:
         settings: its recipe keys besides ``kind``; the field descriptions are the documentation.
         build: makes the module from settings, vision width V and text width D, randomly initialised from PyTorch's
-            global generator. Its forward takes (B, T, V) and gives (B, ``output_tokens``, D). Learned queries and
+            global generator. Its forward takes (B, T, V) and gives (B, ``placeholders``, D). Learned queries and
             end tokens must live inside it, since PEFT can only save modules.
-        output_tokens: tokens per picture, from settings and the number of tokens it is given.
-        class_token: whether it takes the tower's class token (and registers) besides the grid.
+        placeholders: tokens that a picture takes in the text, from settings and the number of tokens it is given.
+        takes: which of the tower's tokens it is given.
         vision_layer: which hidden state of the tower it takes unless the recipe says otherwise; -1 is the last
             block's output, None the tower's final, normalised tokens.
+        fit: how pictures come to the tower's size.
         plain_llava: whether a model with it is an ordinary ``LlavaForConditionalGeneration``.
-        squash: whether pictures are resized to the tower's square without keeping their shape, nothing cut off.
         source: the paper or code it follows.
+        weights: how published checkpoints name its weights: the start of a name there, and what replaces it. The
+            first that fits decides; a name that no start fits is not the connector's.
+        published: settings that published weights were made with, from the weights under own names and from what
+            their configuration states; None where there is nothing to set.
         start: puts a fresh module's outputs where the language model's words are: the module, the mean of the word
             embeddings (D), and their standard deviation around it; None leaves the initialisation as it is.
     """
 
     settings: type[SettingsT]
     build: Callable[[SettingsT, int, int], nn.Module]
-    output_tokens: Callable[[SettingsT, int], int]
-    class_token: bool
+    placeholders: Callable[[SettingsT, int], int]
+    takes: Takes
     vision_layer: int | None
+    fit: Fit
     plain_llava: bool
-    squash: bool
     source: str
+    weights: Mapping[str, str] = field(default_factory=dict)
+    published: Callable[[Mapping[str, Tensor], Stated], SettingsT] | None = None
     start: Callable[[nn.Module, Tensor, float], None] | None = None
+
+    def own_name(self, published: str) -> str | None:
+        """The module's name for a weight of a published checkpoint; None for a weight of another part."""
+        for theirs, ours in self.weights.items():
+            if published.startswith(theirs):
+                return ours + published.removeprefix(theirs)
+        return None
 
     def read(self, raw: Mapping[str, Any]) -> SettingsT:
         """Check a recipe's connector keys.

@@ -36,6 +36,10 @@ This page is made from the schema by `qlmm recipe explain --markdown`.
 """
 _CONNECTOR_NOTE = """\
 Further keys of `base.connector` are the settings of its kind, documented in `qlmm/model/connectors/<kind>.py`.
+
+Every kind has the key `base.connector.weights`: the Hub id (`id@commit` pins it) or folder of a published checkpoint whose
+connector this one starts from. That is a released mPLUG-Owl for `abstractor`, a LLaVA or its `mm_projector.bin` for `mlp`
+and `linear`. Settings that the weights were made with need not be repeated. See [owl.md](owl.md).
 """
 
 
@@ -65,7 +69,7 @@ def _explained(loaded: LoadedRecipe) -> Iterator[Explained]:
 
 def _settings(loaded: LoadedRecipe, connector: ConnectorSection) -> Iterator[Explained]:
     """The connector's own settings, as far as the recipe gives them: the schema does not know them."""
-    for setting, value in connector.settings.items():
+    for setting, value in (connector.model_extra or {}).items():
         name = f"base.connector.{setting}"
         doc = f"Setting of the connector: see qlmm/model/connectors/{connector.kind}.py."
         yield Explained(name, Key(name, doc, "", False), value, loaded.origin(name))

@@ -36,7 +36,11 @@ class Section(BaseModel):
 
 
 class ConnectorSection(BaseModel):
-    """What stands between vision tower and language model; further keys are the connector's own settings."""
+    """What stands between vision tower and language model.
+
+    Further keys are the connector's own settings, and ``weights``, which all connectors have: the published checkpoint
+    that this one starts from.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, hide_input_in_errors=True)
 
@@ -45,7 +49,18 @@ class ConnectorSection(BaseModel):
     @property
     def settings(self) -> dict[str, Any]:
         """The connector's own keys, checked by the connector itself when the run is planned."""
-        return dict(self.model_extra or {})
+        return {key: value for key, value in (self.model_extra or {}).items() if key != "weights"}
+
+    @property
+    def weights(self) -> str | None:
+        """Hub id or folder of the published checkpoint to start from."""
+        return (self.model_extra or {}).get("weights")
+
+    @model_validator(mode="after")
+    def _weights_are_named(self) -> ConnectorSection:
+        if not isinstance(self.weights, str | None):
+            raise ValueError("`weights` is the Hub id or the folder of a published checkpoint")
+        return self
 
 
 class BaseSection(Section):
@@ -56,10 +71,13 @@ class BaseSection(Section):
     )
     vision: str | None = Field(
         None,
-        description="Assembled base: Hub id, folder or builtin:<name> of a vision encoder (CLIP, SigLIP, DINOv2, ViT).",
+        description="Assembled base: Hub id, folder or builtin:<name> of a vision encoder (CLIP, SigLIP, DINOv2, ViT), "
+        "or of a released mPLUG-Owl, whose own is then taken.",
     )
     language: str | None = Field(
-        None, description="Assembled base: Hub id, folder or builtin:<name> of a causal language model."
+        None,
+        description="Assembled base: Hub id, folder or builtin:<name> of a causal language model, or of a released "
+        "mPLUG-Owl, whose own is then taken.",
     )
     connector: ConnectorSection | None = Field(None, description="Assembled base: the connector and its settings.")
     vision_layer: int | None = Field(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
@@ -17,8 +20,12 @@ from qlmm.core.naming import names
 from qlmm.model.assembled.build import connector_for
 from qlmm.model.assembled.model import AssembledForConditionalGeneration, build_connector
 from qlmm.model.assembled.processor import AssembledProcessor, load_processor
-from qlmm.model.contract import CONNECTORS, connector
-from tests.assembling import ALL_TOWERS, EXTRA, Built, build, pictures, settings_for
+from qlmm.model.assembled.vision import prepared
+from qlmm.model.contract import CONNECTORS, Connector, Fit, Takes, connector
+from qlmm.model.loading.connector_weights import begin, take_over
+from qlmm.model.parts.split import split
+from qlmm.recipe.schema import ConnectorSection
+from tests.assembling import ALL_TOWERS, EXTRA, SIDE, Built, build, image_processor, pictures, settings_for
 
 KINDS = names(CONNECTORS)
 TWO = "what is <image> the <image> cat"
@@ -69,12 +76,68 @@ def test_processor_and_model_agree_on_tokens(built: Built) -> None:
     assert counted["num_image_tokens"] == [built.spec.tokens] * 2
 
 
-def test_output_tokens_is_what_comes_out(built: Built) -> None:
+def test_placeholders_are_what_comes_out(built: Built) -> None:
     kind = connector(built.spec.kind)
-    extra = built.facts.extra_tokens if kind.class_token else 0
-    expected = kind.output_tokens(kind.read(built.spec.settings), built.facts.grid_tokens + extra)
+    extra = built.facts.extra_tokens if kind.takes == "class+grid" else 0
+    expected = kind.placeholders(kind.read(built.spec.settings), built.facts.grid_tokens + extra)
     assert built.spec.tokens == expected
     assert built.spec.skip_tokens == built.facts.extra_tokens - extra
+
+
+def test_takes_decides_which_tokens_it_is_given(built: Built) -> None:
+    assert connector(built.spec.kind).takes in get_args(Takes)
+    given: list[torch.Size] = []
+    hook = built.model.model.multi_modal_projector.register_forward_pre_hook(
+        lambda module, inputs: given.append(inputs[0].shape)
+    )
+    built.model.get_image_features(pixel_values=built.batch(TWO, pictures(2))["pixel_values"])
+    hook.remove()
+    tokens = built.facts.grid_tokens
+    tokens += built.facts.extra_tokens if connector(built.spec.kind).takes == "class+grid" else 0
+    assert given == [torch.Size((2, tokens, built.facts.width))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fit_decides_whether_a_margin_is_lost(kind: str) -> None:
+    fit = connector(kind).fit
+    assert fit in get_args(Fit)
+    wide = Image.new("RGB", (2 * SIDE, SIDE))
+    wide.paste((255, 255, 255), (0, 0, 4, SIDE))
+    seen = torch.as_tensor(prepared(image_processor("clip"), fit)([wide])["pixel_values"][0])
+    assert (seen[:, :, :2].max() > seen[:, :, SIDE // 2].max()) == (fit == "squash")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_published_weights_are_taken_over_bit_for_bit(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QLMM_HOME", str(tmp_path / "home"))
+    found, built = connector(kind), build(kind, "clip")
+    state = built.model.model.multi_modal_projector.state_dict()
+    names = {name: _published(found, name) for name in state}
+    assert {found.own_name(theirs) for theirs in names.values()} == set(state)
+    assert found.own_name("language_model.model.norm.weight") is None
+    save_file({names[name]: value.contiguous() for name, value in state.items()}, tmp_path / "model.safetensors")
+    config = {"visual_abstractor_config": {"num_attention_heads": built.spec.settings.get("heads", 16)}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    section = take_over(ConnectorSection(kind=kind, weights=str(tmp_path)))
+    module, _ = connector_for(kind, section.settings, facts=built.facts, text_width=64, seed=5)
+    assert any(not torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    begin(section, module, built.language)
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
+def _published(found: Connector[Any], own: str) -> str:
+    """A name that a published checkpoint gives to one of the connector's weights."""
+    return next(
+        theirs + own.removeprefix(ours)
+        for theirs, ours in found.weights.items()
+        if own.startswith(ours) and found.own_name(theirs + own.removeprefix(ours)) == own
+    )
+
+
+def test_modules_are_where_the_connector_is_found(built: Built) -> None:
+    assert split(built.model).connector == built.spec.modules
 
 
 def test_plain_connectors_give_a_plain_llava(built: Built) -> None:

@@ -222,7 +222,7 @@ def test_processors_that_keep_the_shape_are_refused() -> None:
 
 def test_squashing_keeps_the_whole_picture_and_nothing_else_changes() -> None:
     stock = image_processor("clip")
-    squashed = prepared(stock, squash=True)
+    squashed = prepared(stock, "squash")
     wide = Image.new("RGB", (90, 30), "black")
     wide.paste("white", (0, 0, 30, 30))
     kept, cut = (torch.as_tensor(prepare([wide])["pixel_values"][0]) for prepare in (squashed, stock))
@@ -235,10 +235,10 @@ def test_squashing_keeps_the_whole_picture_and_nothing_else_changes() -> None:
 
 
 def test_a_tower_keeps_its_own_cropping_where_the_connector_does_not_squash() -> None:
-    kept = prepared(image_processor("clip"), squash=False)
+    kept = prepared(image_processor("clip"), "crop")
     assert kept.do_center_crop
     assert dict(kept.crop_size)["height"] == SIDE
-    whole = prepared(image_processor("siglip"), squash=False)
+    whole = prepared(image_processor("siglip"), "crop")
     assert not whole.do_center_crop
     assert dict(whole.size)["height"] == SQUARE["height"]
 

@@ -12,14 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionModel
 
-from qlmm.model.assembled.owl_weights import (
-    abstractor_settings_from,
-    abstractor_state,
-    vision_config_from,
-    vision_state,
-)
+from qlmm.model.assembled.owl_weights import vision_config_from, vision_state
 from qlmm.model.connectors import abstractor
-from qlmm.model.connectors.abstractor import Abstractor, AbstractorSettings
+from qlmm.model.connectors.abstractor import CONNECTOR, Abstractor, AbstractorSettings, published_settings
 from tests.golden.fill import fill, norm_weights, query_wave, wave
 
 TOLERANCE = 5e-6
@@ -192,10 +187,11 @@ def test_abstractor_settings_are_read_from_the_weights() -> None:
     shapes, norms = released_shapes()
     released = {f"abstractor.{name}": weight for name, weight in fill(shapes, norms).items()}
     released["query_tokens"] = query_wave(1, 3, 8)
-    settings = abstractor_settings_from(released, heads=2)
-    assert (settings.queries, settings.layers, settings.inner, settings.hidden) == (3, 2, 12, None)
+    state = {str(CONNECTOR.own_name(name)): weight for name, weight in released.items()}
+    settings = published_settings(state, {"visual_abstractor_config": {"num_attention_heads": 2}})
+    assert settings == G1.model_copy(update={"hidden": 8, "dropout": 0.1})
     module = Abstractor(settings, 8, 6).double().eval()
-    module.load_state_dict(abstractor_state(released))
+    module.load_state_dict(state)
     assert mismatch(module(wave(1, 5, 8))) < TOLERANCE
 
 

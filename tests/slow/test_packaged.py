@@ -121,7 +121,7 @@ def test_folders_are_readable_by_whom_the_umask_lets(tmp_path: Path) -> None:
 def test_an_abstractor_joins_the_quick_starts_parts() -> None:
     model, tokenizer = language()
     vision, prepare = tower("efficientnet-lite0")
-    prepare = prepared(prepare, squash=True)
+    prepare = prepared(prepare, "squash")
     bare = model(input_ids=torch.tensor([[1, 2, 3, 4]])).logits
     image_token_id = add_image_token(tokenizer, model)
     facts = vision_facts(vision.config, picture_size(prepare))

@@ -34,7 +34,7 @@ from qlmm.artifacts.safetensors_stream import Output, cut, write_shards
 from qlmm.core.files import atomic_write
 from qlmm.model.image_budget.budget import agree
 from qlmm.model.loading.base import blueprint, load_saved_processor
-from qlmm.model.loading.hub import locate
+from qlmm.model.loading.hub import locate, locate_part
 from qlmm.model.peft.adapter import ADAPTER_WEIGHTS
 from qlmm.proof.probe import PICTURES, PROBE
 
@@ -157,8 +157,8 @@ def _write_rest(stage: Path, job: _Job, dtype: Dtype | None) -> None:
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(job.folder / name, stage / name)
     base = job.manifest.recipe.base
-    spoken, key = (base.model, "base.model") if base.model is not None else (base.language, "base.language")
-    located = locate(spoken or "")
+    key = "base.model" if base.model is not None else "base.language"
+    located = locate(base.model) if base.model is not None else locate_part(base.language or "", "language")
     settings = base_file(located, "generation_config.json", key)
     if settings is not None:
         shutil.copyfile(settings, stage / "generation_config.json")

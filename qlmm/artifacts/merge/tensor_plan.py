@@ -25,11 +25,10 @@ from qlmm.core.errors import ModelError
 from qlmm.model.assembled.config import AssembledConfig
 from qlmm.model.contract import connector as find_connector
 from qlmm.model.loading.base import Blueprint
-from qlmm.model.loading.hub import locate
+from qlmm.model.loading.connector_weights import published_state
+from qlmm.model.loading.hub import Located, locate, locate_part
 
 __all__ = ["Sources", "is_plain"]
-
-PROJECTOR = "model.multi_modal_projector"
 
 Make = Callable[[Reader], Tensor]
 
@@ -52,6 +51,7 @@ class Sources:
         model: the base on the meta device, as it was trained.
         merged: the class of the merged model, on the meta device.
         assembled: whether it is put together from several checkpoints.
+        projector: name of an assembled base's connector module.
         checkpoints: of a native base, one; of an assembled one, the tower's and the language model's.
     """
 
@@ -59,6 +59,7 @@ class Sources:
     model: PreTrainedModel
     merged: PreTrainedModel
     assembled: bool
+    projector: str
     checkpoints: tuple[_Checkpoint, ...]
 
     @classmethod
@@ -77,8 +78,8 @@ class Sources:
         model = shape.model
         _check_unquantised(model.config)
         if base.model is not None:
-            whole = _checkpoint(base.model, "base.model", model, lambda name: name)
-            return cls(manifest, model, model, False, (whole,))
+            whole = _checkpoint(locate(base.model), "base.model", model, lambda name: name)
+            return cls(manifest, model, model, False, "", (whole,))
         with torch.device("meta"):
             language = AutoModelForCausalLM.from_config(model.config.text_config)
             merged = AutoModelForImageTextToText.from_config(model.config)
@@ -89,10 +90,11 @@ class Sources:
                 return f"model.language_model.{name.removeprefix(inside)}"
             return f"lm_head.{name.rpartition('.')[2]}"
 
-        tower = model.get_submodule("model.vision_tower")
-        seen = _checkpoint(base.vision or "", "base.vision", tower, lambda name: f"model.vision_tower.{name}")
-        said = _checkpoint(base.language or "", "base.language", language, spoken)
-        return cls(manifest, model, merged, True, (seen, said))
+        (tower,), (projector,) = shape.parts.vision, shape.parts.connector
+        vision, text = locate_part(base.vision or "", "vision"), locate_part(base.language or "", "language")
+        seen = _checkpoint(vision, "base.vision", model.get_submodule(tower), lambda name: f"{tower}.{name}")
+        said = _checkpoint(text, "base.language", language, spoken)
+        return cls(manifest, model, merged, True, projector, (seen, said))
 
     @property
     def plain(self) -> bool:
@@ -178,20 +180,20 @@ class Sources:
 
     def _of_connector(self, deltas: Deltas, dtype: torch.dtype) -> Iterator[Output]:
         """An assembled base's connector: from the adapter, or fresh as the run drew it, and LoRA on top."""
-        projector = self.model.get_submodule(PROJECTOR)
-        held = all(f"{PROJECTOR}.{name}" in deltas.replaced for name in projector.state_dict())
+        projector = self.model.get_submodule(self.projector)
+        held = all(f"{self.projector}.{name}" in deltas.replaced for name in projector.state_dict())
         connector = {} if held else self._fresh_connector
         last = str(self.checkpoints[-1].groups[-1].sources[0].file)
         folded = isinstance(projector, nn.Linear) and not isinstance(self.merged.config, AssembledConfig)
         for name, value in projector.state_dict().items():
-            full = f"{PROJECTOR}.{name}"
-            key = f"{PROJECTOR}.linear_1.{name}" if folded else full
+            full = f"{self.projector}.{name}"
+            key = f"{self.projector}.linear_1.{name}" if folded else full
             fresh = connector.get(name)
             yield Output(key, dtype, tuple(value.shape), last, _made(deltas, full, fresh, dtype))
         if folded:
             width = int(projector.get_parameter("weight").shape[0])
             for name, tensor in (("weight", torch.eye(width)), ("bias", torch.zeros(width))):
-                key = f"{PROJECTOR}.linear_2.{name}"
+                key = f"{self.projector}.linear_2.{name}"
                 yield Output(key, dtype, tuple(tensor.shape), last, _always(tensor.to(dtype)))
 
     @cached_property
@@ -200,6 +202,8 @@ class Sources:
         section = self.manifest.recipe.base.connector
         if section is None:
             raise ValueError("the recipe's schema lets only whole bases through")
+        if (published := published_state(section)) is not None:
+            return published
         found = find_connector(section.kind)
         if found.start is not None:
             raise ModelError.one(
@@ -208,7 +212,7 @@ class Sources:
                 "be made again",
                 help="keep base and adapter apart, or train with adapter.connector=full",
             )
-        layers = [layer for layer in self.model.get_submodule(PROJECTOR).modules() if isinstance(layer, nn.Linear)]
+        layers = [layer for layer in self.model.get_submodule(self.projector).modules() if isinstance(layer, nn.Linear)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.manifest.seed)
             fresh = found.build(found.read(section.settings), layers[0].in_features, layers[-1].out_features)
@@ -325,10 +329,10 @@ def _always(tensor: Tensor) -> Make:
     return lambda reader: tensor
 
 
-def _checkpoint(name: str, key: str, model: nn.Module, renamed: Callable[[str], str]) -> _Checkpoint:
+def _checkpoint(located: Located, key: str, model: nn.Module, renamed: Callable[[str], str]) -> _Checkpoint:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"{key} is no model of transformers")
-    stored = [one for path in weight_files(locate(name), key) for one in header(path)]
+    stored = [one for path in weight_files(located, key) for one in header(path)]
     keys = Keys(model)
     groups = sorted(keys.groups(stored), key=lambda group: str(group.sources[0].file))
     return _Checkpoint(keys, tuple(groups), renamed)

@@ -59,7 +59,7 @@ def connector_for(
     """
     found = find_connector(kind)
     chosen = found.read(settings)
-    skipped = 0 if found.class_token else facts.extra_tokens
+    skipped = facts.extra_tokens if found.takes == "grid" else 0
     layer = choose_layer(vision_layer, found, facts)
     spec = ConnectorSpec(
         kind=kind,
@@ -69,7 +69,7 @@ def connector_for(
         vision_layer=layer,
         final_norm=facts.final_norm if layer is None else None,
         skip_tokens=skipped,
-        tokens=found.output_tokens(chosen, facts.grid_tokens + facts.extra_tokens - skipped),
+        tokens=found.placeholders(chosen, facts.grid_tokens + facts.extra_tokens - skipped),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

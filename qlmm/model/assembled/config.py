@@ -40,6 +40,11 @@ class ConnectorSpec(BaseModel):
     skip_tokens: NonNegativeInt
     tokens: PositiveInt
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules of the assembled model that hold the connector's weights; the name is that of LLaVA's class."""
+        return ("model.multi_modal_projector",)
+
 
 class AssembledConfig(LlavaConfig):
     """LLaVA's configuration and what its class cannot say: the connector, and a head with a bias.

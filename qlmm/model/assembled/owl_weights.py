@@ -1,8 +1,7 @@
-"""Released mPLUG-Owl (version 1) checkpoints, in the names and shapes of qlmm and transformers.
+"""The vision tower of released mPLUG-Owl checkpoints (version 1) in the names and shapes of transformers.
 
 The released vision tower is CLIP's ViT in another wrapper: a fused query-key-value layer, other names, a smaller
-epsilon. So a ``CLIPVisionModel`` hosts it exactly. The abstractor keeps its names; the queries, which lie at the root
-of the released model, move into the module.
+epsilon. So a ``CLIPVisionModel`` hosts it exactly.
 
 Usage: ``tower.load_state_dict(vision_state(released, heads=16))``
 """
@@ -14,11 +13,9 @@ from collections.abc import Mapping
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from qlmm.model.connectors.abstractor import AbstractorSettings, swiglu_width
+__all__ = ["VISION", "vision_config_from", "vision_state"]
 
-__all__ = ["abstractor_settings_from", "abstractor_state", "vision_config_from", "vision_state"]
-
-VISION, ABSTRACTOR = "vision_model.", "abstractor."
+VISION = "vision_model."
 # The class default is CLIP's 1e-5; the released encoder was trained with 1e-6 (max difference 1.5e-5 otherwise).
 VISION_EPS = 1e-6
 
@@ -44,7 +41,7 @@ def vision_state(released: Mapping[str, Tensor], *, heads: int) -> dict[str, Ten
             reading in any other order gives silently wrong features.
     """
     state: dict[str, Tensor] = {}
-    for name, weight in _part(released, VISION).items():
+    for name, weight in _tower(released).items():
         if ".query_key_value." in name:
             state |= _split_heads(name, weight, heads)
         else:
@@ -52,9 +49,9 @@ def vision_state(released: Mapping[str, Tensor], *, heads: int) -> dict[str, Ten
     return state
 
 
-def _part(released: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights under a prefix, without it; a dictionary that holds only this part may lack the prefix."""
-    inside = {name.removeprefix(prefix): weight for name, weight in released.items() if name.startswith(prefix)}
+def _tower(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The vision tower's weights without their prefix; a dictionary that holds only them may lack it."""
+    inside = {name.removeprefix(VISION): weight for name, weight in released.items() if name.startswith(VISION)}
     return inside or dict(released)
 
 
@@ -74,48 +71,25 @@ def _split_heads(name: str, fused: Tensor, heads: int) -> dict[str, Tensor]:
     return {f"{stem}{letter}_proj.{kind}": part.flatten(0, 1) for letter, part in zip("qkv", parts, strict=True)}
 
 
-def vision_config_from(released: Mapping[str, Tensor], *, heads: int) -> CLIPVisionConfig:
-    """The configuration of the ``CLIPVisionModel`` that hosts a released vision tower, read from its weights."""
-    vision = _part(released, VISION)
+def vision_config_from(released: Mapping[str, Tensor], *, heads: int, eps: float = VISION_EPS) -> CLIPVisionConfig:
+    """The configuration of the ``CLIPVisionModel`` that hosts a released vision tower.
+
+    Args:
+        released: as ``vision_state`` takes it; sizes are read from the weights.
+        heads: attention heads, which leave no trace in the weights.
+        eps: epsilon of the norms.
+    """
+    vision = _tower(released)
     width, channels, patch, _ = vision["embeddings.patch_embed.weight"].shape
     grid = round((vision["embeddings.position_embedding"].shape[1] - 1) ** 0.5)
     return CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=vision["encoder.layers.0.mlp.fc1.weight"].shape[0],
-        num_hidden_layers=_depth(vision),
+        num_hidden_layers=1 + max(int(name.split(".")[2]) for name in vision if name.startswith("encoder.layers.")),
         num_attention_heads=heads,
         num_channels=channels,
         image_size=grid * patch,
         patch_size=patch,
-        layer_norm_eps=VISION_EPS,
+        layer_norm_eps=eps,
         hidden_act="quick_gelu",
-    )
-
-
-def _depth(state: Mapping[str, Tensor]) -> int:
-    return 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers."))
-
-
-def abstractor_state(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The abstractor's weights under our names, queries included."""
-    state = _part(released, ABSTRACTOR)
-    return state if "query_tokens" in state else {**state, "query_tokens": released["query_tokens"]}
-
-
-def abstractor_settings_from(released: Mapping[str, Tensor], *, heads: int = 16) -> AbstractorSettings:
-    """The settings a released abstractor was built with, read from its weights.
-
-    The inner width must come from the tensors: released weights have 2816 where their configuration's default says
-    4096. Heads leave no trace in the weights; 16 is what every released model has.
-    """
-    state = abstractor_state(released)
-    _, queries, hidden = state["query_tokens"].shape
-    inner = state["encoder.layers.0.crossattention.output.mlp.w1.weight"].shape[0]
-    own_width = "vision_proj.weight" in state
-    return AbstractorSettings(
-        queries=queries,
-        layers=_depth(state),
-        heads=heads,
-        hidden=hidden if own_width else None,
-        inner=None if inner == swiglu_width(hidden) else inner,
     )

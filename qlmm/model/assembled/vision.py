@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel, BaseImageProcessor, PreTrainedCo
 
 from qlmm.compat.transformers_models import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from qlmm.core.errors import ModelError, QlmmError
-from qlmm.model.contract import Connector, own_tower
+from qlmm.model.contract import Connector, Fit, own_tower
 
 __all__ = ["VisionFacts", "choose_layer", "final_tokens", "picture_size", "prepared", "vision_config", "vision_facts"]
 
@@ -108,12 +108,13 @@ def picture_size(image_processor: BaseImageProcessor) -> tuple[int, int]:
     return shape[1], shape[2]
 
 
-def prepared(image_processor: BaseImageProcessor, *, squash: bool) -> BaseImageProcessor:
+def prepared(image_processor: BaseImageProcessor, fit: Fit) -> BaseImageProcessor:
     """A copy of a tower's image processor for use in an assembled model; everything not named here stays as it was.
 
     Args:
         image_processor: the tower's own.
-        squash: resize to the tower's square without keeping the shape, so that no margin is cut off (mPLUG-Owl).
+        fit: squash resizes without keeping the shape, so that no margin is cut off (mPLUG-Owl); crop leaves it to the
+            tower's own processor.
 
     Its ``crop_size`` always says the final size, also where nothing is cropped: ``LlavaProcessor`` counts tokens by it.
     """
@@ -121,7 +122,7 @@ def prepared(image_processor: BaseImageProcessor, *, squash: bool) -> BaseImageP
     size = {"height": height, "width": width}
     settings = image_processor.to_dict()
     changes: dict[str, Any] = {"crop_size": size}
-    if squash:
+    if fit == "squash":
         changes |= {"do_resize": True, "size": size, "do_center_crop": False}
     elif not settings.get("crop_size"):
         changes |= {"do_center_crop": False}

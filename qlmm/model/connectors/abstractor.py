@@ -17,15 +17,16 @@ Usage: ``base.connector: {kind: abstractor, queries: 64}`` in a recipe
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
 from qlmm.core.errors import ModelError
-from qlmm.model.contract import Connector, Settings
+from qlmm.model.contract import Connector, Settings, Stated
 
 __all__ = ["CONNECTOR", "Abstractor", "AbstractorSettings", "swiglu_width"]
 
@@ -236,14 +237,42 @@ def start_among_words(module: nn.Module, mean: Tensor, deviation: float) -> None
     module.vit_eos.copy_(mean.expand_as(module.vit_eos))
 
 
+class _Released(BaseModel):
+    """What a released configuration says about the abstractor and its weights do not show."""
+
+    num_attention_heads: PositiveInt = 16
+    layer_norm_eps: PositiveFloat = 1e-6
+
+
+def published_settings(state: Mapping[str, Tensor], stated: Stated) -> AbstractorSettings:
+    """The settings that released weights were made with, dropout left at its default.
+
+    Sizes are read from the weights: released ones are 2816 wide inside where their configuration's default says 4096.
+    Heads and epsilon leave no trace in the weights.
+    """
+    released = stated.get("visual_abstractor_config")
+    traceless = _Released.model_validate(released or {})
+    _, queries, hidden = state["query_tokens"].shape
+    return AbstractorSettings(
+        queries=queries,
+        layers=1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers.")),
+        heads=traceless.num_attention_heads,
+        hidden=hidden,
+        inner=state["encoder.layers.0.crossattention.output.mlp.w1.weight"].shape[0],
+        eps=traceless.layer_norm_eps,
+    )
+
+
 CONNECTOR = Connector(
     settings=AbstractorSettings,
     build=Abstractor,
-    output_tokens=lambda settings, grid_tokens: settings.queries + 1,
-    class_token=True,
+    placeholders=lambda settings, grid_tokens: settings.queries + 1,
+    takes="class+grid",
     vision_layer=None,
+    fit="squash",
     plain_llava=False,
-    squash=True,
     source="mPLUG-Owl, arXiv 2304.14178",
+    weights={"abstractor.": "", "query_tokens": "query_tokens"},  # the released queries lie at the model's root
+    published=published_settings,
     start=start_among_words,
 )

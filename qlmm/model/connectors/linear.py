@@ -28,10 +28,11 @@ def build(settings: LinearSettings, vision_width: int, text_width: int) -> nn.Mo
 CONNECTOR = Connector(
     settings=LinearSettings,
     build=build,
-    output_tokens=lambda settings, grid_tokens: grid_tokens,
-    class_token=False,
+    placeholders=lambda settings, grid_tokens: grid_tokens,
+    takes="grid",
     vision_layer=-2,  # LLaVA, arXiv 2304.08485, section 4.1: the grid before the last transformer layer
+    fit="crop",
     plain_llava=True,
-    squash=False,
     source="LLaVA, arXiv 2304.08485",
+    weights={"model.mm_projector.": ""},
 )

@@ -36,10 +36,17 @@ def build(settings: MlpSettings, vision_width: int, text_width: int) -> nn.Modul
 CONNECTOR = Connector(
     settings=MlpSettings,
     build=build,
-    output_tokens=lambda settings, grid_tokens: grid_tokens,
-    class_token=False,
+    placeholders=lambda settings, grid_tokens: grid_tokens,
+    takes="grid",
     vision_layer=-2,  # LLaVA-1.5 keeps LLaVA's choice, the grid before the last transformer layer
+    fit="crop",
     plain_llava=True,
-    squash=False,
     source="LLaVA-1.5, arXiv 2310.03744",
+    weights={
+        # The authors' checkpoints, then those of transformers: before its version 4.52, since then.
+        "model.mm_projector.0.": "linear_1.",
+        "model.mm_projector.2.": "linear_2.",
+        "multi_modal_projector.": "",
+        "model.multi_modal_projector.": "",
+    },
 )

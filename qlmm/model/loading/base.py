@@ -33,12 +33,13 @@ from qlmm.compat.transformers_models import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from qlmm.core.errors import ModelError, NoTemplate, NotVisionLanguage
 from qlmm.core.naming import close
 from qlmm.model.assembled.build import assemble, assembled_config, connector_for, put_together
-from qlmm.model.assembled.language import add_image_token, check_language, embedding_width, word_statistics
+from qlmm.model.assembled.language import add_image_token, check_language, embedding_width
 from qlmm.model.assembled.processor import assembled_processor
 from qlmm.model.assembled.processor import load_processor as load_assembled_processor
 from qlmm.model.assembled.vision import VisionFacts, picture_size, prepared, vision_config, vision_facts
 from qlmm.model.contract import connector as find_connector
-from qlmm.model.loading.hub import Located, commit_of, config_of, config_sha256, locate, reading
+from qlmm.model.loading.connector_weights import begin, check_fits, take_over, weights_identity
+from qlmm.model.loading.hub import Located, commit_of, config_of, config_sha256, locate, locate_part, reading
 from qlmm.model.loading.precision import Precision
 from qlmm.model.loading.quantization import keep_trainable, quantization, skip_names
 from qlmm.model.parts.split import Parts, split
@@ -157,6 +158,8 @@ def identity(base: BaseSection) -> dict[str, Any]:
         "vision": _facts(pieces.vision, "base.vision"),
         "language": _facts(pieces.language, "base.language"),
     }
+    weights = weights_identity(pieces.connector)
+    parts |= {"connector": weights} if weights is not None else {}
     return {"kind": "assembled", "parts": parts, "connector": pieces.connector.model_dump()}
 
 
@@ -169,9 +172,16 @@ def _facts(located: Located, key: str) -> dict[str, str | None]:
 def pinned(base: BaseSection) -> BaseSection:
     """The same base with each Hub id at the commit that is used now: what a branch points to changes."""
     names = {"model": base.model, "vision": base.vision, "language": base.language}
-    places = {key: locate(name) for key, name in names.items() if name is not None}
-    commits = {key: commit_of(place) for key, place in places.items()}
-    return base.model_copy(update={key: f"{places[key].path}@{commit}" for key, commit in commits.items() if commit})
+    changed: dict[str, object] = {key: _pinned(name) for key, name in names.items() if name is not None}
+    if base.connector is not None and base.connector.weights is not None:
+        changed["connector"] = base.connector.model_copy(update={"weights": _pinned(base.connector.weights)})
+    return base.model_copy(update=changed)
+
+
+def _pinned(name: str) -> str:
+    place = locate(name)
+    commit = commit_of(place)
+    return f"{place.path}@{commit}" if commit else name
 
 
 def answers_in_decoder(base: BaseSection) -> bool:
@@ -248,9 +258,8 @@ def _pieces(base: BaseSection) -> _Pieces:
     """Configurations, tokenizer and image processor of an assembled base, each checked before the next is read."""
     if base.vision is None or base.language is None or base.connector is None:
         raise ValueError("the recipe's schema lets only whole bases through")
-    wanted = find_connector(base.connector.kind)
-    wanted.read(base.connector.settings)
-    vision, language = locate(base.vision), locate(base.language)
+    wanted, connector = find_connector(base.connector.kind), take_over(base.connector)
+    vision, language = locate_part(base.vision, "vision"), locate_part(base.language, "language")
     with reading("base.vision", vision):
         seen = vision_config(vision.path, vision.revision)
         pictures = AutoImageProcessor.from_pretrained(vision.path, **vision.options)
@@ -260,10 +269,10 @@ def _pieces(base: BaseSection) -> _Pieces:
         tokenizer = AutoTokenizer.from_pretrained(language.path, **language.options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    pictures = prepared(pictures, squash=wanted.squash)
+    pictures = prepared(pictures, wanted.fit)
     return _Pieces(
         section=base,
-        connector=base.connector,
+        connector=connector,
         vision=vision,
         vision_config=seen,
         facts=vision_facts(seen, picture_size(pictures)),
@@ -316,10 +325,9 @@ def _join(
     )
     config = assembled_config(pieces.vision_config, language, spec, image_token_id)
     if not whole:
+        check_fits(pieces.connector, connector)
         return put_together(tower, language, connector, config)
-    start = find_connector(pieces.connector.kind).start
-    if start is not None:
-        start(connector, *word_statistics(language))
+    begin(pieces.connector, connector, language)
     return assemble(tower, language, connector.to(language.device), config)
 
 

@@ -21,9 +21,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from qlmm.builtin import registry as builtin
 from qlmm.compat.transformers_private import lasting_facts
 from qlmm.core.errors import ModelError, Unavailable
+from qlmm.model.assembled.owl_checkpoint import OwlPart, owl_part
 from qlmm.model.contract import own_tower
 
-__all__ = ["Located", "commit_of", "config_of", "config_sha256", "locate", "reading"]
+__all__ = ["Located", "commit_of", "config_of", "config_sha256", "locate", "locate_part", "reading"]
 
 BUILTIN = "builtin:"
 # How transformers names a package that is not there, the surest way first.
@@ -34,11 +35,15 @@ _EXTRAS = {"torchvision": "gpu"}
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A part's name as written, and what transformers is asked for: a folder or an id, and a revision."""
+    """A part's name as written, and what transformers is asked for: a folder or an id, and a revision.
+
+    ``commit`` is the one that a converted folder's content came from.
+    """
 
     name: str
     path: str
     revision: str | None
+    commit: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -58,6 +63,19 @@ def locate(name: str) -> Located:
         return Located(name, name, None)
     model, _, revision = name.partition("@")
     return Located(name, model, revision or None)
+
+
+def locate_part(name: str, part: OwlPart) -> Located:
+    """Resolve a recipe's name for a part of an assembled base; a released mPLUG-Owl gives that part of itself.
+
+    Raises:
+        UsageError: as ``locate`` does.
+        ModelError: M003 and following, M151 and following, when a released checkpoint cannot be taken apart.
+    """
+    located = locate(name)
+    with reading(f"base.{part}", located):
+        found = owl_part(located.path, located.revision, part)
+    return located if found is None else Located(name, str(found[0]), None, found[1])
 
 
 @contextmanager
@@ -183,8 +201,8 @@ def commit_of(located: Located) -> str | None:
 
     Asked after its configuration was read: that has put the commit a branch points to into the cache.
     """
-    if _is_folder(located.path):
-        return None
+    if located.commit is not None or _is_folder(located.path):
+        return located.commit
     found = try_to_load_from_cache(located.path, "config.json", revision=located.revision)
     return Path(found).parent.name if isinstance(found, str) else None
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from qlmm.artifacts.export.llamacpp.file import Outtype, Stored, storage, write_gguf
 from qlmm.artifacts.export.llamacpp.language import FILE_TYPES
 from qlmm.core.errors import ModelError
+from qlmm.model.parts.split import split
 
 if TYPE_CHECKING:
     import gguf
@@ -86,12 +87,14 @@ def _llava(shape: PreTrainedModel, processor: ProcessorMixin, outtype: Outtype) 
         raise _unknown("the connector takes several layers of the tower, or has no biases")
     layers, wanted = tower.num_hidden_layers, config.vision_feature_layer
     taken = wanted if wanted >= 0 else layers + 1 + wanted
+    parts = split(shape)
+    (vision,), (projector,) = parts.vision, parts.connector
     names = {
-        f"model.multi_modal_projector.linear_{ours}.{kind}": f"mm.{theirs}.{kind}"
+        f"{projector}.linear_{ours}.{kind}": f"mm.{theirs}.{kind}"
         for ours, theirs in ((1, 0), (2, 2))
         for kind in ("weight", "bias")
     }
-    names |= _tower(shape, "model.vision_tower.", "vision_tower.vision_model.", taken, post_norm=False)
+    names |= _tower(shape, f"{vision}.", "vision_tower.vision_model.", taken, post_norm=False)
 
     def fill(writer: gguf.GGUFWriter) -> None:
         _settings(writer, shape, processor, "mlp", blocks=taken, outtype=outtype)
