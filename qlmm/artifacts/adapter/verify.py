@@ -24,7 +24,7 @@ from qlmm.artifacts.zoo.catalogue import located
 from qlmm.core.errors import ModelError, QlmmError, UsageError
 from qlmm.model.peft.adapter import ADAPTER_WEIGHTS
 from qlmm.proof.probe import check_answers
-from qlmm.training.run_dir import RECORD
+from qlmm.core.filenames import RUN_RECORD
 
 __all__ = ["Check", "Verdict", "check_finite", "check_no_pickle", "find_adapter", "verify"]
 
@@ -108,7 +108,7 @@ def find_adapter(target: str) -> Path:
     """
     path = located(target)
     if path.is_dir():
-        if (path / MANIFEST).is_file() or not (path / RECORD).is_file():
+        if (path / MANIFEST).is_file() or not (path / RUN_RECORD).is_file():
             return path
         return _of_run(path)
     if target.count("/") != 1 or target.startswith((".", "/", "~")):

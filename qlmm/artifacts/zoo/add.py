@@ -36,7 +36,7 @@ from qlmm.recipe import zoo as shelf
 from qlmm.recipe.library import ZOO_RECIPE
 from qlmm.recipe.load import as_yaml
 from qlmm.training.logbook import read_metrics
-from qlmm.training.run_dir import RECORD
+from qlmm.core.filenames import RUN_RECORD
 
 __all__ = ["Request", "add"]
 
@@ -117,7 +117,7 @@ def _place(name: str) -> Path:
 
 
 def _proof(adapter: Path, manifest: Manifest) -> Proof:
-    if not (adapter.parent / RECORD).is_file():
+    if not (adapter.parent / RUN_RECORD).is_file():
         help = "name the run directory; its record says how long the run took, and on what"
         raise UsageError.one("Z010", f"{adapter} does not lie in the directory of its run", help=help)
     proof = proof_of(manifest)
@@ -212,7 +212,7 @@ def _minutes(run: Path) -> float | None:
 
 
 def _machine(run: Path) -> str:
-    plan = from_json(PlanFacts, json.loads((run / RECORD).read_bytes())["plan"])
+    plan = from_json(PlanFacts, json.loads((run / RUN_RECORD).read_bytes())["plan"])
     return f"{plan.device}, {plan.precision}"
 
 
