@@ -61,7 +61,7 @@ def shared_adapter(parent: Path, proof: Proof = PROOF, name: str = "adapter", **
     folder = parent / name
     (folder / "held-out").mkdir(parents=True)
     save_file({"lora_A": torch.arange(4096.0)}, folder / "adapter_model.safetensors")
-    config = {"base_model_name_or_path": "some/llava", "revision": COMMIT, "from": f"{PRIVATE}/rows.jsonl"}
+    config = {"base_model_name_or_path": "some/llava", "revision": COMMIT}
     (folder / "adapter_config.json").write_text(json.dumps(config), "utf-8")
     (folder / "tokenizer.json").write_text(json.dumps({"vocab": {"0" * 40: 1}}), "utf-8")
     (folder / "chat_template.jinja").write_text("{{ messages }}", "utf-8")

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from qlmm.artifacts.zoo.add import Request, add
 from safetensors.torch import save_file
 
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import write_manifest
 from qlmm.artifacts.cards.adapter_card import card
-from qlmm.artifacts.zoo.add import Request, add
 from qlmm.core.events import Event, Finished
 from qlmm.model.loading.base import chat_template
 from qlmm.proof.records import Proof, to_json

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlmm.artifacts.adapter.load import load, load_base, plain_base
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest
+from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.builtin import registry as builtin
 from qlmm.core.errors import DataError, ModelError, Problem, UsageError, Where
+from qlmm.core.filenames import MANIFEST
 from qlmm.core.signals import Stop, stop_signals
 from qlmm.data.sample import Sample
 from qlmm.generation.sampling import Draw, draw

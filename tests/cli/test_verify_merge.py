@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qlmm.api import finetune
-from qlmm.artifacts.adapter.manifest import MANIFEST
 from qlmm.cli.app import app
 from qlmm.cli.commands.merge import shard_bytes
 from qlmm.core.errors import QlmmError, UsageError
+from qlmm.core.filenames import MANIFEST
 from tests.runs import TinyRun
 
 

@@ -13,8 +13,9 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from qlmm.artifacts.adapter.folder import file_hashes, stage_adapter
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, versions, write_manifest
+from qlmm.artifacts.adapter.manifest import Manifest, versions, write_manifest
 from qlmm.artifacts.merge.merge import Settings, merge
+from qlmm.core.filenames import MANIFEST
 from qlmm.model.loading.base import identity
 from qlmm.training.plan import Plan
 from qlmm.training.run import build

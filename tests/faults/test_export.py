@@ -13,10 +13,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from qlmm.api import finetune
-from qlmm.artifacts.adapter.manifest import MANIFEST
 from qlmm.artifacts.export import export as module
 from qlmm.artifacts.export.export import Wishes, export
 from qlmm.core.errors import QlmmError
+from qlmm.core.filenames import MANIFEST
 from tests.runs import TinyRun
 
 pytestmark = pytest.mark.slow
@@ -170,7 +170,7 @@ def test_killed_on_the_way_nothing_lies_under_its_name(to: str, place: Path, mon
 
 
 def test_a_full_disk_is_seen_beforehand(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("qlmm.core.staging.free_bytes", lambda path: 1000)
     before = listing(place)
     with pytest.raises(QlmmError, match=r"A034.*needed"):
         export(adapter(place), "gguf", place / "out", Wishes())

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from qlmm.api import finetune, load
 from qlmm.artifacts.adapter.folder import file_hashes
-from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest, write_manifest
+from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
 from qlmm.artifacts.adapter.verify import verify
 from qlmm.artifacts.combine.checks import read_sources, size_of
 from qlmm.artifacts.combine.combine import Settings, combine
@@ -164,7 +164,7 @@ def _base(tiny: TinyRun) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", ["cat", "ties", "dare_ties", "dare_linear"])
 def test_what_comes_out_verifies_and_says_what_it_is_made_of(method: str, both: Callable[..., Path]) -> None:
     folder = both(method, (0.5, 0.5), seed=3)
-    assert verify(str(folder)).holds
+    assert verify(folder).holds
     made = read_manifest(folder)
     assert made.proof is None
     assert made.combined is not None
@@ -230,7 +230,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_the_base_is_loaded(
     made = both("cat", (0.5, 0.5))
     assert size * 0.9 <= (made / WEIGHTS).stat().st_size <= size + 100_000
     shutil.rmtree(made)
-    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda path: size)
+    monkeypatch.setattr("qlmm.core.staging.free_bytes", lambda path: size)
     monkeypatch.setattr(
         "qlmm.artifacts.combine.combine.load_model", lambda *_, **__: pytest.fail("the base was loaded")
     )
@@ -273,7 +273,7 @@ def edited(source: Path, folder: Path, change: Callable[[Any], Any]) -> Path:
     """A copy of an adapter with another manifest."""
     shutil.copytree(source, folder)
     changed = change(read_manifest(folder))
-    files = file_hashes(folder, without=frozenset({MANIFEST, "README.md"}))
+    files = file_hashes(folder)
     write_manifest(folder, changed.model_copy(update={"files": files}))
     return folder
 
@@ -318,7 +318,7 @@ def test_other_layers_and_other_templates_are_refused(tiny: TinyRun, tmp_path: P
     shutil.copytree(source, template)
     (template / "chat_template.jinja").write_text("{{ messages }}")
     for folder, code in ((fewer, "K006"), (template, "K008")):
-        files = file_hashes(folder, without=frozenset({MANIFEST, "README.md"}))
+        files = file_hashes(folder)
         write_manifest(folder, read_manifest(folder).model_copy(update={"files": files}))
         with pytest.raises(UsageError, match=code):
             combine([str(tiny.folder / "a"), str(folder)], tmp_path / "both", Settings("linear", (0.5, 0.5)))
@@ -335,4 +335,4 @@ def test_connectors_of_assembled_bases_are_combined(tmp_path: Path) -> None:
     whole = [name for name in made if ".lora_" not in name]
     assert whole
     assert all(torch.allclose(made[name], (sources[0][name] + sources[1][name]) / 2, atol=1e-6) for name in whole)
-    assert verify(str(folder)).holds
+    assert verify(folder).holds

@@ -10,11 +10,11 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner, Result
 
-from qlmm.artifacts.adapter.folder import UNPROVEN
-from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest, write_manifest
-from qlmm.artifacts.hub.package import CARD, pack
+from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
+from qlmm.artifacts.hub.package import pack
 from qlmm.artifacts.hub.transfer import pull, push
 from qlmm.cli.app import app
+from qlmm.core.filenames import CARD, MANIFEST, UNPROVEN
 from tests.hub import READER, TOKEN, WRONG, Hub, Repo
 from tests.run_facts import PROOF
 from tests.sharing import COMMIT, PRIVATE, REPO, contents, pushed, refusal, shared_adapter

@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qlmm.artifacts.adapter.manifest import MANIFEST
-from qlmm.artifacts.hub.package import CARD
+from qlmm.core.filenames import CARD, MANIFEST
 from tests.hub import READER, TOKEN, Hub, Repo
 from tests.sharing import REPO, contents, shared_adapter
 

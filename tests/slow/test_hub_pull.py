@@ -13,10 +13,10 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest
-from qlmm.artifacts.hub.package import CARD
+from qlmm.artifacts.adapter.manifest import read_manifest
 from qlmm.artifacts.hub.transfer import pull
 from qlmm.cli.app import app
+from qlmm.core.filenames import CARD, MANIFEST
 from tests.hub import Hub, Repo
 from tests.sharing import REPO, contents, pushed, refusal
 
@@ -164,7 +164,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 ) -> None:
     pushed(adapter)
     hub.requests.clear()
-    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("qlmm.core.staging.free_bytes", lambda _: 1000)
     assert refusal(lambda: pull(REPO))[0] == "A034"
     assert hub.asked("adapter_model") == []
     assert not Path("owl").exists()

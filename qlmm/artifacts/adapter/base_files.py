@@ -11,10 +11,11 @@ from huggingface_hub import constants, try_to_load_from_cache
 from pydantic import BaseModel, Field, ValidationError
 from transformers.utils.hub import cached_file
 
+from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.core.errors import ModelError
-from qlmm.model.loading.hub import Located, reading
+from qlmm.model.loading.hub import Located, locate, reading
 
-__all__ = ["base_file", "weight_files"]
+__all__ = ["base_file", "sources_of", "weight_files"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -90,3 +91,9 @@ def base_file(located: Located, name: str, key: str) -> Path | None:
     with reading(key, located):
         found = cached_file(located.path, name, revision=located.revision, _raise_exceptions_for_missing_entries=False)
     return Path(found) if found is not None else None
+
+
+def sources_of(folder: Path, manifest: Manifest) -> list[Path]:
+    """The folders that are read when something is made of an adapter: its own, and those of its base."""
+    base = manifest.recipe.base
+    return [folder, *(Path(locate(name).path) for name in (base.model, base.vision, base.language) if name)]

@@ -9,13 +9,13 @@ Usage: ``combine([Path("runs/a/adapter"), Path("runs/b/adapter")], Path("both"),
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -23,34 +23,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qlmm.artifacts.adapter.folder import file_hashes, publish
+from qlmm.artifacts.adapter.base_files import sources_of
+from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.load import load
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, versions, write_manifest
+from qlmm.artifacts.adapter.manifest import Combination, CombinedSource, Manifest, versions, write_manifest
 from qlmm.artifacts.adapter.reload import prove_reload
 from qlmm.artifacts.combine.card import combine_card
 from qlmm.artifacts.combine.checks import (
-    AVERAGING,
     NAME,
-    OF_FACTORS,
+    Method,
     Source,
     check_same_base,
     check_settings,
     read_sources,
     size_of,
 )
-from qlmm.artifacts.destination import check_place, check_room, sources_of, staged
 from qlmm.core.errors import RunError
+from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, PICTURES, PROBE
 from qlmm.core.files import atomic_write
+from qlmm.core.staging import check_place, check_room, publish, staged
 from qlmm.model.loading.base import load_model
 from qlmm.model.loading.precision import Precision, choose
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX
-from qlmm.proof.probe import PICTURES, PROBE, probe_rows, write_probe
+from qlmm.model.parts.split import PEFT_PREFIX
+from qlmm.proof.probe import probe_rows, write_probe
 from qlmm.proof.records import ReloadProof
 
-__all__ = ["Combined", "Measure", "Method", "Settings", "combine"]
-
-Method = Literal["linear", "cat", "ties", "dare_ties", "dare_linear", "svd"]
-CONFIG = "adapter_config.json"
+__all__ = ["Combined", "Measure", "Settings", "combine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +58,12 @@ class Settings:
     Attributes:
         method: PEFT's name for it.
         weights: one per adapter; LoRA and modules trained whole are scaled alike.
-        density: share of values that ties and dare keep.
-        seed: decides which ones dare keeps.
+        density: share of values that ties keeps.
     """
 
     method: Method
     weights: tuple[float, ...]
     density: float = 0.5
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +147,9 @@ def _write_weights(stage: Path, sources: Sequence[Source], settings: Settings, t
     tell("combining")
     lora, rank = _lora(model, sources, tensors, settings)
     save_file({**combined, **lora}, stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = json.loads((sources[0].folder / CONFIG).read_text("utf-8"))
+    config = json.loads((sources[0].folder / ADAPTER_CONFIG).read_text("utf-8"))
     config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    atomic_write(stage / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    atomic_write(stage / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     del model
     gc.collect()
     return rank
@@ -168,9 +164,9 @@ def _precision(manifest: Manifest) -> Precision:
 def _shares(settings: Settings) -> tuple[float, ...]:
     """The weights that whole modules get, which scale them as the method scales LoRA.
 
-    An averaging method divides by how many adapters there are.
+    ``ties`` divides by how many adapters there are.
     """
-    count = len(settings.weights) if settings.method in AVERAGING else 1
+    count = len(settings.weights) if settings.method == "ties" else 1
     return tuple(weight / count for weight in settings.weights)
 
 
@@ -216,17 +212,13 @@ def _add(wrapped: PeftModel, names: list[str], settings: Settings) -> None:
     itself, so that halves of an adapter and of the same adapter give that adapter. Where they are averaged, equal
     weights give their product that weight.
     """
-    weights = list(settings.weights)
-    if settings.method in OF_FACTORS:
-        weights = [weight**2 for weight in weights]
-    torch.manual_seed(settings.seed)
+    squared = settings.method == "linear"
     wrapped.base_model.add_weighted_adapter(
         names,
-        weights,
+        [weight**2 if squared else weight for weight in settings.weights],
         NAME,
         combination_type=settings.method,
-        density=settings.density if "ties" in settings.method or "dare" in settings.method else None,
-        svd_full_matrices=False,
+        density=settings.density if settings.method == "ties" else None,
     )
 
 
@@ -237,29 +229,40 @@ def _manifest(sources: Sequence[Source], settings: Settings, rank: int) -> Manif
     recipe = first.recipe.model_copy(update={"adapter": first.recipe.adapter.model_copy(update=changes)})
     prints = [source.manifest.data["sha256"] for source in sources]
     rows = {str(row["path"]): row for source in sources for row in source.manifest.data["sources"]}
-    data = {"sha256": hashlib.sha256("\n".join(prints).encode()).hexdigest(), "sources": list(rows.values())}
-    told = [
-        {
-            "name": source.name,
-            "weights_sha256": source.manifest.files[ADAPTER_WEIGHTS],
-            "steps": source.manifest.steps,
-            "data": [str(row["path"]) for row in source.manifest.data["sources"]],
-        }
-        for source in sources
-    ]
-    combined: dict[str, Any] = {"method": settings.method, "weights": list(settings.weights), "sources": told}
-    if settings.method not in ("linear", "cat", "svd"):
-        combined |= {"density": settings.density, "seed": settings.seed}
-    steps = sum(source.manifest.steps for source in sources)
-    changed: dict[str, Any] = {"recipe": recipe, "data": data, "steps": steps, "proof": None, "combined": combined}
-    return first.model_copy(update=changed | {"versions": versions(), "files": {}})
+    combined = Combination(
+        method=settings.method,
+        weights=settings.weights,
+        density=settings.density if settings.method == "ties" else None,
+        sources=tuple(_recorded(source) for source in sources),
+    )
+    return Manifest(
+        base=first.base,
+        recipe=recipe,
+        precision=first.precision,
+        seed=first.seed,
+        frozen_sha256=first.frozen_sha256,
+        data={"sha256": sha256("\n".join(prints).encode()).hexdigest(), "sources": list(rows.values())},
+        steps=sum(source.manifest.steps for source in sources),
+        versions=versions(),
+        files={},
+        combined=combined,
+    )
+
+
+def _recorded(source: Source) -> CombinedSource:
+    return CombinedSource(
+        name=source.name,
+        weights_sha256=source.manifest.files[ADAPTER_WEIGHTS],
+        steps=source.manifest.steps,
+        data=tuple(str(row["path"]) for row in source.manifest.data["sources"]),
+    )
 
 
 def _write_rest(stage: Path, sources: Sequence[Source], manifest: Manifest, tell: Callable[[str], None]) -> None:
     """Processor, and what the combined adapter says to the rows of its sources' probes."""
     first = sources[0]
     for name in first.manifest.files:
-        if name not in (ADAPTER_WEIGHTS, CONFIG, PROBE) and not name.startswith(f"{PICTURES}/"):
+        if name not in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, PROBE) and not name.startswith(f"{PICTURES}/"):
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(first.folder / name, stage / name)
     write_manifest(stage, _with_files(stage, manifest))
@@ -273,8 +276,7 @@ def _write_rest(stage: Path, sources: Sequence[Source], manifest: Manifest, tell
 
 
 def _with_files(stage: Path, manifest: Manifest) -> Manifest:
-    files = file_hashes(stage, without=frozenset({MANIFEST, "README.md"}))
-    return manifest.model_copy(update={"files": files})
+    return manifest.model_copy(update={"files": file_hashes(stage)})
 
 
 def _proven(stage: Path, manifest: Manifest, tell: Callable[[str], None]) -> ReloadProof:
@@ -298,7 +300,9 @@ def _losses(stage: Path, sources: Sequence[Source], measure: Measure, tell: Call
 
 
 def _finish(stage: Path, manifest: Manifest, proof: ReloadProof, losses: Mapping[str, float], rows: str) -> None:
-    told = {"losses": dict(losses), "measured_on": rows, "reload": proof.max_difference}
-    final = _with_files(stage, manifest.model_copy(update={"combined": {**(manifest.combined or {}), **told}}))
+    """Record what was measured, in manifest and card."""
+    measured = {"losses": dict(losses), "measured_on": rows, "reload": proof.max_difference}
+    combined = manifest.combined.model_copy(update=measured) if manifest.combined is not None else None
+    final = _with_files(stage, manifest.model_copy(update={"combined": combined}))
     write_manifest(stage, final)
-    atomic_write(stage / "README.md", combine_card(final))
+    atomic_write(stage / CARD, combine_card(final.shared()))

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.model.loading.quantization import QuantKind
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX
+from qlmm.model.parts.split import PEFT_PREFIX
 
 __all__ = ["AsTrained", "Deltas", "Way", "requantised"]
 

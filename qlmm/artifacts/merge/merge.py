@@ -19,24 +19,22 @@ from typing import Any, Literal
 
 import torch
 
-from qlmm.artifacts.adapter.base_files import base_file
-from qlmm.artifacts.adapter.folder import publish
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest
+from qlmm.artifacts.adapter.base_files import base_file, sources_of
+from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.adapter.preconditions import check_adapter, check_fits
-from qlmm.artifacts.adapter.verify import find_adapter
-from qlmm.artifacts.destination import check_place, check_room, sources_of, staged
 from qlmm.artifacts.merge.base_storage import held_by
 from qlmm.artifacts.merge.card import merge_card
 from qlmm.artifacts.merge.deltas import Deltas, Way
 from qlmm.artifacts.merge.fidelity import MergeError, measure
 from qlmm.artifacts.merge.tensor_plan import Sources
 from qlmm.artifacts.safetensors_stream import Output, cut, write_shards
+from qlmm.artifacts.zoo.find import find_adapter
+from qlmm.core.filenames import ADAPTER_WEIGHTS, MANIFEST, PICTURES, PROBE
 from qlmm.core.files import atomic_write
+from qlmm.core.staging import check_place, check_room, publish, staged
 from qlmm.model.image_budget.budget import agree
 from qlmm.model.loading.base import blueprint, load_saved_processor
 from qlmm.model.loading.hub import locate
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS
-from qlmm.proof.probe import PICTURES, PROBE
 
 __all__ = ["Merged", "Settings", "merge"]
 

@@ -17,18 +17,18 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest, versions
+from qlmm.artifacts.adapter.manifest import Manifest, read_manifest, versions
 from qlmm.artifacts.zoo.entry import Entry, HubWeights, entries, read_entry
 from qlmm.core import env
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import ADAPTER_WEIGHTS, CARD, CHAT_TEMPLATE, MANIFEST
 from qlmm.core.files import file_sha256
+from qlmm.core.staging import publish, staged
 from qlmm.recipe.schema import BaseSection
 from qlmm.recipe.zoo import PREFIX, entry_folder
 
-__all__ = ["WEIGHTS", "build", "complete", "located", "readme", "written_by_base"]
+__all__ = ["complete", "complete_into", "located", "readme", "written_by_base"]
 
-WEIGHTS = "adapter_model.safetensors"
-CARD, TEMPLATE = "README.md", "chat_template.jinja"
 Tell = Callable[[str], None]
 
 _README = """\
@@ -82,20 +82,23 @@ def complete(name: str, tell: Tell = lambda line: None) -> Path:
     # The folder's own name is the entry's: whatever is made of it is called so.
     place = env.home() / "zoo" / _fingerprint(source) / source.name
     place.parent.mkdir(parents=True, exist_ok=True)
+    # Another process that completes the entry is waited for, not refused.
     with FileLock(env.home() / "zoo" / f"{source.name}.lock"):
         if not _is_whole(place, source, manifest):
             tell(f"completing {name}")
-            _make(source, entry, place, tell)
+            with staged(place) as stage:
+                complete_into(stage, source, entry, tell)
+                publish(stage, place, replace=True)
     return place
 
 
-def build(source: Path, entry: Entry, stage: Path, tell: Tell) -> None:
+def complete_into(stage: Path, source: Path, entry: Entry, tell: Tell = lambda line: None) -> None:
     """Put a whole adapter folder together from an entry.
 
     Args:
+        stage: an empty folder.
         source: the entry's folder.
         entry: its facts.
-        stage: an empty folder.
         tell: receives a line about what is going on.
 
     Raises:
@@ -108,7 +111,7 @@ def build(source: Path, entry: Entry, stage: Path, tell: Tell) -> None:
             (stage / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, stage / name)
     if isinstance(entry.weights, HubWeights):
-        shutil.copyfile(_fetched(entry.weights, tell), stage / WEIGHTS)
+        shutil.copyfile(_fetched(entry.weights, tell), stage / ADAPTER_WEIGHTS)
     _refuse_changed(source, stage, manifest)
     absent = [name for name in manifest.files if not (stage / name).is_file()]
     if absent:
@@ -148,37 +151,24 @@ def _fingerprint(source: Path) -> str:
 
 def _is_whole(place: Path, source: Path, manifest: Manifest) -> bool:
     """Whether a copy has every file of the run, and the manifest and card of the entry."""
-    papers = {name: file_sha256(source / name) for name in (MANIFEST, CARD) if (source / name).is_file()}
-    files = {place / name: digest for name, digest in (manifest.files | papers).items()}
+    unhashed = {name: file_sha256(source / name) for name in (MANIFEST, CARD) if (source / name).is_file()}
+    files = {place / name: digest for name, digest in (manifest.files | unhashed).items()}
     return all(path.is_file() and file_sha256(path) == digest for path, digest in files.items())
 
 
-def _make(source: Path, entry: Entry, place: Path, tell: Tell) -> None:
-    from qlmm.artifacts.adapter.folder import publish
-
-    stage = place.with_name(f".{place.name}.part")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    try:
-        build(source, entry, stage, tell)
-        publish(stage, place, replace=True)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
 def _fetched(weights: HubWeights, tell: Tell) -> Path:
-    from qlmm.artifacts.hub.connection import talking
+    from qlmm.artifacts.hub.connection import hub_client
 
     tell(f"fetching the weights from {weights.id}")
-    with talking(weights.id, "run the same command again", tell) as hub:
-        return Path(hub.ask(lambda api: api.hf_hub_download(weights.id, WEIGHTS, revision=weights.commit)))
+    with hub_client(weights.id, "run the same command again", tell) as hub:
+        return Path(hub.ask(lambda api: api.hf_hub_download(weights.id, ADAPTER_WEIGHTS, revision=weights.commit)))
 
 
 def _refuse_changed(source: Path, stage: Path, manifest: Manifest) -> None:
     there = {name: digest for name, digest in manifest.files.items() if (stage / name).is_file()}
     changed = [name for name, digest in there.items() if file_sha256(stage / name) != digest]
-    if WEIGHTS not in there:
-        changed.append(WEIGHTS)
+    if ADAPTER_WEIGHTS not in there:
+        changed.append(ADAPTER_WEIGHTS)
     if changed:
         help = "take the folder from the repository again; what a file should be stands in its qlmm.json"
         message = f"{source} is not as its run wrote it: {', '.join(changed)} missing or changed"
@@ -189,7 +179,7 @@ def _base(manifest: Manifest, adapter: Path) -> BaseSection:
     """The base as the run had it; a chat template that lay with its maker is taken from the adapter, which keeps it."""
     base = manifest.recipe.base
     if base.chat_template is not None and base.chat_template.endswith(".jinja"):
-        return base.model_copy(update={"chat_template": str(adapter / TEMPLATE)})
+        return base.model_copy(update={"chat_template": str(adapter / CHAT_TEMPLATE)})
     return base
 
 

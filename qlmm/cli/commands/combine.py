@@ -28,16 +28,14 @@ class Asked:
     Attributes:
         method: how LoRA is combined.
         weights: numbers with commas between them.
-        density: share of values that ties and dare keep.
-        seed: decides which ones dare keeps.
+        density: share of values that ties keeps.
         rows: rows to measure on; unset: those that the adapters' runs held out.
         image_root: where the pictures of these rows are.
     """
 
-    method: Literal["linear", "cat", "ties", "dare_ties", "dare_linear", "svd"]
+    method: Literal["cat", "linear", "ties"]
     weights: str
     density: float = 0.5
-    seed: int = 0
     rows: Path | None = None
     image_root: Path | None = None
 
@@ -76,7 +74,7 @@ def combine(adapters: Sequence[str], folder: Path, asked: Asked, *, as_json: boo
     made = run(
         adapters,
         folder,
-        Settings(asked.method, weights, asked.density, asked.seed),
+        Settings(asked.method, weights, asked.density),
         measuring=partial(measure_on, file=asked.rows, image_root=asked.image_root),
         tell=out.talk,
     )

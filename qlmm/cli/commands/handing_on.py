@@ -42,7 +42,7 @@ def export(  # noqa: PLR0917  every parameter is an option of the command
 
 
 @commands.command(epilog="Example: qlmm combine runs/a runs/b --weights 0.5,0.5 --out both")
-def combine(  # noqa: PLR0913, PLR0917  every parameter is an option of the command
+def combine(  # noqa: PLR0917  every parameter is an option of the command
     adapters: Annotated[
         list[str],
         typer.Argument(metavar="ADAPTER ADAPTER...", help="Folders, runs, Hub ids or zoo:NAMEs, of one base."),
@@ -52,11 +52,10 @@ def combine(  # noqa: PLR0913, PLR0917  every parameter is an option of the comm
     ],
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="The adapter folder to make.")],
     method: Annotated[
-        Literal["linear", "cat", "ties", "dare_ties", "dare_linear", "svd"],
+        Literal["cat", "linear", "ties"],
         typer.Option("--method", help="How LoRA is combined; cat is the exact sum."),
     ] = "cat",
-    density: Annotated[float, typer.Option("--density", help="Share of values that ties and dare keep.")] = 0.5,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what dare drops.")] = 0,
+    density: Annotated[float, typer.Option("--density", help="Share of values that ties keeps.")] = 0.5,
     rows: Annotated[
         Path | None,
         typer.Option("--rows", metavar="FILE", help="Rows to measure on; unset: those the runs held out."),
@@ -71,4 +70,4 @@ def combine(  # noqa: PLR0913, PLR0917  every parameter is an option of the comm
     from qlmm.cli.commands.combine import Asked
     from qlmm.cli.commands.combine import combine as run
 
-    run(adapters, folder, Asked(method, weights, density, seed, rows, image_root), as_json=as_json)
+    run(adapters, folder, Asked(method, weights, density, rows, image_root), as_json=as_json)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from qlmm.artifacts.adapter.verify import Verdict
 from qlmm.artifacts.adapter.verify import verify as check
+from qlmm.artifacts.zoo.find import find_adapter
 from qlmm.cli.output.console import out, visible
 from qlmm.cli.output.library_noise import quiet
 
@@ -33,7 +34,7 @@ def verify(target: str, *, as_json: bool = False) -> None:
         UsageError: when there is no adapter to check.
     """
     quiet()
-    verdict = check(target, tell=out.talk)
+    verdict = check(find_adapter(target), tell=out.talk)
     if as_json:
         checks = [asdict(one) for one in verdict.checks]
         out.json({"adapter": str(verdict.folder), "verified": verdict.holds, "checks": checks})

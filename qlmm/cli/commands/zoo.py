@@ -1,11 +1,10 @@
-"""``qlmm zoo list | show | verify | add | run``: the adapters that come with qlmm, in the terminal.
+"""``qlmm zoo list | show | verify | run``: the adapters that come with qlmm, in the terminal.
 
 Usage: ``verify(["owl_kinds"], as_json=False)``
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from qlmm.artifacts.zoo.catalogue import CARD, complete, readme
+from qlmm.artifacts.zoo.catalogue import complete, readme
 from qlmm.artifacts.zoo.entry import Entry, Results, entries, read_entry
 from qlmm.cli.output.console import out, visible
+from qlmm.core.filenames import CARD
 from qlmm.core.units import share
 from qlmm.recipe.zoo import PREFIX, entry_folder, shipped
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qlmm.artifacts.adapter.verify import Verdict
     from qlmm.data.sample import Sample
 
-__all__ = ["add", "list_entries", "run", "show", "verify"]
+__all__ = ["list_entries", "run", "show", "verify"]
 
 
 def list_entries(*, markdown: bool = False) -> None:
@@ -95,33 +95,6 @@ def verify(names: Sequence[str], *, as_json: bool = False) -> None:
         out.print(f"{sum(one.holds for one in verdicts.values())} of {len(verdicts)} are what they say they are")
     if not holds:
         raise typer.Exit(1)
-
-
-def add(
-    adapter: str,
-    name: str,
-    *,
-    summary: str,
-    licence: str,
-    machine: str | None = None,
-    hub: str | None = None,
-    again: str | None = None,
-) -> None:
-    """Make an entry and say where it is; what the words mean is told in :class:`qlmm.artifacts.zoo.add.Request`.
-
-    Raises:
-        QlmmError: whatever stands against it; nothing is left then.
-    """
-    from qlmm.cli.output.library_noise import quiet
-
-    quiet()
-    from qlmm.artifacts.zoo.add import Request
-    from qlmm.artifacts.zoo.add import add as make
-
-    folder = make(Request(adapter, name, summary, licence, machine, hub, again), out.talk)
-    out.print(str(folder))
-    page = folder.parent / "README.md"
-    out.talk(f"bring the page up to date: qlmm zoo list --markdown > {shlex.quote(str(page))}")
 
 
 def run(name: str, question: str | None = None, image: Path | None = None) -> None:

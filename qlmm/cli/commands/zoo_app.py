@@ -70,28 +70,6 @@ def zoo_verify(
     run(names or [], as_json=as_json)
 
 
-@zoo_app.command("add", epilog='Example: qlmm zoo add runs/mine mine --summary "Knows colours" --licence "Apache-2.0"')
-def zoo_add(  # noqa: PLR0917  every parameter is an option of the command
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A finished run, or its adapter folder.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new entry.")],
-    summary: Annotated[str, typer.Option("--summary", metavar="TEXT", help="What it is, in one line.")],
-    licence: Annotated[str, typer.Option("--licence", metavar="TEXT", help="Its licence, and that of its base.")],
-    machine: Annotated[
-        str | None, typer.Option("--machine", metavar="TEXT", help="What the run computed on; unset: as it says.")
-    ] = None,
-    hub: Annotated[
-        str | None, typer.Option("--hub", metavar="ID@COMMIT", help="Where on the Hub its weights lie; unset: here.")
-    ] = None,
-    again: Annotated[
-        str | None, typer.Option("--again", metavar="RUN", help="A second run of the recipe, to compare weights with.")
-    ] = None,
-) -> None:
-    """Make an entry of a proven adapter."""
-    from qlmm.cli.commands.zoo import add as run
-
-    run(adapter, name, summary=summary, licence=licence, machine=machine, hub=hub, again=again)
-
-
 @zoo_app.command("run", epilog="Example: qlmm zoo run owl_kinds --image cat.png")
 def zoo_run(
     name: Name,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qlmm.artifacts.adapter.folder import file_hashes
-from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest, write_manifest
+from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
 from qlmm.artifacts.cards.sections import between
 from qlmm.artifacts.combine.card import combine_card
 from qlmm.artifacts.combine.checks import check_settings, read_sources
@@ -95,7 +95,7 @@ def test_the_card_names_base_data_and_losses_and_can_be_pushed(tmp_path: Path) -
     (folder / "README.md").write_text(combine_card(made_of), "utf-8")
     write_manifest(
         folder,
-        made_of.model_copy(update={"proof": None, "files": file_hashes(folder, without={MANIFEST, "README.md"})}),
+        made_of.model_copy(update={"proof": None, "files": file_hashes(folder)}),
     )
     parcel = pack(folder, "me/both", unproven=True).licensed({"some/llava": "apache-2.0"})
     for wanted in (
