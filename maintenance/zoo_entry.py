@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlmm.artifacts.adapter.load import check_files
-from qlmm.artifacts.adapter.local_paths import secrets_in
 from qlmm.artifacts.adapter.manifest import Manifest, proof_of, read_manifest
 from qlmm.artifacts.hub.package import pack
 from qlmm.artifacts.zoo.catalogue import complete_into, written_by_base
@@ -157,9 +156,6 @@ def _refuse_local(adapter: Path, name: str) -> None:
     help = "train again with paths relative to the folder you start from, and models and data by name"
     if (adapter / LOCAL_RECIPE).exists() or pack(adapter, f"zoo/{name}", unproven=False).local_base:
         raise UsageError.one("Z013", f"{adapter} has paths of this machine: its base, its rows or its place", help=help)
-    # A push makes a card of its own where there is none; the zoo copies this one.
-    if secrets_in((adapter / CARD).read_text("utf-8"), _PINNED.findall((adapter / MANIFEST).read_text("utf-8"))):
-        raise UsageError.one("Z013", f"{adapter / CARD} seems to hold an access key", help=help)
 
 
 def _entry(request: Request, adapter: Path, manifest: Manifest, proof: Proof, weights: HubWeights | None) -> Entry:

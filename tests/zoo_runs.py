@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from qlmm.artifacts.zoo.add import Request, add
 from safetensors.torch import save_file
 
+from maintenance.zoo_entry import Request, add
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import write_manifest
 from qlmm.artifacts.cards.adapter_card import card
@@ -26,6 +26,7 @@ from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import BaseSection, Recipe
 from qlmm.training.logbook import Logbook
 from tests.run_facts import PLAN, PROOF
+from tests.sharing import picture
 from tests.unit.artifacts.adapters import RECIPE, manifest
 
 TOKENIZER = json.dumps({"vocab": {f"word {number}": number for number in range(20_000)}})
@@ -67,7 +68,7 @@ def finished_run(
     for name, text in (texts | dict(papers)).items():
         (adapter / name).parent.mkdir(exist_ok=True)
         (adapter / name).write_bytes(text.encode("utf-8", "surrogateescape"))
-    (adapter / "held-out" / "1.png").write_bytes(b"no picture")
+    (adapter / "held-out" / "1.png").write_bytes(picture(9))
     facts = {"recipe": recipe(), "base": base(), "proof": to_json(proof), "files": file_hashes(adapter)}
     made = manifest(**(facts | changes))
     write_manifest(adapter, made)

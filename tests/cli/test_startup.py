@@ -50,7 +50,6 @@ OPTIONS = {
         "--out",
         "--method",
         "--density",
-        "--seed",
         "--rows",
         "--image-root",
         "--json",
@@ -71,7 +70,6 @@ OPTIONS = {
     ("zoo", "list"): {"--markdown"},
     ("zoo", "show"): set(),
     ("zoo", "verify"): {"--json"},
-    ("zoo", "add"): {"--summary", "--licence", "--machine", "--hub", "--again"},
     ("zoo", "run"): {"--image"},
 }
 
@@ -135,7 +133,7 @@ def test_every_command_is_in_the_help() -> None:
     assert commands("data") == {"check", "show"}
     assert commands("model") == {"show"}
     assert commands("recipe") == {"list", "show", "check", "explain", "new"}
-    assert commands("zoo") == {"list", "show", "verify", "add", "run"}
+    assert commands("zoo") == {"list", "show", "verify", "run"}
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -51,16 +51,6 @@ def test_show_tells_results_command_and_card(zoo: Zoo, tmp_path: Path) -> None:
     assert "base_model_relation" not in done.stdout
 
 
-def test_add_says_where_and_lists_it(zoo: Zoo, tmp_path: Path) -> None:
-    made = finished_run(tmp_path)
-    done = run("zoo", "add", made, "mine", "--summary", "Knows colours", "--licence", "MIT")
-    assert done.exit_code == 0, done.output
-    assert done.stdout.strip() == str(zoo.folder / "mine")
-    assert f"qlmm zoo list --markdown > {zoo.folder / 'README.md'}" in done.stderr
-    assert "Knows" in run("zoo", "list").stdout
-    assert run("zoo", "add", made, "other", "--summary", "x").exit_code == 2
-
-
 def test_verify_counts_what_fails_and_ends_with_1(zoo: Zoo, tmp_path: Path) -> None:
     entry = zoo.add(finished_run(tmp_path))
     (entry / "probe.json").write_text("changed")

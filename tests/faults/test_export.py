@@ -16,7 +16,7 @@ from qlmm.api import finetune
 from qlmm.artifacts.export import export as module
 from qlmm.artifacts.export.export import Wishes, export
 from qlmm.core.errors import QlmmError
-from qlmm.core.filenames import MANIFEST
+from qlmm.core.filenames import LOCAL_RECIPE
 from tests.runs import TinyRun
 
 pytestmark = pytest.mark.slow
@@ -55,8 +55,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(made: Path, tmp_path: Path) -> Path:
     """The same, to be spoilt; the adapter knows its base's new place."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    manifest = tmp_path / "run" / "adapter" / MANIFEST
-    manifest.write_text(manifest.read_text().replace(str(made), str(tmp_path)))
+    path = tmp_path / "run" / "adapter" / LOCAL_RECIPE
+    path.write_text(path.read_text().replace(str(made), str(tmp_path)))
     return tmp_path
 
 

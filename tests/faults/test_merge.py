@@ -19,7 +19,7 @@ from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
 from qlmm.artifacts.merge import merge as module
 from qlmm.artifacts.merge.merge import Settings, merge
 from qlmm.core.errors import QlmmError
-from qlmm.core.filenames import MANIFEST
+from qlmm.core.filenames import LOCAL_RECIPE
 from qlmm.training.plan import make_plan
 from tests.families.merging import adapter_of, shaken
 from tests.runs import TinyRun
@@ -50,8 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(made: Path, tmp_path: Path) -> Path:
     """The same, to be spoilt; base and adapter know their new place."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    config = json.loads((tmp_path / "adapter" / MANIFEST).read_text().replace(str(made), str(tmp_path)))
-    (tmp_path / "adapter" / MANIFEST).write_text(json.dumps(config))
+    path = tmp_path / "adapter" / LOCAL_RECIPE
+    path.write_text(path.read_text().replace(str(made), str(tmp_path)))
     return tmp_path
 
 

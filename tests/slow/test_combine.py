@@ -100,15 +100,10 @@ def test_all_of_one_adapter_is_that_adapter(
         ("cat", (0.5, 0.5), 1.0),
         ("cat", (1.0, 1.0), 2.0),
         ("cat", (0.5, -0.2), 0.3),
-        ("svd", (1.0, 1.0), 2.0),
-        ("svd", (0.5, 0.0), 0.5),
         ("linear", (0.5, 0.5), 1.0),
         ("linear", (0.2, 0.8), 1.0),
-        ("dare_linear", (0.2, 0.8), 1.0),
         ("ties", (1.0, 1.0), 1.0),
         ("ties", (0.5, 0.5), 0.5),
-        ("dare_ties", (1.0, 1.0), 1.0),
-        ("dare_ties", (2.0, 2.0), 2.0),
     ],
 )
 def test_lora_and_connector_are_scaled_alike(
@@ -146,30 +141,21 @@ def exact(tiny: TinyRun, names: tuple[str, str], weights: tuple[float, float]) -
     return {one: weights[0] * first[one] + weights[1] * second[one] for one in first}
 
 
-def test_svd_is_the_nearest_to_the_exact_sum_of_the_largest_rank(both: Callable[..., Path], tiny: TinyRun) -> None:
-    folder = both("svd", (0.7, -0.2), ("a", "rslora"))
-    assert json.loads((folder / "adapter_config.json").read_text("utf-8"))["r"] == 8
-    found = delta(load_file(folder / WEIGHTS), 1.0)
-    for one, whole in exact(tiny, ("a", "rslora"), (0.7, -0.2)).items():
-        left, sizes, right = torch.linalg.svd(whole.double(), full_matrices=False)
-        assert torch.allclose(found[one].double(), left[:, :8] * sizes[:8] @ right[:8], atol=1e-5)
-
-
 def _base(tiny: TinyRun) -> dict[str, torch.Tensor]:
     """The base's weights, by the names that an adapter has for them."""
     base: Any = AutoModelForImageTextToText.from_pretrained(tiny.folder / "base", dtype=torch.float32)
     return {f"base_model.model.{name}": value for name, value in base.state_dict().items()}
 
 
-@pytest.mark.parametrize("method", ["cat", "ties", "dare_ties", "dare_linear"])
+@pytest.mark.parametrize("method", ["cat", "linear", "ties"])
 def test_what_comes_out_verifies_and_says_what_it_is_made_of(method: str, both: Callable[..., Path]) -> None:
-    folder = both(method, (0.5, 0.5), seed=3)
+    folder = both(method, (0.5, 0.5))
     assert verify(folder).holds
     made = read_manifest(folder)
     assert made.proof is None
     assert made.combined is not None
-    assert (made.combined["method"], made.combined["weights"]) == (method, [0.5, 0.5])
-    assert [source["steps"] for source in made.combined["sources"]] == [3, 5]
+    assert (made.combined.method, made.combined.weights) == (method, (0.5, 0.5))
+    assert [source.steps for source in made.combined.sources] == [3, 5]
     assert method in (folder / "README.md").read_text("utf-8")
 
 
@@ -189,7 +175,7 @@ def test_the_command_names_adapters_and_measures_them_on_the_same_rows(
     assert said["rows"] == "4 rows that the runs held out, on none of which an adapter was trained"
     made = read_manifest(tmp_path / "both").combined
     assert made is not None
-    assert (made["method"], made["losses"], made["measured_on"]) == ("cat", said["losses"], said["rows"])
+    assert (made.method, made.losses, made.measured_on) == ("cat", said["losses"], said["rows"])
     assert said["losses"]["b"] == said["losses"]["b-2"]
     parcel = pack(tmp_path / "both", "me/both", unproven=True)
     assert str(tiny.folder) not in parcel.manifest.model_dump_json() + parcel.card
