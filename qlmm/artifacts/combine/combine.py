@@ -1,7 +1,7 @@
 """Adapters of one base made into one, by arithmetic on their weights.
 
-LoRA is combined by PEFT's ``add_weighted_adapter``; what PEFT refuses there, modules trained whole and bare parameters,
-is combined linearly: base + sum of weight times (trained - base). The result is an adapter folder like any other.
+LoRA is combined by the arithmetic of PEFT's ``add_weighted_adapter``. What PEFT refuses there, modules trained whole and
+bare parameters, is combined linearly: base + sum of weight times (trained - base).
 
 Usage: ``combine([Path("runs/a/adapter"), Path("runs/b/adapter")], Path("both"), Settings("cat", (0.5, 0.5)))``
 """
@@ -14,14 +14,13 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from math import sqrt
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.merge_utils import ties
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from qlmm.artifacts.adapter.base_files import sources_of
 from qlmm.artifacts.adapter.folder import file_hashes
@@ -47,6 +46,7 @@ from qlmm.model.loading.precision import Precision, choose
 from qlmm.model.parts.split import PEFT_PREFIX
 from qlmm.proof.probe import probe_rows, write_probe
 from qlmm.proof.records import ReloadProof
+from qlmm.recipe.schema import AdapterSection
 
 __all__ = ["Combined", "Measure", "Settings", "combine"]
 
@@ -124,7 +124,6 @@ def combine(
     check_room(out, size_of(sources, settings.method))
     measure = measuring(sources)
     with staged(out) as stage:
-        tell("loading the base")
         rank = _write_weights(stage, sources, settings, tell)
         manifest = _manifest(sources, settings, rank)
         _write_rest(stage, sources, manifest, tell)
@@ -137,22 +136,32 @@ def combine(
 
 def _write_weights(stage: Path, sources: Sequence[Source], settings: Settings, tell: Callable[[str], None]) -> int:
     """Weights and PEFT's configuration; the rank of the result."""
-    first = sources[0].manifest
-    model = load_model(first.recipe.base, _precision(first), seed=first.seed)
     tensors = [load_file(source.folder / ADAPTER_WEIGHTS) for source in sources]
     whole = [name for name in tensors[0] if ".lora_" not in name]
-    shares = _shares(settings)
-    base = {name: model.state_dict()[name.removeprefix(PEFT_PREFIX)].detach().cpu() for name in whole}
-    combined = {name: _linear(base[name], [held[name] for held in tensors], shares) for name in whole}
+    base = _base_weights(sources[0].manifest, whole, tell) if whole else {}
     tell("combining")
-    lora, rank = _lora(model, sources, tensors, settings)
+    combined = {name: _linear(base[name], [held[name] for held in tensors], _shares(settings)) for name in whole}
+    scales = [_scale(source.manifest.recipe.adapter) for source in sources]
+    lora = {
+        name: _factor(name, [held[name].float() for held in tensors], scales, settings)
+        for name in tensors[0]
+        if ".lora_" in name
+    }
     save_file({**combined, **lora}, stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    ranks = (len(factor) for name, factor in lora.items() if ".lora_A." in name)
+    rank = next(ranks, sources[0].manifest.recipe.adapter.r)
     config = json.loads((sources[0].folder / ADAPTER_CONFIG).read_text("utf-8"))
+    # The factors hold the scaling already.
     config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     atomic_write(stage / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    del model
-    gc.collect()
     return rank
+
+
+def _base_weights(manifest: Manifest, names: Sequence[str], tell: Callable[[str], None]) -> dict[str, Tensor]:
+    """What modules that adapters hold whole were before training."""
+    tell("loading the base")
+    state = load_model(manifest.recipe.base, _precision(manifest), seed=manifest.seed).state_dict()
+    return {name: state[name.removeprefix(PEFT_PREFIX)].detach().cpu() for name in names}
 
 
 def _precision(manifest: Manifest) -> Precision:
@@ -180,46 +189,28 @@ def _linear(base: Tensor, trained: Sequence[Tensor], shares: Sequence[float]) ->
     return total.to(trained[0].dtype).contiguous()
 
 
-def _lora(
-    model: PreTrainedModel, sources: Sequence[Source], tensors: Sequence[Mapping[str, Tensor]], settings: Settings
-) -> tuple[dict[str, Tensor], int]:
-    """LoRA weights by PEFT, and their rank; adapters without LoRA keep the rank of the first."""
-    held = [{name: value for name, value in one.items() if ".lora_" in name} for one in tensors]
-    if not held[0]:
-        return {}, sources[0].manifest.recipe.adapter.r
-    names = [f"source{number}" for number in range(len(sources))]
-    wrapped: Any = None
-    for name, source, weights in zip(names, sources, held, strict=True):
-        config: Any = LoraConfig.from_pretrained(str(source.folder))
-        config.modules_to_save, config.inference_mode = None, False
-        if wrapped is None:
-            wrapped = get_peft_model(model, config, adapter_name=name)
-        else:
-            wrapped.add_adapter(name, config)
-        set_peft_model_state_dict(wrapped, dict(weights), adapter_name=name)
-        # PEFT copies this from the first adapter to the result, whose weights hold the scaling already.
-        wrapped.peft_config[name].use_rslora = False
-    _add(wrapped, names, settings)
-    state = get_peft_model_state_dict(wrapped, adapter_name=NAME, save_embedding_layers=False)
-    rank = int(wrapped.peft_config[NAME].r)
-    return {name: value.detach().float().cpu().contiguous() for name, value in state.items()}, rank
+def _scale(section: AdapterSection) -> float:
+    """What PEFT multiplies a layer's update by."""
+    return section.alpha / (sqrt(section.r) if section.variant == "rslora" else section.r)
 
 
-def _add(wrapped: PeftModel, names: list[str], settings: Settings) -> None:
-    """PEFT's combination.
+def _factor(name: str, factors: Sequence[Tensor], scales: Sequence[float], settings: Settings) -> Tensor:
+    """One of LoRA's two factors, as PEFT's ``add_weighted_adapter`` makes it, with the scaling in it.
 
-    PEFT gives both factors the root of a weight. Where factors are added up, squared weights make that the weight
-    itself, so that halves of an adapter and of the same adapter give that adapter. Where they are averaged, equal
-    weights give their product that weight.
+    PEFT gives both factors the root of a weight. Where factors are added up, the weight itself makes halves of an
+    adapter and of the same adapter that adapter. Where they are averaged, roots give their product the weight.
     """
-    squared = settings.method == "linear"
-    wrapped.base_model.add_weighted_adapter(
-        names,
-        [weight**2 if squared else weight for weight in settings.weights],
-        NAME,
-        combination_type=settings.method,
-        density=settings.density if settings.method == "ties" else None,
-    )
+    weighted = list(zip(settings.weights, scales, strict=True))
+    if settings.method == "ties":
+        roots = torch.tensor([sqrt(weight * scale) for weight, scale in weighted])
+        return ties(list(factors), roots, settings.density).contiguous()
+    if settings.method == "linear":
+        return torch.stack(
+            [weight * sqrt(scale) * one for (weight, scale), one in zip(weighted, factors, strict=True)]
+        ).sum(0)
+    if ".lora_B." in name:
+        return torch.cat(list(factors), dim=1).contiguous()
+    return torch.cat([weight * scale * one for (weight, scale), one in zip(weighted, factors, strict=True)])
 
 
 def _manifest(sources: Sequence[Source], settings: Settings, rank: int) -> Manifest:
