@@ -100,9 +100,11 @@ def _check_weights(method: str, weights: Sequence[float]) -> None:
             + (" with a negative one" if min(weights) < 0 else ""),
             help=help,
         )
-    if method == "ties" and len(set(weights)) > 1:
+    if method == "ties" and (len(set(weights)) > 1 or weights[0] <= 0):
         raise UsageError.one(
-            "K002", "--method ties scales its average by one number: all weights must be the same", help=help
+            "K002",
+            "--method ties scales its average by one number: all weights must be the same, and above 0",
+            help=help,
         )
 
 

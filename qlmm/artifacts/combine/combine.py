@@ -1,7 +1,7 @@
 """Adapters of one base made into one, by arithmetic on their weights.
 
-LoRA is combined by the arithmetic of PEFT's ``add_weighted_adapter``. What PEFT refuses there, modules trained whole and
-bare parameters, is combined linearly: base + sum of weight times (trained - base).
+LoRA is combined by the arithmetic of PEFT's ``add_weighted_adapter``. What PEFT refuses there (modules trained
+whole, bare parameters) is combined linearly: base + sum of weight times (trained - base).
 
 Usage: ``combine([Path("runs/a/adapter"), Path("runs/b/adapter")], Path("both"), Settings("cat", (0.5, 0.5)))``
 """
@@ -205,9 +205,8 @@ def _factor(name: str, factors: Sequence[Tensor], scales: Sequence[float], setti
         roots = torch.tensor([sqrt(weight * scale) for weight, scale in weighted])
         return ties(list(factors), roots, settings.density).contiguous()
     if settings.method == "linear":
-        return torch.stack(
-            [weight * sqrt(scale) * one for (weight, scale), one in zip(weighted, factors, strict=True)]
-        ).sum(0)
+        terms = [weight * sqrt(scale) * one for (weight, scale), one in zip(weighted, factors, strict=True)]
+        return torch.stack(terms).sum(0)
     if ".lora_B." in name:
         return torch.cat(list(factors), dim=1).contiguous()
     return torch.cat([weight * scale * one for (weight, scale), one in zip(weighted, factors, strict=True)])

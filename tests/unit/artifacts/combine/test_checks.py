@@ -28,6 +28,7 @@ TWO = ("runs/a", "runs/b")
         ("linear", (0.5, 0.0), "add up to 1, and these add up to 0.5"),
         ("linear", (1.5, -0.5), "with a negative one"),
         ("ties", (1.0, 0.0), "must be the same"),
+        ("ties", (-1.0, -1.0), "above 0"),
     ],
 )
 def test_weights_that_would_scale_lora_and_connector_differently_are_refused(

@@ -310,7 +310,7 @@ def test_how_text_is_cut_has_a_name_or_is_refused(steps: list[dict[str, Any]], n
         assert cutting(given) == name
 
 
-def unpaired(weight: Tensor, heads: int) -> Tensor:
+def unpaired(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """The way back from :func:`paired`."""
     rows = weight.shape[0] // heads
     return weight.reshape(heads, rows // 2, 2, -1).transpose(1, 2).reshape(weight.shape)
