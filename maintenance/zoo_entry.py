@@ -20,8 +20,8 @@ from pathlib import Path
 from qlmm.artifacts.adapter.load import check_files
 from qlmm.artifacts.adapter.manifest import Manifest, proof_of, read_manifest
 from qlmm.artifacts.hub.package import pack
-from qlmm.artifacts.zoo.catalogue import complete_into, written_by_base
-from qlmm.artifacts.zoo.entry import MOST_BYTES, Entry, HubWeights, Rebuilt, Results, read_entry
+from qlmm.artifacts.zoo.catalogue import base_of, complete_into, write_processor
+from qlmm.artifacts.zoo.entry import MOST_BYTES, Entry, Rebuilt, Results, entries, read_entry
 from qlmm.artifacts.zoo.find import find_adapter
 from qlmm.core.errors import ModelError, QlmmError, UsageError
 from qlmm.core.events import Finished, Resumed
@@ -35,11 +35,34 @@ from qlmm.recipe.library import ZOO_RECIPE
 from qlmm.recipe.load import as_yaml, load_recipe
 from qlmm.training.logbook import read_metrics
 
-__all__ = ["Request", "add", "check"]
+__all__ = ["Request", "add", "check", "page"]
 
-# Below this a file is not worth writing again, see `written_by_base`.
+# Below this a file is not worth writing again, see `_written_by_base`.
 LEAST_COPY_BYTES = 256 * 1024
-_PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+
+
+_PAGE = """\
+# Adapters
+
+Small adapters that come with qlmm: each was trained by one command on a CPU, from nothing but packaged weights and
+pictures. They are examples to try, to compare with, and to start from; they know kinds of emoji and nothing else.
+
+```bash
+qlmm zoo list
+qlmm zoo run owl_kinds                        # asks it about pictures it was not trained on
+qlmm zoo show owl_kinds                       # card, results, the command that makes it again
+qlmm zoo verify                               # hashes, and the recorded logits, of every entry
+qlmm finetune zoo:owl_kinds                   # trains it again, in the folder you are in
+qlmm ask zoo:owl_kinds --image cat.png "What kind of thing is this?"
+```
+
+`gap` is what the right picture is worth against another row's, in nats per token of a held-out answer; 0 would mean
+that the picture is ignored. How an entry is made: `docs/zoo.md`. This page is made from the entries by
+`python -m maintenance.zoo_entry page`.
+
+| adapter | what it is | base | weights | held-out result | made in |
+|---|---|---|---|---|---|
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +75,6 @@ class Request:
         summary: what the adapter is, in one line.
         licence: of the adapter, and of what it was made from, in one line.
         machine: what the run computed on, in one line; None as its record says.
-        hub: ``id@commit`` where the weights lie, for those too large for the repository.
         again: a second run of the same recipe, whose weights are compared.
     """
 
@@ -61,7 +83,6 @@ class Request:
     summary: str
     licence: str
     machine: str | None = None
-    hub: str | None = None
     again: str | None = None
 
 
@@ -70,7 +91,7 @@ def add(request: Request) -> Path:
 
     Raises:
         UsageError: A012, Z010 for a run that is not finished and proven, Z011 for a name that is taken or malformed,
-            Z012 for weights that are too large, Z013 for local paths or access keys, Z014 for a wrong ``hub``.
+            Z012 for weights that are too large, Z013 for local paths.
         ModelError: H010, H011 for what could not be shared, or whatever keeps the entry from being completed.
     """
     place = _place(request.name)
@@ -78,14 +99,14 @@ def add(request: Request) -> Path:
     manifest = read_manifest(adapter, local=False)
     check_files(adapter, manifest)
     proof = _proof(adapter, manifest)
-    weights = _weights(request.hub, adapter)
+    _refuse_large(adapter)
     _refuse_local(adapter, request.name)
-    entry = _entry(request, adapter, manifest, proof, weights)
+    entry = _entry(request, adapter, manifest, proof)
     stage = emptied(place.with_name(f".{request.name}.part"))
     try:
         _write(stage, adapter, manifest, entry)
         with tempfile.TemporaryDirectory() as whole:
-            complete_into(Path(whole), stage, entry)
+            complete_into(Path(whole), stage)
         return publish(stage, place)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -105,8 +126,8 @@ def check(source: Path) -> None:
         "entry.json and the hash of the weights made again disagree": entry.rebuilt is not None
         and entry.rebuilt.equal is not (entry.rebuilt.sha256 == manifest.files[ADAPTER_WEIGHTS]),
         "recipe.yaml is not the recipe of the run": load_recipe(source / ZOO_RECIPE).recipe != manifest.recipe,
-        "the weights have another size than entry.json says": entry.weights == "here"
-        and (source / ADAPTER_WEIGHTS).stat().st_size != entry.size_bytes,
+        "the weights have another size than entry.json says": (source / ADAPTER_WEIGHTS).stat().st_size
+        != entry.size_bytes,
     }
     for what, holds in wrong.items():
         if holds:
@@ -135,20 +156,11 @@ def _proof(adapter: Path, manifest: Manifest) -> Proof:
     return proof
 
 
-def _weights(hub: str | None, adapter: Path) -> HubWeights | None:
-    """Where on the Hub the weights are; None is here."""
+def _refuse_large(adapter: Path) -> None:
     size = (adapter / ADAPTER_WEIGHTS).stat().st_size
-    if hub is None and size > MOST_BYTES:
-        raise UsageError.one(
-            "Z012",
-            f"the weights take {size / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that may lie here",
-            help="qlmm push them, then name the commit: --hub user/name@COMMIT; or train fewer parameters",
-        )
-    found = _PINNED.fullmatch(hub) if hub is not None else None
-    if hub is not None and found is None:
-        help = "write user/name@COMMIT with all 40 digits; a branch may change"
-        raise UsageError.one("Z014", f"--hub: `{hub}` does not name a commit", help=help)
-    return HubWeights(id=found[1], commit=found[2]) if found is not None else None
+    if size > MOST_BYTES:
+        message = f"the weights take {size / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that may lie here"
+        raise UsageError.one("Z012", message, help="train fewer parameters, or qlmm push the adapter instead")
 
 
 def _refuse_local(adapter: Path, name: str) -> None:
@@ -158,13 +170,13 @@ def _refuse_local(adapter: Path, name: str) -> None:
         raise UsageError.one("Z013", f"{adapter} has paths of this machine: its base, its rows or its place", help=help)
 
 
-def _entry(request: Request, adapter: Path, manifest: Manifest, proof: Proof, weights: HubWeights | None) -> Entry:
+def _entry(request: Request, adapter: Path, manifest: Manifest, proof: Proof) -> Entry:
     connector = manifest.base.get("connector")
     parts = {role: facts["id"] for role, facts in manifest.base["parts"].items()}
     return Entry(
         summary=request.summary,
         command=f"qlmm finetune {shelf.PREFIX}{request.name}",
-        weights=weights or "here",
+        weights="here",
         size_bytes=(adapter / ADAPTER_WEIGHTS).stat().st_size,
         trained=sum(part.trained_parameters for part in proof.parts),
         base=parts | ({"connector": connector["kind"]} if connector is not None else {}),
@@ -206,9 +218,7 @@ def _rebuilt(again: str | None, adapter: Path) -> Rebuilt | None:
 
 
 def _write(stage: Path, adapter: Path, manifest: Manifest, entry: Entry) -> None:
-    left_out = written_by_base(adapter, manifest, LEAST_COPY_BYTES)
-    if entry.weights != "here":
-        left_out.add(ADAPTER_WEIGHTS)
+    left_out = _written_by_base(adapter, manifest)
     for name in (*manifest.files, MANIFEST, CARD):
         if name not in left_out:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
@@ -216,6 +226,28 @@ def _write(stage: Path, adapter: Path, manifest: Manifest, entry: Entry) -> None
     head = f"# {entry.summary}\n#\n# run: {entry.command}\n"
     atomic_write(stage / ZOO_RECIPE, head + as_yaml(manifest.recipe))
     atomic_write(stage / shelf.ENTRY, entry.model_dump_json(indent=1) + "\n")
+
+
+def _written_by_base(adapter: Path, manifest: Manifest) -> set[str]:
+    """Recorded files that the base's processor writes here just as it did for the run.
+
+    Smaller ones hold settings of the surroundings, such as whether the Hub could be reached: they are no copies.
+    """
+    with tempfile.TemporaryDirectory() as aside:
+        write_processor(base_of(manifest, adapter), Path(aside))
+        files = [path for path in Path(aside).iterdir() if path.is_file() and path.stat().st_size >= LEAST_COPY_BYTES]
+        return {path.name for path in files if manifest.files.get(path.name) == file_sha256(path)}
+
+
+def page() -> str:
+    """The page adapters_zoo/README.md, its table made from the entries."""
+    rows = []
+    for name, entry in entries().items():
+        base = " + ".join(f"`{part}`" for part in entry.base.values())
+        minutes = f"{entry.minutes:.0f} minutes" if entry.minutes is not None else "an interrupted run"
+        cells = [f"[`{name}`]({name}/README.md)", entry.summary, base, entry.size, entry.result, minutes]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return _PAGE + "\n".join(rows) + "\n"
 
 
 def _main(words: list[str]) -> None:
@@ -227,14 +259,20 @@ def _main(words: list[str]) -> None:
     adding.add_argument("--summary", required=True, help="what it is, in one line")
     adding.add_argument("--licence", required=True, help="its licence, and that of its base")
     adding.add_argument("--machine", help="what the run computed on; unset: as it says")
-    adding.add_argument("--hub", metavar="ID@COMMIT", help="where on the Hub its weights lie; unset: here")
     adding.add_argument("--again", metavar="RUN", help="a second run of the recipe, to compare weights with")
+    commands.add_parser("page", help="print adapters_zoo/README.md")
     commands.add_parser("check", help="compare every entry with the manifest of its run")
     asked = vars(parser.parse_args(words))
     try:
-        if asked.pop("command") == "add":
+        command = asked.pop("command")
+        if command == "page":
+            print(page(), end="")
+        elif command == "add":
             print(add(Request(**asked)))
-            print("bring the page up to date: qlmm zoo list --markdown > adapters_zoo/README.md", file=sys.stderr)
+            print(
+                "bring the page up to date: python -m maintenance.zoo_entry page > adapters_zoo/README.md",
+                file=sys.stderr,
+            )
         else:
             for source in shelf.shipped().values():
                 check(source)

@@ -97,7 +97,8 @@ class Zoo:
         zoo.folder.mkdir()
         monkeypatch.setenv("QLMM_HOME", str(zoo.home))
         monkeypatch.setattr("qlmm.recipe.zoo.folder", lambda: zoo.folder)
-        monkeypatch.setattr("qlmm.artifacts.zoo.catalogue._write_processor", zoo.write)
+        for place in ("qlmm.artifacts.zoo.catalogue", "maintenance.zoo_entry"):
+            monkeypatch.setattr(f"{place}.write_processor", zoo.write)
         return zoo
 
     def write(self, section: BaseSection, folder: Path) -> None:

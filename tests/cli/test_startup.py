@@ -67,7 +67,7 @@ OPTIONS = {
     ("recipe", "explain"): {"--markdown"},
     ("recipe", "new"): {"--from"},
     ("zoo",): set(),
-    ("zoo", "list"): {"--markdown"},
+    ("zoo", "list"): set(),
     ("zoo", "show"): set(),
     ("zoo", "verify"): {"--json"},
     ("zoo", "run"): {"--image"},

@@ -37,10 +37,6 @@ def test_list_shows_every_entry_within_80_columns(monkeypatch: pytest.MonkeyPatc
     assert "MB" in done.stdout
 
 
-def test_the_page_is_printed_as_it_is_stored() -> None:
-    assert run("zoo", "list", "--markdown").stdout == (ROOT / "adapters_zoo" / "README.md").read_text("utf-8")
-
-
 def test_show_tells_results_command_and_card(zoo: Zoo, tmp_path: Path) -> None:
     zoo.add(finished_run(tmp_path))
     done = run("zoo", "show", "mine")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from qlmm.artifacts.zoo.catalogue import complete, readme
+from qlmm.artifacts.zoo.catalogue import complete
 from qlmm.artifacts.zoo.entry import Entry, Results, entries, read_entry
 from qlmm.cli.output.console import out, visible
 from qlmm.core.filenames import CARD
@@ -29,11 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["list_entries", "run", "show", "verify"]
 
 
-def list_entries(*, markdown: bool = False) -> None:
-    """Print every entry with its result, or the page adapters_zoo/README.md."""
-    if markdown:
-        out.stream(readme())
-        return
+def list_entries() -> None:
+    """Print every entry with its result."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -159,11 +156,10 @@ def _question(row: Sample) -> str:
 
 
 def _facts(entry: Entry) -> list[tuple[str, str]]:
-    where = "here" if entry.weights == "here" else f"{entry.weights.id}@{entry.weights.commit}"
     facts = [
         ("what it is", entry.summary),
         *entry.base.items(),
-        ("weights", f"{entry.size}, {entry.trained:,} trained, {where}"),
+        ("weights", f"{entry.size}, {entry.trained:,} trained"),
         ("made by", entry.command),
         ("made in", f"{entry.minutes} minutes on {entry.machine}" if entry.minutes else f"unknown, on {entry.machine}"),
         ("licence", entry.licence),

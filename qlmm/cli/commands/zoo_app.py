@@ -40,13 +40,11 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter of the zoo
 
 
 @zoo_app.command("list")
-def zoo_list(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page adapters_zoo/README.md.")] = False,
-) -> None:
+def zoo_list() -> None:
     """List the adapters and what they reached."""
     from qlmm.cli.commands.zoo import list_entries as run
 
-    run(markdown=markdown)
+    run()
 
 
 @zoo_app.command("show", epilog="Example: qlmm zoo show owl_kinds")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from maintenance.zoo_entry import check
+from maintenance.zoo_entry import check, page
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import read_manifest
-from qlmm.artifacts.zoo.catalogue import complete, located, readme
-from qlmm.artifacts.zoo.entry import MOST_BYTES, HubWeights, entries, read_entry
+from qlmm.artifacts.zoo.catalogue import complete, located
+from qlmm.artifacts.zoo.entry import MOST_BYTES, entries, read_entry
 from qlmm.core.errors import QlmmError
 from qlmm.core.events import Finished, Resumed
 from qlmm.core.files import file_sha256
@@ -93,7 +93,6 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an access key": ({"papers": {"probe.json": json.dumps([COMMIT, KEY])}}, {}, "H011.*probe.json .*Biases key"),
     "a pickle": ({"papers": {"optimizer.pt": "x"}}, {}, "H011.*optimizer.pt is a pickle"),
     "a base in a folder": ({"base": base("models/mine", None)}, {}, "Z013.*its base"),
-    "a branch": ({}, {"hub": "user/owl@main"}, "Z014.*does not name a commit"),
 }
 
 
@@ -146,23 +145,6 @@ def test_an_adapter_without_its_run_is_refused(zoo: Zoo, tmp_path: Path) -> None
     (run / "run.json").unlink()
     with pytest.raises(QlmmError, match=r"Z010.*directory of its run"):
         zoo.add(run / "adapter")
-
-
-def test_large_weights_stay_on_the_hub_and_are_fetched(
-    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = finished_run(tmp_path, weights=MOST_BYTES // 4 + 1)
-    asked: list[HubWeights] = []
-
-    def fetched(weights: HubWeights, _: object) -> Path:
-        asked.append(weights)
-        return run / "adapter" / "adapter_model.safetensors"
-
-    monkeypatch.setattr("qlmm.artifacts.zoo.catalogue._fetched", fetched)
-    entry = zoo.add(run, hub=f"user/owl@{COMMIT}")
-    assert not (entry / "adapter_model.safetensors").exists()
-    assert file_hashes(complete("mine")) == file_hashes(run / "adapter")
-    assert set(asked) == {HubWeights(id="user/owl", commit=COMMIT)}
 
 
 def test_a_processor_that_writes_something_else_is_no_replacement(zoo: Zoo, tmp_path: Path) -> None:
@@ -219,7 +201,6 @@ def test_a_copy_whose_papers_are_damaged_is_made_again(zoo: Zoo, tmp_path: Path,
         ({"results": {}}, "nothing was measured"),
         ({"licence": ""}, "licence"),
         ({"weights": "somewhere"}, "weights"),
-        ({"weights": {"id": "user/owl", "commit": "main"}}, "commit"),
         ({"stars": 5}, "stars"),
     ],
 )
@@ -277,7 +258,7 @@ def test_names_are_found_or_suggested(zoo: Zoo, tmp_path: Path) -> None:
 
 def test_the_page_is_made_from_the_entries() -> None:
     assert shipped()
-    assert (ROOT / "adapters_zoo" / "README.md").read_text("utf-8") == readme()
+    assert (ROOT / "adapters_zoo" / "README.md").read_text("utf-8") == page()
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
