@@ -203,7 +203,8 @@ def _factor(name: str, factors: Sequence[Tensor], scales: Sequence[float], setti
     weighted = list(zip(settings.weights, scales, strict=True))
     if settings.method == "ties":
         roots = torch.tensor([sqrt(weight * scale) for weight, scale in weighted])
-        return ties(list(factors), roots, settings.density).contiguous()
+        elected: Tensor = ties(list(factors), roots, settings.density)
+        return elected.contiguous()
     if settings.method == "linear":
         terms = [weight * sqrt(scale) * one for (weight, scale), one in zip(weighted, factors, strict=True)]
         return torch.stack(terms).sum(0)

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 
 from qlmm.artifacts.export.export import Export, Job, Plan, Written, base_drops
 from qlmm.artifacts.export.parity import by_transformers, reference, same
-from qlmm.artifacts.export.targets.hf import merged_size, stored
+from qlmm.artifacts.export.targets.hf import merge_of, stored
 from qlmm.artifacts.export.targets.peft import carried
-from qlmm.artifacts.merge.merge import Settings, merge
+from qlmm.artifacts.merge.merge import write_checkpoint
 from qlmm.artifacts.merge.tensor_plan import is_plain
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD
@@ -72,7 +72,7 @@ def plan(job: Job) -> Plan:
     drops.append(
         "whether vLLM can load this base, and apply LoRA to it, is for its list of models to say; not tried here"
     )
-    return Plan(tuple(drops), merged_size(job) if _needs_copy(job) else 0)
+    return Plan(tuple(drops), merge_of(job, without=_language(job)).size if _needs_copy(job) else 0)
 
 
 def _refused(code: str, why: str) -> ModelError:
@@ -114,8 +114,8 @@ def write(job: Job, made: Path, way: Path) -> Written:
     """Write both, load them by transformers and PEFT, compare."""
     _write_adapter(job, made / "adapter")
     if _needs_copy(job):
-        settings = Settings(onto=job.wishes.onto, measured=False, without=_language(job))
-        merge(str(job.folder), made / "base", settings, job.tell)
+        (made / "base").mkdir()
+        write_checkpoint(merge_of(job, without=_language(job)), made / "base", job.tell)
         _write_page(job, made / "base")
         base, options, rounded = str(made / "base"), {}, stored(made / "base")
         _name_base(made / "adapter", Located("base", "base", None))
