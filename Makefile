@@ -38,8 +38,8 @@ quickstart: .venv/quickstart.done
 	@echo "open runs/quickstart/report.html"
 
 lint: .venv/dev.done
-	$(BIN)/ruff check qlmm tests benchmarks
-	$(BIN)/ruff format --check qlmm tests benchmarks
+	$(BIN)/ruff check qlmm tests benchmarks maintenance
+	$(BIN)/ruff format --check qlmm tests benchmarks maintenance
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -27,7 +27,7 @@ from qlmm.core.staging import publish, staged
 from qlmm.recipe.schema import BaseSection
 from qlmm.recipe.zoo import PREFIX, entry_folder
 
-__all__ = ["complete", "complete_into", "located"]
+__all__ = ["base_of", "complete", "complete_into", "located", "write_processor"]
 
 Tell = Callable[[str], None]
 
@@ -128,6 +128,7 @@ def base_of(manifest: Manifest, adapter: Path) -> BaseSection:
 
 
 def write_processor(base: BaseSection, folder: Path) -> None:
+    """Write the files of a base's processor into a folder."""
     from qlmm.model.loading.base import load_processor
 
     load_processor(base).save_pretrained(str(folder))
