@@ -19,7 +19,9 @@ from qlmm.core.env import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = sorted((ROOT / "qlmm").rglob("*.py"))
-PYTHON = sorted(path for folder in ("qlmm", "tests", "benchmarks", "maintenance") for path in (ROOT / folder).rglob("*.py"))
+PYTHON = sorted(
+    path for folder in ("qlmm", "tests", "benchmarks", "maintenance") for path in (ROOT / folder).rglob("*.py")
+)
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".jinja", ".json", ".cfg", ""}
 
 MOST_LINES = 400

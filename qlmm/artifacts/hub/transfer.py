@@ -5,7 +5,6 @@ Usage: ``pushed = push(pack(folder, "user/name", unproven=False)); pulled = pull
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -82,13 +81,14 @@ class _Head:
     """A branch as it is before a push: its commit, its files, and the manifest among them.
 
     Attributes:
+        manifest: None where there is none, or one that cannot be read.
         new: there is no such branch yet; it begins where main is.
     """
 
     commit: str
     names: frozenset[str]
     private: bool
-    manifest: dict[str, Any] | None
+    manifest: Manifest | None
     new: bool
 
 
@@ -204,20 +204,19 @@ def _public(repo: str, names: list[str]) -> UsageError:
     )
 
 
-def _there(hub: Hub, repo: str, commit: str) -> dict[str, Any]:
-    """The manifest in the repository; whatever cannot be read is the manifest of something else."""
-    path = hub.ask(lambda api: api.hf_hub_download(repo, MANIFEST, revision=commit))
+def _there(hub: Hub, repo: str, commit: str) -> Manifest | None:
+    """The manifest in the repository; one that cannot be read is that of something else."""
+    path = Path(hub.ask(lambda api: api.hf_hub_download(repo, MANIFEST, revision=commit)))
     try:
-        raw = json.loads(Path(path).read_bytes())
-    except ValueError:
-        return {}
-    return raw if isinstance(raw, dict) else {}
+        return read_manifest(path.parent, local=False)
+    except ModelError:
+        return None
 
 
 def _refuse_other(head: _Head, package: Package) -> None:
     """As git refuses to overwrite another history: a repository is for adapters of one base."""
     help = "push to another name, or delete that repository on its settings page first"
-    if head.manifest is None:
+    if MANIFEST not in head.names:
         strange = sorted(head.names - BLANK)
         if strange:
             shown = ", ".join(strange[:3])
@@ -225,24 +224,21 @@ def _refuse_other(head: _Head, package: Package) -> None:
                 "H005", f"{package.repo} holds something else than an adapter of qlmm: {shown}", help=help
             )
         return
-    ours, theirs = _parts(package.manifest.model_dump()), _parts(head.manifest)
+    ours, theirs = _parts(package.manifest), _parts(head.manifest) if head.manifest is not None else {}
     if ours != theirs:
         bases = " + ".join(sorted(name for name, _ in theirs.values())) or "an unknown one"
         raise UsageError.one("H006", f"{package.repo} holds an adapter of another base: {bases}", help=help)
 
 
-def _parts(manifest: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def _parts(manifest: Manifest) -> dict[str, tuple[str, str]]:
     """Id and configuration of every part of a base, without revisions: a newer one is still the same base."""
-    try:
-        parts = manifest["base"]["parts"]
-        return {role: (one["id"].partition("@")[0], one["config_sha256"]) for role, one in parts.items()}
-    except (KeyError, TypeError, AttributeError):
-        return {}
+    parts = manifest.base["parts"]
+    return {role: (one["id"].partition("@")[0], one["config_sha256"]) for role, one in parts.items()}
 
 
 def _is_stale(name: str, head: _Head, package: Package) -> bool:
     """Whether a file of the adapter that was there before has no place in this one."""
-    named = (head.manifest or {}).get("files", {})
+    named = head.manifest.files if head.manifest is not None else {}
     return name in named and name not in {item.name for item in package.items}
 
 

@@ -5,9 +5,10 @@ Usage: ``atomic_write(folder / "README.md", merge_card(manifest, "trained", erro
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import yaml
+from pydantic import JsonValue
 from transformers import PreTrainedModel
 
 from qlmm.artifacts.adapter.manifest import Manifest
@@ -39,14 +40,14 @@ def merge_card(
         size: bytes of its weights.
     """
     manifest = manifest.shared()
-    front = yaml.safe_dump(_metadata(manifest), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(dict(_metadata(manifest)), sort_keys=False, allow_unicode=True)
     sections = [_title(manifest, way, size), _error(error), _use(model, plain=plain)]
     return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _metadata(manifest: Manifest) -> dict[str, Any]:
+def _metadata(manifest: Manifest) -> Mapping[str, JsonValue]:
     public, _ = public_ids(manifest)
-    facts: dict[str, Any] = {"base_model": public, "base_model_relation": "finetune"} if public else {}
+    facts: dict[str, JsonValue] = {"base_model": [*public], "base_model_relation": "finetune"} if public else {}
     return facts | {
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
