@@ -45,8 +45,8 @@ install-check:
 	"$$there/bin/pip" --disable-pip-version-check install --quiet . && "$$there/bin/pip" check && "$$there/bin/qlmm" doctor
 
 lint: .venv/dev.done
-	$(BIN)/ruff check qlmm tests benchmarks
-	$(BIN)/ruff format --check qlmm tests benchmarks
+	$(BIN)/ruff check qlmm tests benchmarks maintenance
+	$(BIN)/ruff format --check qlmm tests benchmarks maintenance
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -17,14 +17,16 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 
-from qlmm.artifacts.adapter.folder import ADAPTER, UNPROVEN, file_hashes, publish, stage_adapter
+from qlmm.artifacts.adapter.folder import file_hashes, stage_adapter
 from qlmm.artifacts.adapter.load import LoadedAdapter, load
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, versions, write_manifest
+from qlmm.artifacts.adapter.manifest import Manifest, versions, write_manifest
 from qlmm.artifacts.adapter.reload import prove_reload
 from qlmm.artifacts.cards.adapter_card import MOST_PICTURES, card, picture_name
 from qlmm.core.errors import RunError
 from qlmm.core.events import Answered, Event, Finished, Listener, Resumed, StepDone
+from qlmm.core.filenames import ADAPTER, CARD, PICTURES, UNPROVEN
 from qlmm.core.files import atomic_write
+from qlmm.core.staging import publish
 from qlmm.data.sample import Sample
 from qlmm.evaluation.measures import Measures
 from qlmm.generation.answers import answer, open_question, thumbnail
@@ -47,7 +49,7 @@ from qlmm.training.trl_settings import expected_first_loss
 
 __all__ = ["LoadedAdapter", "Outcome", "finetune", "load", "plan"]
 
-METRICS, PICTURES = "metrics.jsonl", "held-out"
+METRICS = "metrics.jsonl"
 PROBE_FROM = 100  # training rows the probe is chosen from where none are held out
 
 plan = make_plan
@@ -228,7 +230,7 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
     )
     final = manifest.model_copy(update={"proof": to_json(proof)})
     write_manifest(measured.stage, final)
-    atomic_write(measured.stage / "README.md", card(final, proof, measured.answers))
+    atomic_write(measured.stage / CARD, card(final, proof, measured.answers))
     adapter = publish(measured.stage, job.run.path / (ADAPTER if proof.holds else UNPROVEN), replace=True)
     status: Literal["finished", "unproven"] = "finished" if proof.holds else "unproven"
     answers = [to_json(said) for said in measured.answers]
@@ -255,7 +257,7 @@ def _manifest(job: _Job, measured: _Measured) -> Manifest:
         data=ready.data,
         steps=ready.facts.steps,
         versions=versions(),
-        files=file_hashes(measured.stage, without=frozenset({MANIFEST, "README.md"})),
+        files=file_hashes(measured.stage),
     )
 
 

@@ -26,6 +26,7 @@ from qlmm.artifacts.cards.adapter_card import card, picture_name
 from qlmm.artifacts.hub.package import pack
 from qlmm.artifacts.hub.transfer import Pushed, push
 from qlmm.core.errors import QlmmError
+from qlmm.core.filenames import LOCAL_RECIPE
 from qlmm.proof.records import Answer, Proof, to_json
 from qlmm.recipe.load import parse_recipe
 from tests.hub import TOKEN, Hub, Repo
@@ -61,7 +62,7 @@ def shared_adapter(parent: Path, proof: Proof = PROOF, name: str = "adapter", **
     folder = parent / name
     (folder / "held-out").mkdir(parents=True)
     save_file({"lora_A": torch.arange(4096.0)}, folder / "adapter_model.safetensors")
-    config = {"base_model_name_or_path": "some/llava", "revision": COMMIT, "from": f"{PRIVATE}/rows.jsonl"}
+    config = {"base_model_name_or_path": "some/llava", "revision": COMMIT}
     (folder / "adapter_config.json").write_text(json.dumps(config), "utf-8")
     (folder / "tokenizer.json").write_text(json.dumps({"vocab": {"0" * 40: 1}}), "utf-8")
     (folder / "chat_template.jinja").write_text("{{ messages }}", "utf-8")
@@ -78,6 +79,11 @@ def shared_adapter(parent: Path, proof: Proof = PROOF, name: str = "adapter", **
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by name."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def sendable(folder: Path) -> dict[str, bytes]:
+    """Every file of an adapter but the one with paths of this machine, by name."""
+    return {name: content for name, content in contents(folder).items() if name != LOCAL_RECIPE}
 
 
 def pushed(folder: Path, repo: str = REPO, **options: Any) -> Pushed:

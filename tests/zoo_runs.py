@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from maintenance.zoo_entry import Request, add
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import write_manifest
 from qlmm.artifacts.cards.adapter_card import card
-from qlmm.artifacts.zoo.add import Request, add
 from qlmm.core.events import Event, Finished
 from qlmm.model.loading.base import chat_template
 from qlmm.proof.records import Proof, to_json
@@ -26,6 +26,7 @@ from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import BaseSection, Recipe
 from qlmm.training.logbook import Logbook
 from tests.run_facts import PLAN, PROOF
+from tests.sharing import picture
 from tests.unit.artifacts.adapters import RECIPE, manifest
 
 TOKENIZER = json.dumps({"vocab": {f"word {number}": number for number in range(20_000)}})
@@ -67,7 +68,7 @@ def finished_run(
     for name, text in (texts | dict(papers)).items():
         (adapter / name).parent.mkdir(exist_ok=True)
         (adapter / name).write_bytes(text.encode("utf-8", "surrogateescape"))
-    (adapter / "held-out" / "1.png").write_bytes(b"no picture")
+    (adapter / "held-out" / "1.png").write_bytes(picture(9))
     facts = {"recipe": recipe(), "base": base(), "proof": to_json(proof), "files": file_hashes(adapter)}
     made = manifest(**(facts | changes))
     write_manifest(adapter, made)
@@ -96,7 +97,8 @@ class Zoo:
         zoo.folder.mkdir()
         monkeypatch.setenv("QLMM_HOME", str(zoo.home))
         monkeypatch.setattr("qlmm.recipe.zoo.folder", lambda: zoo.folder)
-        monkeypatch.setattr("qlmm.artifacts.zoo.catalogue._write_processor", zoo.write)
+        for place in ("qlmm.artifacts.zoo.catalogue", "maintenance.zoo_entry"):
+            monkeypatch.setattr(f"{place}.write_processor", zoo.write)
         return zoo
 
     def write(self, section: BaseSection, folder: Path) -> None:

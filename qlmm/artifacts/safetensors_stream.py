@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from safetensors import safe_open
 from torch import Tensor
 
@@ -125,7 +126,7 @@ def header(path: Path) -> list[Stored]:
         ) from error
 
 
-def _entries(path: Path, facts: dict[str, Any]) -> Iterator[Stored]:
+def _entries(path: Path, facts: Mapping[str, Any]) -> Iterator[Stored]:
     """The tensors in the order of their bytes; the format allows neither gaps nor overlaps."""
     place = 0
     for key, one in sorted(facts.items(), key=lambda entry: list(entry[1]["data_offsets"])):
@@ -195,7 +196,7 @@ def _write(path: Path, shard: Sequence[Output], reader: Reader) -> None:
 
 
 def _header(shard: Iterable[Output]) -> bytes:
-    facts: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    facts: dict[str, JsonValue] = {"__metadata__": {"format": "pt"}}
     place = 0
     for one in shard:
         facts[one.name] = {

@@ -17,9 +17,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["has_backbone", "last_logits", "needs_pictures", "supervised", "token_losses"]
+from qlmm.data.encoding.encoder import IGNORED
 
-IGNORED = -100
+__all__ = ["has_backbone", "last_logits", "needs_pictures", "supervised", "token_losses"]
 
 
 def has_backbone(base: PreTrainedModel) -> bool:

@@ -11,19 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 from qlmm.artifacts.adapter.load import load, load_base, plain_base
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest
+from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.builtin import registry as builtin
 from qlmm.core.errors import DataError, ModelError, NoTemplate, NotVisionLanguage, UsageError, Where
+from qlmm.core.filenames import MANIFEST
+from qlmm.core.signals import Stop, stop_signals
 from qlmm.data.sample import Sample
 from qlmm.generation.sampling import Draw, draw
 from qlmm.model.loading.base import blueprint, identity, load_processor
@@ -120,7 +119,7 @@ def prefer(
     total = len(questions.samples)
     with Records.open(records_of(out), _begun_with(manifest, judge, questions, how)) as records:
         if len(records.done) < total:
-            with _Stop().signals() as stop:
+            with stop_signals() as stop:
                 maker = _Maker.load(adapter, judge, questions.samples, how)
                 _work(maker, questions.samples, records, stop, listener)
             if stop.by is not None and len(records.done) < total:
@@ -134,7 +133,7 @@ def _work(
     maker: _Maker,
     samples: Sequence[Sample],
     records: Records,
-    stop: _Stop,
+    stop: Stop,
     listener: Callable[[PromptDone], None],
 ) -> None:
     """Answer and judge what is left, prompt by prompt, until all is done or a signal came."""
@@ -211,28 +210,6 @@ def _answer(text: str, split: Split, asked: Mapping[str, str], verdicts: Mapping
     )
     # An answer that says nothing has nothing to refute, and must not win for it.
     return JudgedAnswer(text=text, split_by=split.by, statements=statements, score=score(found) if found else None)
-
-
-class _Stop:
-    """Ctrl-C and SIGTERM end a run after the prompt under way; a second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.by: int | None = None
-
-    @contextmanager
-    def signals(self) -> Iterator[_Stop]:
-        """Watch for the signals until the block is left."""
-        before = {which: signal.signal(which, self._take) for which in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for which, handler in before.items():
-                signal.signal(which, handler)
-
-    def _take(self, which: int, _: FrameType | None) -> None:
-        if self.by is not None:
-            raise KeyboardInterrupt
-        self.by = which
 
 
 def _check_out(out: Path) -> None:

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qlmm.core.errors import RunError, UsageError
 from qlmm.core.files import fsync_dir
+from qlmm.core.lock import only_writer
 
 __all__ = ["JudgedAnswer", "JudgedStatement", "Record", "Records", "Settings"]
 
@@ -100,7 +100,9 @@ class Records:
             UsageError: J003 for a file begun with other settings, J004 for one that is damaged.
             RunError: J005 when another process writes it.
         """
-        with _locked(path):
+        help = "wait for it, or give another --out"
+        taken = RunError.one("J005", f"another process is writing {path}", help=help)
+        with only_writer(path.with_name(f".{path.name}.lock"), lambda: taken):
             done = _read(path, settings) if path.is_file() else None
             with path.open("ab") as file:
                 records = cls(file, done or [])
@@ -182,18 +184,3 @@ def _compare(path: Path, recorded: Settings, wanted: Settings) -> None:
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let no second process write the same records; the operating system lets go when this one dies."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        help = "wait for it, or give another --out"
-        raise RunError.one("J005", f"another process is writing {path}", help=help) from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import PICTURES, PROBE
 from qlmm.core.files import atomic_write
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.media.images import decode, size
@@ -29,8 +30,6 @@ from qlmm.model.loading.precision import Precision
 from qlmm.model.token_losses import last_logits
 
 __all__ = [
-    "PICTURES",
-    "PROBE",
     "ROWS",
     "check_answers",
     "difference",
@@ -40,7 +39,6 @@ __all__ = [
     "write_probe",
 ]
 
-PROBE, PICTURES = "probe.json", "held-out"
 ROWS = 2
 MOST_BYTES = 280_000  # of all pictures together
 POSITIONS, LARGEST = 4, 32

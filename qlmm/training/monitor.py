@@ -6,18 +6,17 @@ Usage: ``Monitor(run, listener, keep=2, every=100, evaluate=measure_at)`` as a c
 from __future__ import annotations
 
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qlmm.core.events import Listener, Saved, StepDone
+from qlmm.core.signals import Stop, stop_signals
 from qlmm.training.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -46,11 +45,7 @@ METRICS = (
 
 
 class Monitor(TrainerCallback):
-    """Turns the trainer's hooks into events, seals what it saves, and stops it when asked to.
-
-    Attributes:
-        stopped_by: the signal that ended the run early, or None.
-    """
+    """Turns the trainer's hooks into events, seals what it saves, and stops it when asked to."""
 
     def __init__(self, run: RunDir, listener: Listener, *, keep: int, every: int, evaluate: Evaluate) -> None:
         self._run, self._listener, self._keep, self._every, self._evaluate = run, listener, keep, every, evaluate
@@ -58,7 +53,7 @@ class Monitor(TrainerCallback):
         self._since = (time.monotonic(), 0.0)
         self._first: tuple[float, int] | None = None
         self._rates: dict[str, float] = {}
-        self.stopped_by: int | None = None
+        self._stop = Stop()
 
     def watch(self, trainer: PartsTrainer) -> None:
         """Name the trainer whose gradient norms are reported."""
@@ -117,17 +112,13 @@ class Monitor(TrainerCallback):
     @contextmanager
     def signals(self) -> Iterator[None]:
         """On SIGTERM or Ctrl-C finish the step, save, seal and leave; a second Ctrl-C leaves at once."""
-        before = {which: signal.signal(which, self._stop) for which in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        with stop_signals() as self._stop:
             yield
-        finally:
-            for which, handler in before.items():
-                signal.signal(which, handler)
 
-    def _stop(self, which: int, _: FrameType | None) -> None:
-        if self.stopped_by is not None:
-            raise KeyboardInterrupt
-        self.stopped_by = which
+    @property
+    def stopped_by(self) -> int | None:
+        """The signal that ended the run early, or None."""
+        return self._stop.by
 
 
 def peak_memory_bytes() -> int:

@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 
 from qlmm.core.errors import RunError
 from qlmm.core.events import Listener, Warned
+from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.core.naming import load
 from qlmm.model.image_budget.budget import agree
 from qlmm.model.loading.base import load_model
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX, attach, to_fp32
+from qlmm.model.parts.split import PEFT_PREFIX
+from qlmm.model.peft.adapter import attach, to_fp32
 from qlmm.proof.fingerprint import Start
 from qlmm.training.monitor import Evaluate, Monitor
 from qlmm.training.plan import Plan

@@ -18,18 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from qlmm.core.errors import RunError, UsageError
 from qlmm.core.events import Listener, Warned
+from qlmm.core.filenames import RUN_RECORD
 from qlmm.core.files import atomic_write
+from qlmm.core.lock import only_writer
 from qlmm.core.seal import SEAL_NAME, read_facts, seal, unseal, verify
 
 __all__ = ["RunDir", "Status"]
 
 Status = Literal["new", "unfinished", "finished", "unproven"]
 
-RECORD = "run.json"
 LOCK = "run.lock"
 PREFIX = "checkpoint-"
 
@@ -61,7 +60,7 @@ class RunDir:
         """
         existing = read_record(path)
         path.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with only_writer(path / LOCK, lambda: _in_use(path)):
             # Read again under the lock: another process may have started the run in between.
             record = read_record(path) or existing or {"status": "new", **facts}
             run = cls(path, record)
@@ -71,7 +70,7 @@ class RunDir:
     def write(self, **changes: Any) -> None:
         """Change the record and put it on the disk in one step."""
         self.record = {**self.record, **changes}
-        atomic_write(self.path / RECORD, json.dumps(self.record, indent=1, ensure_ascii=False) + "\n")
+        atomic_write(self.path / RUN_RECORD, json.dumps(self.record, indent=1, ensure_ascii=False) + "\n")
 
     def sealed(self) -> list[Path]:
         """Checkpoints that carry a seal, oldest first; ordered by their step, never by a clock."""
@@ -135,14 +134,14 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if not path.exists() or all(_is_trace(entry.name) for entry in path.iterdir()):
         return None
     try:
-        record: dict[str, Any] = json.loads((path / RECORD).read_text("utf-8"))
+        record: dict[str, Any] = json.loads((path / RUN_RECORD).read_text("utf-8"))
         if "status" in record:
             return record
-        why = f"its {RECORD} is not one of a run"
+        why = f"its {RUN_RECORD} is not one of a run"
     except FileNotFoundError:
-        why = f"it holds files, but no {RECORD}"
+        why = f"it holds files, but no {RUN_RECORD}"
     except ValueError:
-        why = f"its {RECORD} cannot be read"
+        why = f"its {RUN_RECORD} cannot be read"
     raise UsageError.one(
         "O001",
         f"output.dir {path} is not ours to write in: {why}",
@@ -152,7 +151,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 def _is_trace(name: str) -> bool:
     """What a run that was killed before its first record can leave behind."""
-    return name == LOCK or (name.startswith(f".{RECORD}.") and name.endswith(".tmp"))
+    return name == LOCK or (name.startswith(f".{RUN_RECORD}.") and name.endswith(".tmp"))
 
 
 def _step(path: Path) -> int:
@@ -160,23 +159,10 @@ def _step(path: Path) -> int:
     return int(digits) if digits.isdigit() else -1
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the run's lock; the operating system lets go of it when the process dies, however it dies."""
-    lock = FileLock(path / LOCK, mode=0o666)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        writer = (read_record(path) or {}).get("writer", "another process")
-        raise UsageError.one(
-            "O002",
-            f"output.dir {path} is in use by {writer}",
-            help="wait for that run to end, or name another output.dir",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _in_use(path: Path) -> UsageError:
+    writer = (read_record(path) or {}).get("writer", "another process")
+    help = "wait for that run to end, or name another output.dir"
+    return UsageError.one("O002", f"output.dir {path} is in use by {writer}", help=help)
 
 
 def _writer() -> str:

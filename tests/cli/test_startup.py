@@ -51,7 +51,6 @@ OPTIONS = {
         "--out",
         "--method",
         "--density",
-        "--seed",
         "--rows",
         "--image-root",
         "--json",
@@ -70,10 +69,9 @@ OPTIONS = {
     ("recipe", "explain"): {"--markdown"},
     ("recipe", "new"): {"--from"},
     ("zoo",): set(),
-    ("zoo", "list"): {"--markdown"},
+    ("zoo", "list"): set(),
     ("zoo", "show"): set(),
     ("zoo", "verify"): {"--json"},
-    ("zoo", "add"): {"--summary", "--licence", "--machine", "--hub", "--again"},
     ("zoo", "run"): {"--image"},
 }
 
@@ -182,7 +180,7 @@ def test_every_command_is_in_the_help() -> None:
     assert commands("data") == {"check", "show"}
     assert commands("model") == {"show"}
     assert commands("recipe") == {"list", "show", "check", "explain", "new"}
-    assert commands("zoo") == {"list", "show", "verify", "add", "run"}
+    assert commands("zoo") == {"list", "show", "verify", "run"}
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qlmm.api import finetune
-from qlmm.artifacts.adapter.manifest import MANIFEST
 from qlmm.cli.app import app
 from qlmm.cli.commands.merge import shard_bytes
 from qlmm.core.errors import QlmmError, UsageError
+from qlmm.core.filenames import LOCAL_RECIPE
 from tests.runs import TinyRun
 
 
@@ -59,8 +59,7 @@ def test_a_changed_file_fails_and_nothing_is_loaded_from_it(finished: Path, tmp_
 @pytest.mark.slow
 def test_without_the_base_nothing_is_claimed_about_it(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "run" / "adapter", tmp_path / "adapter")
-    path = tmp_path / "adapter" / MANIFEST
-    path.write_text(path.read_text().replace(str(finished / "base"), "somebody/base"))
+    (tmp_path / "adapter" / LOCAL_RECIPE).unlink()
     done = run("verify", tmp_path / "adapter", "--json")
     assert done.exit_code == 1
     assert statuses(done) == {
@@ -73,7 +72,7 @@ def test_without_the_base_nothing_is_claimed_about_it(finished: Path, tmp_path: 
 @pytest.mark.slow
 def test_another_base_under_the_same_configuration_is_found_by_its_answers(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "run" / "adapter" / MANIFEST
+    path = tmp_path / "run" / "adapter" / LOCAL_RECIPE
     path.write_text(path.read_text().replace(str(finished), str(tmp_path)))
     from tests.tiny import tiny_llava, tiny_processor
 

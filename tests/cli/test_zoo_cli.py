@@ -37,10 +37,6 @@ def test_list_shows_every_entry_within_80_columns(monkeypatch: pytest.MonkeyPatc
     assert "MB" in done.stdout
 
 
-def test_the_page_is_printed_as_it_is_stored() -> None:
-    assert run("zoo", "list", "--markdown").stdout == (ROOT / "adapters_zoo" / "README.md").read_text("utf-8")
-
-
 def test_show_tells_results_command_and_card(zoo: Zoo, tmp_path: Path) -> None:
     zoo.add(finished_run(tmp_path))
     done = run("zoo", "show", "mine")
@@ -49,16 +45,6 @@ def test_show_tells_results_command_and_card(zoo: Zoo, tmp_path: Path) -> None:
     assert "right picture 3.894, another row's 4.643" in " ".join(done.stdout.split())
     assert "# Adapter trained with qlmm" in done.stdout
     assert "base_model_relation" not in done.stdout
-
-
-def test_add_says_where_and_lists_it(zoo: Zoo, tmp_path: Path) -> None:
-    made = finished_run(tmp_path)
-    done = run("zoo", "add", made, "mine", "--summary", "Knows colours", "--licence", "MIT")
-    assert done.exit_code == 0, done.output
-    assert done.stdout.strip() == str(zoo.folder / "mine")
-    assert f"qlmm zoo list --markdown > {zoo.folder / 'README.md'}" in done.stderr
-    assert "Knows" in run("zoo", "list").stdout
-    assert run("zoo", "add", made, "other", "--summary", "x").exit_code == 2
 
 
 def test_verify_counts_what_fails_and_ends_with_1(zoo: Zoo, tmp_path: Path) -> None:

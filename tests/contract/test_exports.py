@@ -17,9 +17,9 @@ from qlmm.artifacts.adapter.manifest import read_manifest
 from qlmm.artifacts.export.export import EXPORTS, Export, Job, Wishes, target, targets
 from qlmm.artifacts.export.targets.peft import carried
 from qlmm.core.errors import ModelError, UsageError
+from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.model.loading.base import Blueprint
 from qlmm.model.parts.split import split
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS
 from tests.tiny import tiny_llava, tiny_processor
 from tests.unit.artifacts.adapters import adapter_folder, manifest
 

@@ -22,7 +22,8 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from qlmm.core.errors import QlmmError
-from qlmm.model.peft.adapter import PEFT_PREFIX, save_adapter
+from qlmm.model.parts.split import PEFT_PREFIX
+from qlmm.model.peft.adapter import save_adapter
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import Recipe
 from qlmm.training.objectives.sft import SftTrainer

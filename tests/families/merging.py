@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from qlmm.artifacts.adapter.folder import file_hashes, stage_adapter
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, versions, write_manifest
+from qlmm.artifacts.adapter.manifest import Manifest, versions, write_manifest
 from qlmm.artifacts.merge.merge import Settings, merge
 from qlmm.model.loading.base import identity
 from qlmm.training.plan import Plan
@@ -71,7 +71,7 @@ def adapter_of(plan: Plan, model: PeftModel, folder: Path) -> Path:
         data=plan.data,
         steps=plan.facts.steps,
         versions=versions(),
-        files=file_hashes(stage, without=frozenset({MANIFEST})),
+        files=file_hashes(stage),
     )
     write_manifest(stage, manifest)
     return stage.rename(folder / "adapter")

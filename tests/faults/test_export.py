@@ -13,10 +13,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from qlmm.api import finetune
-from qlmm.artifacts.adapter.manifest import MANIFEST
 from qlmm.artifacts.export import export as module
 from qlmm.artifacts.export.export import Wishes, export
 from qlmm.core.errors import QlmmError
+from qlmm.core.filenames import LOCAL_RECIPE
 from tests.runs import TinyRun
 
 pytestmark = pytest.mark.slow
@@ -55,8 +55,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(made: Path, tmp_path: Path) -> Path:
     """The same, to be spoilt; the adapter knows its base's new place."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    manifest = tmp_path / "run" / "adapter" / MANIFEST
-    manifest.write_text(manifest.read_text().replace(str(made), str(tmp_path)))
+    path = tmp_path / "run" / "adapter" / LOCAL_RECIPE
+    path.write_text(path.read_text().replace(str(made), str(tmp_path)))
     return tmp_path
 
 
@@ -170,7 +170,7 @@ def test_killed_on_the_way_nothing_lies_under_its_name(to: str, place: Path, mon
 
 
 def test_a_full_disk_is_seen_beforehand(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("qlmm.core.staging.free_bytes", lambda path: 1000)
     before = listing(place)
     with pytest.raises(QlmmError, match=r"A034.*needed"):
         export(adapter(place), "gguf", place / "out", Wishes())

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from qlmm.artifacts import safetensors_stream as shards
 from qlmm.artifacts.adapter.folder import file_hashes
-from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest, write_manifest
+from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
 from qlmm.artifacts.merge import merge as module
 from qlmm.artifacts.merge.merge import Settings, merge
 from qlmm.core.errors import QlmmError
+from qlmm.core.filenames import LOCAL_RECIPE
 from qlmm.training.plan import make_plan
 from tests.families.merging import adapter_of, shaken
 from tests.runs import TinyRun
@@ -49,15 +50,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(made: Path, tmp_path: Path) -> Path:
     """The same, to be spoilt; base and adapter know their new place."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    config = json.loads((tmp_path / "adapter" / MANIFEST).read_text().replace(str(made), str(tmp_path)))
-    (tmp_path / "adapter" / MANIFEST).write_text(json.dumps(config))
+    path = tmp_path / "adapter" / LOCAL_RECIPE
+    path.write_text(path.read_text().replace(str(made), str(tmp_path)))
     return tmp_path
 
 
 def rehashed(place: Path, **changes: Any) -> None:
     """The adapter's manifest, made to fit its files again."""
     manifest = read_manifest(place / "adapter")
-    files = file_hashes(place / "adapter", without=frozenset({MANIFEST, "README.md"}))
+    files = file_hashes(place / "adapter")
     write_manifest(place / "adapter", manifest.model_copy(update={"files": files, **changes}))
 
 
@@ -189,7 +190,7 @@ def test_nothing_is_written_into_what_is_read(inside: str, place: Path) -> None:
 
 
 def test_a_full_disk_is_seen_beforehand(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("qlmm.core.staging.free_bytes", lambda path: 1000)
     with pytest.raises(QlmmError, match=r"A034.*needed"):
         merge(str(place / "adapter"), place / "merged", SHARDS)
     assert not (place / "merged").exists()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from qlmm.api import finetune, load
 from qlmm.artifacts.adapter.folder import file_hashes
-from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest, write_manifest
+from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
 from qlmm.artifacts.adapter.verify import verify
 from qlmm.artifacts.combine.checks import read_sources, size_of
 from qlmm.artifacts.combine.combine import Settings, combine
@@ -100,15 +100,10 @@ def test_all_of_one_adapter_is_that_adapter(
         ("cat", (0.5, 0.5), 1.0),
         ("cat", (1.0, 1.0), 2.0),
         ("cat", (0.5, -0.2), 0.3),
-        ("svd", (1.0, 1.0), 2.0),
-        ("svd", (0.5, 0.0), 0.5),
         ("linear", (0.5, 0.5), 1.0),
         ("linear", (0.2, 0.8), 1.0),
-        ("dare_linear", (0.2, 0.8), 1.0),
         ("ties", (1.0, 1.0), 1.0),
         ("ties", (0.5, 0.5), 0.5),
-        ("dare_ties", (1.0, 1.0), 1.0),
-        ("dare_ties", (2.0, 2.0), 2.0),
     ],
 )
 def test_lora_and_connector_are_scaled_alike(
@@ -146,30 +141,21 @@ def exact(tiny: TinyRun, names: tuple[str, str], weights: tuple[float, float]) -
     return {one: weights[0] * first[one] + weights[1] * second[one] for one in first}
 
 
-def test_svd_is_the_nearest_to_the_exact_sum_of_the_largest_rank(both: Callable[..., Path], tiny: TinyRun) -> None:
-    folder = both("svd", (0.7, -0.2), ("a", "rslora"))
-    assert json.loads((folder / "adapter_config.json").read_text("utf-8"))["r"] == 8
-    found = delta(load_file(folder / WEIGHTS), 1.0)
-    for one, whole in exact(tiny, ("a", "rslora"), (0.7, -0.2)).items():
-        left, sizes, right = torch.linalg.svd(whole.double(), full_matrices=False)
-        assert torch.allclose(found[one].double(), left[:, :8] * sizes[:8] @ right[:8], atol=1e-5)
-
-
 def _base(tiny: TinyRun) -> dict[str, torch.Tensor]:
     """The base's weights, by the names that an adapter has for them."""
     base: Any = AutoModelForImageTextToText.from_pretrained(tiny.folder / "base", dtype=torch.float32)
     return {f"base_model.model.{name}": value for name, value in base.state_dict().items()}
 
 
-@pytest.mark.parametrize("method", ["cat", "ties", "dare_ties", "dare_linear"])
+@pytest.mark.parametrize("method", ["cat", "linear", "ties"])
 def test_what_comes_out_verifies_and_says_what_it_is_made_of(method: str, both: Callable[..., Path]) -> None:
-    folder = both(method, (0.5, 0.5), seed=3)
-    assert verify(str(folder)).holds
+    folder = both(method, (0.5, 0.5))
+    assert verify(folder).holds
     made = read_manifest(folder)
     assert made.proof is None
     assert made.combined is not None
-    assert (made.combined["method"], made.combined["weights"]) == (method, [0.5, 0.5])
-    assert [source["steps"] for source in made.combined["sources"]] == [3, 5]
+    assert (made.combined.method, made.combined.weights) == (method, (0.5, 0.5))
+    assert [source.steps for source in made.combined.sources] == [3, 5]
     assert method in (folder / "README.md").read_text("utf-8")
 
 
@@ -189,7 +175,7 @@ def test_the_command_names_adapters_and_measures_them_on_the_same_rows(
     assert said["rows"] == "4 rows that the runs held out, on none of which an adapter was trained"
     made = read_manifest(tmp_path / "both").combined
     assert made is not None
-    assert (made["method"], made["losses"], made["measured_on"]) == ("cat", said["losses"], said["rows"])
+    assert (made.method, made.losses, made.measured_on) == ("cat", said["losses"], said["rows"])
     assert said["losses"]["b"] == said["losses"]["b-2"]
     parcel = pack(tmp_path / "both", "me/both", unproven=True)
     assert str(tiny.folder) not in parcel.manifest.model_dump_json() + parcel.card
@@ -230,7 +216,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_the_base_is_loaded(
     made = both("cat", (0.5, 0.5))
     assert size * 0.9 <= (made / WEIGHTS).stat().st_size <= size + 100_000
     shutil.rmtree(made)
-    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda path: size)
+    monkeypatch.setattr("qlmm.core.staging.free_bytes", lambda path: size)
     monkeypatch.setattr(
         "qlmm.artifacts.combine.combine.load_model", lambda *_, **__: pytest.fail("the base was loaded")
     )
@@ -273,7 +259,7 @@ def edited(source: Path, folder: Path, change: Callable[[Any], Any]) -> Path:
     """A copy of an adapter with another manifest."""
     shutil.copytree(source, folder)
     changed = change(read_manifest(folder))
-    files = file_hashes(folder, without=frozenset({MANIFEST, "README.md"}))
+    files = file_hashes(folder)
     write_manifest(folder, changed.model_copy(update={"files": files}))
     return folder
 
@@ -318,7 +304,7 @@ def test_other_layers_and_other_templates_are_refused(tiny: TinyRun, tmp_path: P
     shutil.copytree(source, template)
     (template / "chat_template.jinja").write_text("{{ messages }}")
     for folder, code in ((fewer, "K006"), (template, "K008")):
-        files = file_hashes(folder, without=frozenset({MANIFEST, "README.md"}))
+        files = file_hashes(folder)
         write_manifest(folder, read_manifest(folder).model_copy(update={"files": files}))
         with pytest.raises(UsageError, match=code):
             combine([str(tiny.folder / "a"), str(folder)], tmp_path / "both", Settings("linear", (0.5, 0.5)))
@@ -335,4 +321,4 @@ def test_connectors_of_assembled_bases_are_combined(tmp_path: Path) -> None:
     whole = [name for name in made if ".lora_" not in name]
     assert whole
     assert all(torch.allclose(made[name], (sources[0][name] + sources[1][name]) / 2, atol=1e-6) for name in whole)
-    assert verify(str(folder)).holds
+    assert verify(folder).holds

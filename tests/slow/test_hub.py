@@ -10,21 +10,21 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner, Result
 
-from qlmm.artifacts.adapter.folder import UNPROVEN
-from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest, write_manifest
-from qlmm.artifacts.hub.package import CARD, pack
+from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
+from qlmm.artifacts.hub.package import pack
 from qlmm.artifacts.hub.transfer import pull, push
 from qlmm.cli.app import app
+from qlmm.core.filenames import CARD, MANIFEST, UNPROVEN
 from tests.hub import READER, TOKEN, WRONG, Hub, Repo
 from tests.run_facts import PROOF
-from tests.sharing import COMMIT, PRIVATE, REPO, contents, pushed, refusal, shared_adapter
+from tests.sharing import COMMIT, PRIVATE, REPO, contents, pushed, refusal, sendable, shared_adapter
 
 # What of the invented adapter is rewritten on its way: the card gets its address, papers lose their local paths.
 REWRITTEN = {CARD, MANIFEST, "adapter_config.json"}
 
 
 def test_what_is_pushed_comes_back_byte_for_byte(hub: Hub, adapter: Path, tmp_path: Path) -> None:
-    before = contents(adapter)
+    before = sendable(adapter)
     (adapter / "notes.txt").write_text("mine", "utf-8")
     gone = pushed(adapter)
     assert (gone.address, gone.private, gone.changed) == (f"{hub.address}/{REPO}", True, True)
@@ -38,7 +38,7 @@ def test_what_is_pushed_comes_back_byte_for_byte(hub: Hub, adapter: Path, tmp_pa
     assert set(there) == set(before)
     assert {name for name in there if there[name] != before[name]} == REWRITTEN
     (adapter / "notes.txt").unlink()
-    assert contents(adapter) == before
+    assert sendable(adapter) == before
     assert "apache-2.0" in there[CARD].decode()
     assert 'PeftModel.from_pretrained(base, "me/owl")' in there[CARD].decode()
 
@@ -66,7 +66,7 @@ def test_a_later_adapter_takes_the_place_of_all_of_the_earlier_one(hub: Hub, ada
     (other / CARD).write_text(lines + "\nA word of mine.\n", "utf-8")
     second = pushed(other, message="better")
     assert second.commit != first.commit
-    assert set(hub.repos[REPO].files) == {*contents(other), ".gitattributes", "LICENSE"}
+    assert set(hub.repos[REPO].files) == {*sendable(other), ".gitattributes", "LICENSE"}
     assert hub.repos[REPO].messages[-1] == "better"
     assert hub.repos[REPO].files[CARD].endswith(b"\nA word of mine.\n")
     assert pull(f"{REPO}@{first.commit}", Path("old")).commit == first.commit
@@ -78,14 +78,14 @@ def test_a_dry_run_asks_for_nothing(hub: Hub, adapter: Path, monkeypatch: pytest
     done = CliRunner().invoke(app, ["push", str(adapter), REPO, "--dry-run"], catch_exceptions=False)
     assert done.exit_code == 0
     assert hub.requests == []
-    assert all(name in done.stdout for name in contents(adapter))
-    assert f"recipe.output.dir: {PRIVATE}/run -> run" in done.stdout
+    assert all(name in done.stdout for name in sendable(adapter))
+    assert PRIVATE not in done.stdout
     assert "whoever gets the adapter can read the rows" in done.stdout
     assert "# Adapter trained with qlmm" in done.stdout
 
 
 def test_a_push_that_is_cut_off_anywhere_is_completed_by_the_next(hub: Hub, adapter: Path, slept: list[float]) -> None:
-    before = contents(adapter)
+    before = sendable(adapter)
     pushed(adapter, "me/whole")
     whole = hub.repos["me/whole"].files
     needed = len(hub.requests)
@@ -106,7 +106,7 @@ def test_a_push_that_is_cut_off_anywhere_is_completed_by_the_next(hub: Hub, adap
         pushed(adapter)
         assert hub.sent - sent == sum(len(content) for oid, content in hub.large.items() if oid not in large)
         assert {name for name, content in hub.repos[REPO].files.items() if content != whole[name]} == {CARD}
-        assert contents(adapter) == before
+        assert sendable(adapter) == before
     assert codes == {"H008"}
 
 
@@ -207,7 +207,7 @@ def test_a_branch_is_made_and_main_stays_as_it_is(hub: Hub, adapter: Path) -> No
     pushed(adapter, branch="trial")
     assert set(hub.repos[REPO].files) == {".gitattributes"}
     pushed(adapter, branch="trial")
-    assert set(contents(pull(f"{REPO}@trial", Path("x")).folder)) == set(contents(adapter))
+    assert set(contents(pull(f"{REPO}@trial", Path("x")).folder)) == set(sendable(adapter))
     assert refusal(lambda: pull(f"{REPO}@nowhere", Path("y")))[0] == "H020"
 
 
@@ -295,5 +295,5 @@ def test_the_command_line_pushes_and_pulls(hub: Hub, adapter: Path, tmp_path: Pa
     assert f"qlmm pull {REPO}@{commit}" in sent.stderr
     fetched = run("pull", f"{REPO}@{commit}", "here")
     assert (fetched.exit_code, fetched.stdout) == (0, "here\n")
-    assert set(contents(tmp_path / "here")) == set(contents(adapter))
+    assert set(contents(tmp_path / "here")) == set(sendable(adapter))
     assert hub.repos[REPO].messages[-1] == "from a shell"

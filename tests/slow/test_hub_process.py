@@ -7,10 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qlmm.artifacts.adapter.manifest import MANIFEST
-from qlmm.artifacts.hub.package import CARD
+from qlmm.core.filenames import CARD, MANIFEST
 from tests.hub import READER, TOKEN, Hub, Repo
-from tests.sharing import REPO, contents, shared_adapter
+from tests.sharing import REPO, contents, sendable, shared_adapter
 
 SECONDS = 120
 
@@ -35,7 +34,7 @@ def test_large_files_go_both_ways_without_xet(tmp_path: Path) -> None:
         assert (fetched.returncode, fetched.stdout) == (0, "here\n"), fetched.stderr
         assert hub.sent
         assert hub.asked("xet") == []
-    there, before = contents(tmp_path / "here"), contents(adapter)
+    there, before = contents(tmp_path / "here"), sendable(adapter)
     assert {name for name in before if there[name] != before[name]} == {CARD, MANIFEST, "adapter_config.json"}
 
 

@@ -13,12 +13,12 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from qlmm.artifacts.adapter.manifest import MANIFEST, read_manifest
-from qlmm.artifacts.hub.package import CARD
+from qlmm.artifacts.adapter.manifest import read_manifest
 from qlmm.artifacts.hub.transfer import pull
 from qlmm.cli.app import app
+from qlmm.core.filenames import CARD, MANIFEST
 from tests.hub import Hub, Repo
-from tests.sharing import REPO, contents, pushed, refusal
+from tests.sharing import REPO, contents, pushed, refusal, sendable
 
 
 def test_a_pull_that_is_cut_off_anywhere_leaves_nothing_and_is_completed_by_the_next(
@@ -82,7 +82,7 @@ def test_a_damaged_or_strange_adapter_is_not_kept(hub: Hub, adapter: Path) -> No
         assert name in said
     more = {"training_args.bin": b"\x80", "held-out/9.png": b"x", "held-out/../../x.png": b"x"}
     repo.add("main", whole | more, "more than an adapter")
-    assert set(contents(pull(REPO).folder)) == set(contents(adapter))
+    assert set(contents(pull(REPO).folder)) == set(sendable(adapter))
 
 
 def changed(repo: Repo, new: dict[str, bytes], **facts: Any) -> None:
@@ -164,7 +164,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 ) -> None:
     pushed(adapter)
     hub.requests.clear()
-    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("qlmm.core.staging.free_bytes", lambda _: 1000)
     assert refusal(lambda: pull(REPO))[0] == "A034"
     assert hub.asked("adapter_model") == []
     assert not Path("owl").exists()

@@ -247,7 +247,7 @@ def test_a_run_in_bf16_is_read_back_in_bf16(tmp_path: Path) -> None:
     run = TinyRun.make(tmp_path / "tiny")
     finetune(run.recipe("training.steps=2", "training.precision=bf16"))
     assert load(run.folder / "run" / "adapter").precision.name == "bf16"
-    answers = verify(str(run.folder / "run")).checks[-1]
+    answers = verify(run.folder / "run" / "adapter").checks[-1]
     assert "largest difference of logits 0 " in answers.found
     made = merge(str(run.folder / "run"), tmp_path / "merged", Settings())
     assert made.error is not None

@@ -67,7 +67,7 @@ def test_a_run_records_the_commit_and_everything_after_it_keeps_to_it(
     assert (peft["base_model_name_or_path"], peft["revision"]) == ("me/tiny", FIRST)
 
     cache.main(SECOND)
-    assert verify(str(adapter)).holds
+    assert verify(adapter).holds
     merged = merge(str(adapter), tmp_path / "merged", Settings())
     assert merged.error is not None
     assert merged.error.ways[0].largest < 1e-4
@@ -93,7 +93,7 @@ def test_another_commit_is_another_base(trained: tuple[TinyRun, Cache]) -> None:
     write_manifest(adapter, manifest.model_copy(update={"recipe": manifest.recipe.model_copy(update={"base": loose})}))
     with pytest.raises(ModelError, match=r"(?s)A005.*--revision"):
         check_revision(read_manifest(adapter))
-    assert not verify(str(adapter)).holds
+    assert not verify(adapter).holds
 
 
 def test_a_branch_that_moves_while_the_run_goes_on_changes_nothing(

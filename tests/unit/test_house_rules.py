@@ -19,7 +19,9 @@ from qlmm.core.env import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = sorted((ROOT / "qlmm").rglob("*.py"))
-PYTHON = sorted(path for folder in ("qlmm", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+PYTHON = sorted(
+    path for folder in ("qlmm", "tests", "benchmarks", "maintenance") for path in (ROOT / folder).rglob("*.py")
+)
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".jinja", ".json", ".cfg", ""}
 
 MOST_LINES = 400
@@ -62,7 +64,7 @@ def tracked() -> list[Path]:
     if done.returncode == 0:
         paths = [ROOT / line for line in done.stdout.splitlines()]
     else:
-        folders = ("qlmm", "tests", "recipes", "docs", "benchmarks")
+        folders = ("qlmm", "tests", "recipes", "docs", "benchmarks", "maintenance")
         paths = [*ROOT.glob("*"), *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
     return [path for path in paths if path.is_file() and path.suffix in TEXT and "__pycache__" not in path.parts]
 

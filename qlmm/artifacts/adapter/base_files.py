@@ -10,11 +10,12 @@ from pathlib import Path
 from huggingface_hub import constants, try_to_load_from_cache
 from pydantic import BaseModel, Field, ValidationError
 
+from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.compat.transformers_private import fetched_file
 from qlmm.core.errors import ModelError, Unavailable
-from qlmm.model.loading.hub import Located, reading
+from qlmm.model.loading.hub import Located, locate, reading
 
-__all__ = ["base_file", "weight_files"]
+__all__ = ["base_file", "sources_of", "weight_files"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -92,3 +93,9 @@ def base_file(located: Located, name: str, key: str) -> Path | None:
     """One file of a base, fetched if need be; None where it has none of that name."""
     with reading(key, located):
         return fetched_file(located.path, name, located.revision)
+
+
+def sources_of(folder: Path, manifest: Manifest) -> list[Path]:
+    """The folders that are read when something is made of an adapter: its own, and those of its base."""
+    base = manifest.recipe.base
+    return [folder, *(Path(locate(name).path) for name in (base.model, base.vision, base.language) if name)]

@@ -11,8 +11,9 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest
+from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, PROBE
 from qlmm.core.files import file_sha256
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.model.image_budget.budget import agree
@@ -20,7 +21,6 @@ from qlmm.model.loading.base import identity, load_model, load_processor, load_s
 from qlmm.model.loading.encoder import make_encoder
 from qlmm.model.loading.precision import Precision, again, choose
 from qlmm.model.peft.adapter import fill_bare, to_fp32
-from qlmm.proof.probe import PROBE
 from qlmm.recipe.schema import BaseSection, DataSection, Source
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # Without these an adapter silently answers with an untrained connector, or not at all.
-REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
+REQUIRED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from qlmm.artifacts.adapter.local_paths import without_places
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import LOCAL_RECIPE, MANIFEST
 from qlmm.core.files import atomic_write
+from qlmm.core.secrets import redact
 from qlmm.core.version import __version__
+from qlmm.proof.records import Proof, from_json
 from qlmm.recipe.schema import Recipe
 
-__all__ = ["MANIFEST", "Manifest", "read_manifest", "versions", "write_manifest"]
+__all__ = ["Combination", "CombinedSource", "Manifest", "proof_of", "read_manifest", "versions", "write_manifest"]
 
-MANIFEST = "qlmm.json"
 KINDS, FACTS = ("native", "assembled"), {"id", "revision", "config_sha256"}
 _DAMAGED = "fetch the adapter again, or take it from the run directory it was made in"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -46,6 +49,38 @@ def _described(base: dict[str, Any]) -> dict[str, Any]:
     return base
 
 
+class CombinedSource(BaseModel):
+    """One of the adapters that another was made of; `name` is never a path."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    weights_sha256: str
+    steps: int
+    data: tuple[str, ...]
+
+
+class Combination(BaseModel):
+    """What an adapter was made of, and what was measured of the result.
+
+    Attributes:
+        density: share of values that were kept; None for methods that keep all.
+        losses: held-out loss in nats per token, by the sources' names and ``combined``; empty where not measured.
+        measured_on: on which rows, or why on none.
+        reload: largest difference of logits after it was read back in a fresh process.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    weights: tuple[float, ...]
+    density: float | None = None
+    sources: tuple[CombinedSource, ...]
+    losses: dict[str, float] = {}
+    measured_on: str = ""
+    reload: float = 0.0
+
+
 class Manifest(BaseModel):
     """Everything needed to load the adapter again and to judge it.
 
@@ -56,7 +91,7 @@ class Manifest(BaseModel):
         data: fingerprint of the rows, per source.
         proof: the run proof, as in ``run.json``.
         files: sha256 of the folder's other files.
-        combined: for an adapter made of others: their manifests' facts, weights and method; None for a run's own.
+        combined: for an adapter made of others; None for a run's own.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -72,7 +107,11 @@ class Manifest(BaseModel):
     proof: dict[str, Any] | None = None
     versions: dict[str, str]
     files: dict[Annotated[str, AfterValidator(_inside)], str]
-    combined: dict[str, Any] | None = None
+    combined: Combination | None = None
+
+    def shared(self) -> Manifest:
+        """The manifest as others may read it: without absolute paths and access keys."""
+        return Manifest.model_validate_json(json.dumps(without_places(self.model_dump(mode="json"))))
 
 
 def versions() -> dict[str, str]:
@@ -81,12 +120,24 @@ def versions() -> dict[str, str]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Put the manifest into an adapter folder in one step."""
-    atomic_write(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    """Write what others may read into ``qlmm.json``, and paths of this machine into a file that is never sent.
+
+    A base or rows in a local folder are recorded by name and hash; the paths beside them let this machine find them.
+    """
+    shared, local = manifest.shared(), folder / LOCAL_RECIPE
+    if shared.recipe != manifest.recipe:
+        atomic_write(local, redact(manifest.recipe.model_dump_json(indent=1)) + "\n")
+    else:
+        local.unlink(missing_ok=True)
+    atomic_write(folder / MANIFEST, shared.model_dump_json(indent=1) + "\n")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, local: bool = True) -> Manifest:
     """Read an adapter's manifest.
+
+    Args:
+        folder: the adapter folder.
+        local: use the paths of this machine where the folder holds them; otherwise the manifest stays as it is shared.
 
     Raises:
         ModelError: A001 when the folder is no adapter of qlmm, A002 when its manifest is damaged.
@@ -97,10 +148,37 @@ def read_manifest(folder: Path) -> Manifest:
         hint = f"did you mean {near}?" if (near / MANIFEST).is_file() else "name the adapter folder of a finished run"
         raise ModelError.one("A001", f"{folder} is not an adapter made by qlmm: it has no {MANIFEST}", help=hint)
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(path.read_bytes())
+        return _with_local_paths(manifest, folder / LOCAL_RECIPE) if local else manifest
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ModelError.one("A002", f"{path} is damaged: {place or 'file'}: {first['msg']}", help=_DAMAGED) from error
     except json.JSONDecodeError as error:
         raise ModelError.one("A002", f"{path} is damaged: {error}", help=_DAMAGED) from error
+
+
+def _with_local_paths(manifest: Manifest, path: Path) -> Manifest:
+    """The manifest with the recipe as it ran here, as long as both are the same but for its places."""
+    if not path.is_file():
+        return manifest
+    here = manifest.model_copy(update={"recipe": Recipe.model_validate_json(path.read_bytes())})
+    return here if here.shared().recipe == manifest.recipe else manifest
+
+
+def proof_of(manifest: Manifest) -> Proof:
+    """The proof in a manifest; without one, a proof of nothing.
+
+    Raises:
+        ModelError: A002 when it cannot be read.
+    """
+    if manifest.proof is None:
+        return Proof((), None, None, 0, None)
+    try:
+        return from_json(Proof, manifest.proof)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        help = "take the adapter again from whoever made it; without its proof nobody knows what it is"
+        message = f"the proof in {MANIFEST} is damaged: {place}: {first['msg']}"
+        raise ModelError.one("A002", message, help=help) from error

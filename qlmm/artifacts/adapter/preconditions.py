@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qlmm.artifacts.adapter.allowed_files import check_no_pickle
 from qlmm.artifacts.adapter.load import check_base, check_files, check_revision
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.artifacts.adapter.tensors import check_tensors
-from qlmm.artifacts.adapter.verify import check_finite, check_no_pickle
+from qlmm.artifacts.adapter.verify import check_finite
 from qlmm.core.errors import ModelError
 from qlmm.model.loading.base import load_saved_processor, vocabulary
 

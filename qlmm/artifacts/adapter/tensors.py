@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.safetensors_stream import DTYPES
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qlmm.model.loading.base import Blueprint, blueprint
-from qlmm.model.parts.split import PartName, Parts
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX, attach, place
+from qlmm.model.parts.split import PEFT_PREFIX, PartName, Parts
+from qlmm.model.peft.adapter import attach, place
 
 __all__ = ["check_tensors", "expected_tensors", "found_tensors"]
 
@@ -100,7 +101,7 @@ def _dtypes(name: str, value: torch.Tensor) -> tuple[str, ...]:
 
 def _whole(folder: Path, parts: Parts) -> frozenset[PartName]:
     """The parts that PEFT's configuration says are stored whole."""
-    modules = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("modules_to_save") or []
+    modules = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8")).get("modules_to_save") or []
     try:
         return frozenset(parts.of(module) for module in modules)
     except KeyError as error:

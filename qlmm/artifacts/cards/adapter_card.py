@@ -16,16 +16,16 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from qlmm.artifacts.adapter.local_paths import is_data_set
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.cards.loading_examples import usage
-from qlmm.artifacts.cards.sections import between, marked, renewed
-from qlmm.artifacts.hub.scrub import shorten
+from qlmm.artifacts.cards.sections import marked, renewed
 from qlmm.core.errors import ModelError
 from qlmm.core.units import share
-from qlmm.data.reading.readers import BUILTIN, HUB_ID, SUFFIXES
+from qlmm.data.reading.readers import HUB_ID
 from qlmm.proof.records import Answer, PartProof, Proof
 
-__all__ = ["MOST_PICTURES", "base_table", "card", "data_table", "local_sources", "picture_name", "placed", "public_ids"]
+__all__ = ["MOST_PICTURES", "base_table", "card", "data_table", "picture_name", "placed", "public_ids"]
 
 MOST_PICTURES = 4
 LONGEST_TEXT = 300
@@ -47,6 +47,7 @@ def card(manifest: Manifest, proof: Proof, answers: Sequence[Answer] = ()) -> st
         proof: what its run proved.
         answers: held-out questions; the pictures of the first four lie beside the card, see :func:`picture_name`.
     """
+    manifest = manifest.shared()
     front = _metadata(manifest, proof).to_yaml()
     measured = [_trained(proof), _losses(proof), _pairs(proof), _answers(answers), _promises(proof)]
     sections = [_title(manifest), "" if proof.holds else UNPROVEN, marked("base", base_table(manifest, {})), *measured]
@@ -98,34 +99,8 @@ def public_ids(manifest: Manifest) -> tuple[list[str], list[str]]:
     parts = manifest.base["parts"].values()
     # Only what came from the Hub has a revision.
     bases = [str(part["id"]).partition("@")[0] for part in parts if part["revision"] and HUB_ID.fullmatch(part["id"])]
-    data = [source["path"].partition("@")[0] for source in manifest.data["sources"] if _on_the_hub(source["path"])]
+    data = [source["path"].partition("@")[0] for source in manifest.data["sources"] if is_data_set(source["path"])]
     return list(dict.fromkeys(bases)), list(dict.fromkeys(data))
-
-
-def local_sources(manifest: Manifest, text: str) -> dict[str, str]:
-    """Sources of this machine that would pass for data sets of the Hub once their paths are cut, and what they become.
-
-    A relative folder is known for one only where the run started, which is where its card was written.
-
-    Args:
-        manifest: as the run wrote it, its paths whole.
-        text: the card in the adapter's folder; empty where there is none.
-    """
-    data = {str(source["path"]) for source in manifest.data["sources"]}
-    others = {source.path for source in (*manifest.recipe.data.sources, *manifest.recipe.evaluation.sources)} - data
-    section = between(text, "data")
-    told = {path for path in data if section is None or f"({_address(path)})" in section}
-    local = {path for path in data | others if not _on_the_hub(path)} | (data - told)
-    return {path: f"./{shorten(path)}" for path in local if _like_a_data_set(shorten(path))}
-
-
-def _on_the_hub(path: str) -> bool:
-    """Whether a source is a data set of the Hub, told the way reading tells it."""
-    return _like_a_data_set(path) and not Path(path).expanduser().exists()
-
-
-def _like_a_data_set(path: str) -> bool:
-    return bool(HUB_ID.fullmatch(path)) and not path.startswith(BUILTIN) and not path.endswith(SUFFIXES)
 
 
 def _address(path: str) -> str:
@@ -145,7 +120,7 @@ def _metadata(manifest: Manifest, proof: Proof) -> ModelCardData:
         pipeline_tag="image-text-to-text",
         datasets=data or None,
         tags=tags,
-        model_name=Path(shorten(recipe.output.dir)).name if results else None,
+        model_name=Path(recipe.output.dir).name if results else None,
         eval_results=results or None,
     )
 
@@ -160,12 +135,12 @@ def _results(manifest: Manifest, proof: Proof) -> list[EvalResult]:
         values.append(("accuracy", "held-out pairs won", proof.pairs_after.won))
     recipe = manifest.recipe
     sources = [source.path for source in recipe.evaluation.sources or recipe.data.sources]
-    public = [path.partition("@")[0] for path in sources if _on_the_hub(path)]
+    public = [path.partition("@")[0] for path in sources if is_data_set(path)]
     return [
         EvalResult(
             task_type="image-text-to-text",
             dataset_type=public[0] if len(sources) == len(public) == 1 else "held-out",
-            dataset_name=f"held-out rows of {', '.join(shorten(path) for path in sources)}",
+            dataset_name=f"held-out rows of {', '.join(sources)}",
             metric_type=kind,
             metric_name=name,
             metric_value=round(value, 4),
@@ -188,7 +163,7 @@ def base_table(manifest: Manifest, licences: Mapping[str, str]) -> str:
     public = public_ids(manifest)[0]
     rows = []
     for role, facts in manifest.base["parts"].items():
-        name = facts["id"].partition("@")[0] if facts["revision"] else shorten(facts["id"])
+        name = facts["id"].partition("@")[0] if facts["revision"] else facts["id"]
         shown = f"[{name}](https://huggingface.co/{name})" if name in public else f"`{name}`"
         rows.append(f"| {role} | {shown} | {facts['revision'] or '—'} | {licences.get(name, SEE_BASE)} |")
     return "| part | from | revision | licence |\n|---|---|---|---|\n" + "\n".join(rows)
@@ -262,7 +237,7 @@ def data_table(manifest: Manifest, licences: Mapping[str, str]) -> str:
     rows = []
     for source in manifest.data["sources"]:
         path, name = source["path"], source["path"].partition("@")[0]
-        shown = f"[{path}]({_address(path)})" if name in public else f"`{shorten(path)}`"
+        shown = f"[{path}]({_address(path)})" if name in public else f"`{path}`"
         rows.append(f"| {shown} | {source['kept']:,} | {licences.get(name, NOT_STATED)} |")
     table = "| source | rows | licence |\n|---|---|---|\n" + "\n".join(rows)
     return f"## Data\n\n{table}\n\nFingerprint: `{manifest.data['sha256']}`"

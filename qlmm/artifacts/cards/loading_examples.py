@@ -6,12 +6,11 @@ Usage: ``text = usage(manifest, "user/name")``
 from __future__ import annotations
 
 from qlmm.artifacts.adapter.manifest import Manifest
+from qlmm.model.peft.vllm_lora import max_lora_rank, refused_lora, trained_whole
 
 __all__ = ["usage"]
 
 FOLDER = "PATH"
-# What vLLM's --max-lora-rank takes.
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def usage(manifest: Manifest, repo: str | None) -> str:
@@ -49,27 +48,25 @@ def _peft(manifest: Manifest, place: str) -> str:
 def _vllm(manifest: Manifest, place: str) -> str:
     """The command, or why there is none."""
     adapter = manifest.recipe.adapter
-    whole = [part for part, how in (("connector", adapter.connector), ("vision", adapter.vision)) if how == "full"]
+    whole = trained_whole(adapter)
     if whole or adapter.start_from is not None:
         what = f"the whole {' and '.join(whole)} was trained" if whole else "it carries parts of an earlier run"
         return (
             f"vLLM refuses this adapter, because {what}: such weights lie in `modules_to_save`, which it does not "
             "take. Merge the adapter into its base first."
         )
-    if adapter.variant not in ("plain", "rslora"):
-        return f"vLLM serves plain LoRA only; this adapter is {adapter.variant}. Merge it into its base first."
+    if (why := refused_lora(adapter)) is not None:
+        return f"{why[0].upper()}{why[1:]}. Merge it into its base first."
     parts = [part for part, how in (("connector", adapter.connector), ("vision", adapter.vision)) if how == "lora"]
     if parts:
         return (
             f"vLLM applies LoRA of the language model; whether it applies that of the {' and '.join(parts)} depends on "
             "its version and on the model. Merge the adapter into its base to be sure."
         )
-    rank = next((rank for rank in RANKS if rank >= adapter.r), None)
-    if rank is None:
-        return f"vLLM takes ranks up to {RANKS[-1]}; this adapter has {adapter.r}. Merge it into its base first."
     model, _, revision = _model(manifest).partition("@")
     pinned = f" --revision {revision}" if revision else ""
-    command = f"vllm serve {model}{pinned} --enable-lora --max-lora-rank {rank} --lora-modules adapter={place}"
+    options = f"--enable-lora --max-lora-rank {max_lora_rank(adapter.r)} --lora-modules adapter={place}"
+    command = f"vllm serve {model}{pinned} {options}"
     return f"With vLLM, which takes LoRA of the language model (not tried by the run):\n\n```bash\n{command}\n```"
 
 

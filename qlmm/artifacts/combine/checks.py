@@ -9,23 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
+from typing import Literal
 
 from qlmm.artifacts.adapter.folder import run_name
 from qlmm.artifacts.adapter.load import check_base, check_revision
+from qlmm.artifacts.adapter.local_paths import secrets_in
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.adapter.preconditions import check_adapter
 from qlmm.artifacts.adapter.tensors import found_tensors
-from qlmm.artifacts.adapter.verify import find_adapter
-from qlmm.artifacts.destination import check_place
-from qlmm.artifacts.hub.scrub import secrets_in
+from qlmm.artifacts.zoo.find import find_adapter
 from qlmm.core.errors import ModelError, UsageError
+from qlmm.core.staging import check_place
 from qlmm.recipe.zoo import PREFIX
 
 __all__ = [
-    "AVERAGING",
-    "METHODS",
     "NAME",
-    "OF_FACTORS",
+    "Method",
     "Source",
     "check_same_base",
     "check_settings",
@@ -33,11 +32,8 @@ __all__ = [
     "size_of",
 ]
 
-METHODS = ("linear", "cat", "ties", "dare_ties", "dare_linear", "svd")
-# These add up LoRA's two factors each for itself: the product grows with the square of what the weights add up to.
-OF_FACTORS = ("linear", "dare_linear")
-# These divide by the number of adapters that agree on a value, so that weights of 1 are neutral.
-AVERAGING = ("ties", "dare_ties")
+Method = Literal["cat", "linear", "ties"]
+METHODS: tuple[Method, ...] = ("cat", "linear", "ties")
 # What the result is called among its sources.
 NAME = "combined"
 # Scalings that PEFT's arithmetic knows; the others change the base or have weights that it leaves out.
@@ -88,21 +84,27 @@ def check_settings(targets: Sequence[str], out: Path, method: str, weights: Sequ
 
 
 def _check_weights(method: str, weights: Sequence[float]) -> None:
-    """Refuse weights that would scale LoRA by something else than modules that were trained whole."""
+    """Refuse weights that would scale LoRA by something else than modules that were trained whole.
+
+    ``linear`` adds up LoRA's two factors each for itself: the product grows with the square of what the weights add up
+    to. ``ties`` divides by the number of adapters that agree on a value, so that weights of 1 are neutral.
+    """
     if not all(isfinite(weight) for weight in weights):
         shown = ", ".join(f"{weight:g}" for weight in weights)
         raise UsageError.one("K002", f"--weights: {shown}: a weight must be a finite number", help="such as 0.7,0.3")
-    help = "--method cat (exact) and svd take any weights"
-    if method in OF_FACTORS and (min(weights) < 0 or abs(sum(weights) - 1) > WHOLE):
+    help = "--method cat takes any weights, and is exact"
+    if method == "linear" and (min(weights) < 0 or abs(sum(weights) - 1) > WHOLE):
         raise UsageError.one(
             "K002",
-            f"--method {method} needs weights from 0 that add up to 1, and these add up to {sum(weights):g}"
+            f"--method linear needs weights from 0 that add up to 1, and these add up to {sum(weights):g}"
             + (" with a negative one" if min(weights) < 0 else ""),
             help=help,
         )
-    if method in AVERAGING and len(set(weights)) > 1:
+    if method == "ties" and (len(set(weights)) > 1 or weights[0] <= 0):
         raise UsageError.one(
-            "K002", f"--method {method} scales its average by one number: all weights must be the same", help=help
+            "K002",
+            "--method ties scales its average by one number: all weights must be the same, and above 0",
+            help=help,
         )
 
 
@@ -200,11 +202,11 @@ def _check_layers(first: Source, other: Source, method: str) -> None:
             help="combine adapters of the same adapter.targets, adapter.connector and adapter.vision",
         )
     ours, theirs = (one.manifest.recipe.adapter.r for one in (first, other))
-    if ours != theirs and method in (*OF_FACTORS, *AVERAGING):
+    if ours != theirs and method != "cat":
         raise ModelError.one(
             "K007",
             f"{first.name} has rank {ours}, {other.name} {theirs}; {method} needs equal ranks",
-            help="use --method cat (exact, ranks add up) or svd (the largest rank is kept)",
+            help="use --method cat, which is exact; its ranks add up",
         )
 
 

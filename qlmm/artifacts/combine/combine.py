@@ -1,7 +1,7 @@
 """Adapters of one base made into one, by arithmetic on their weights.
 
-LoRA is combined by PEFT's ``add_weighted_adapter``; what PEFT refuses there, modules trained whole and bare parameters,
-is combined linearly: base + sum of weight times (trained - base). The result is an adapter folder like any other.
+LoRA is combined by the arithmetic of PEFT's ``add_weighted_adapter``. What PEFT refuses there (modules trained
+whole, bare parameters) is combined linearly: base + sum of weight times (trained - base).
 
 Usage: ``combine([Path("runs/a/adapter"), Path("runs/b/adapter")], Path("both"), Settings("cat", (0.5, 0.5)))``
 """
@@ -9,48 +9,46 @@ Usage: ``combine([Path("runs/a/adapter"), Path("runs/b/adapter")], Path("both"),
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from math import sqrt
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.merge_utils import ties
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from qlmm.artifacts.adapter.folder import file_hashes, publish
+from qlmm.artifacts.adapter.base_files import sources_of
+from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.load import load
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, versions, write_manifest
+from qlmm.artifacts.adapter.manifest import Combination, CombinedSource, Manifest, versions, write_manifest
 from qlmm.artifacts.adapter.reload import prove_reload
 from qlmm.artifacts.combine.card import combine_card
 from qlmm.artifacts.combine.checks import (
-    AVERAGING,
     NAME,
-    OF_FACTORS,
+    Method,
     Source,
     check_same_base,
     check_settings,
     read_sources,
     size_of,
 )
-from qlmm.artifacts.destination import check_place, check_room, sources_of, staged
 from qlmm.core.errors import RunError
+from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, PICTURES, PROBE
 from qlmm.core.files import atomic_write
+from qlmm.core.staging import check_place, check_room, publish, staged
 from qlmm.model.loading.base import load_model
 from qlmm.model.loading.precision import Precision, choose
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX
-from qlmm.proof.probe import PICTURES, PROBE, probe_rows, write_probe
+from qlmm.model.parts.split import PEFT_PREFIX
+from qlmm.proof.probe import probe_rows, write_probe
 from qlmm.proof.records import ReloadProof
+from qlmm.recipe.schema import AdapterSection
 
-__all__ = ["Combined", "Measure", "Method", "Settings", "combine"]
-
-Method = Literal["linear", "cat", "ties", "dare_ties", "dare_linear", "svd"]
-CONFIG = "adapter_config.json"
+__all__ = ["Combined", "Measure", "Settings", "combine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +58,12 @@ class Settings:
     Attributes:
         method: PEFT's name for it.
         weights: one per adapter; LoRA and modules trained whole are scaled alike.
-        density: share of values that ties and dare keep.
-        seed: decides which ones dare keeps.
+        density: share of values that ties keeps.
     """
 
     method: Method
     weights: tuple[float, ...]
     density: float = 0.5
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +124,6 @@ def combine(
     check_room(out, size_of(sources, settings.method))
     measure = measuring(sources)
     with staged(out) as stage:
-        tell("loading the base")
         rank = _write_weights(stage, sources, settings, tell)
         manifest = _manifest(sources, settings, rank)
         _write_rest(stage, sources, manifest, tell)
@@ -141,22 +136,32 @@ def combine(
 
 def _write_weights(stage: Path, sources: Sequence[Source], settings: Settings, tell: Callable[[str], None]) -> int:
     """Weights and PEFT's configuration; the rank of the result."""
-    first = sources[0].manifest
-    model = load_model(first.recipe.base, _precision(first), seed=first.seed)
     tensors = [load_file(source.folder / ADAPTER_WEIGHTS) for source in sources]
     whole = [name for name in tensors[0] if ".lora_" not in name]
-    shares = _shares(settings)
-    base = {name: model.state_dict()[name.removeprefix(PEFT_PREFIX)].detach().cpu() for name in whole}
-    combined = {name: _linear(base[name], [held[name] for held in tensors], shares) for name in whole}
+    base = _base_weights(sources[0].manifest, whole, tell) if whole else {}
     tell("combining")
-    lora, rank = _lora(model, sources, tensors, settings)
+    combined = {name: _linear(base[name], [held[name] for held in tensors], _shares(settings)) for name in whole}
+    scales = [_scale(source.manifest.recipe.adapter) for source in sources]
+    lora = {
+        name: _factor(name, [held[name].float() for held in tensors], scales, settings)
+        for name in tensors[0]
+        if ".lora_" in name
+    }
     save_file({**combined, **lora}, stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = json.loads((sources[0].folder / CONFIG).read_text("utf-8"))
+    ranks = (len(factor) for name, factor in lora.items() if ".lora_A." in name)
+    rank = next(ranks, sources[0].manifest.recipe.adapter.r)
+    config = json.loads((sources[0].folder / ADAPTER_CONFIG).read_text("utf-8"))
+    # The factors hold the scaling already.
     config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    atomic_write(stage / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    del model
-    gc.collect()
+    atomic_write(stage / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return rank
+
+
+def _base_weights(manifest: Manifest, names: Sequence[str], tell: Callable[[str], None]) -> dict[str, Tensor]:
+    """What modules that adapters hold whole were before training."""
+    tell("loading the base")
+    state = load_model(manifest.recipe.base, _precision(manifest), seed=manifest.seed).state_dict()
+    return {name: state[name.removeprefix(PEFT_PREFIX)].detach().cpu() for name in names}
 
 
 def _precision(manifest: Manifest) -> Precision:
@@ -168,9 +173,9 @@ def _precision(manifest: Manifest) -> Precision:
 def _shares(settings: Settings) -> tuple[float, ...]:
     """The weights that whole modules get, which scale them as the method scales LoRA.
 
-    An averaging method divides by how many adapters there are.
+    ``ties`` divides by how many adapters there are.
     """
-    count = len(settings.weights) if settings.method in AVERAGING else 1
+    count = len(settings.weights) if settings.method == "ties" else 1
     return tuple(weight / count for weight in settings.weights)
 
 
@@ -184,50 +189,28 @@ def _linear(base: Tensor, trained: Sequence[Tensor], shares: Sequence[float]) ->
     return total.to(trained[0].dtype).contiguous()
 
 
-def _lora(
-    model: PreTrainedModel, sources: Sequence[Source], tensors: Sequence[Mapping[str, Tensor]], settings: Settings
-) -> tuple[dict[str, Tensor], int]:
-    """LoRA weights by PEFT, and their rank; adapters without LoRA keep the rank of the first."""
-    held = [{name: value for name, value in one.items() if ".lora_" in name} for one in tensors]
-    if not held[0]:
-        return {}, sources[0].manifest.recipe.adapter.r
-    names = [f"source{number}" for number in range(len(sources))]
-    wrapped: Any = None
-    for name, source, weights in zip(names, sources, held, strict=True):
-        config: Any = LoraConfig.from_pretrained(str(source.folder))
-        config.modules_to_save, config.inference_mode = None, False
-        if wrapped is None:
-            wrapped = get_peft_model(model, config, adapter_name=name)
-        else:
-            wrapped.add_adapter(name, config)
-        set_peft_model_state_dict(wrapped, dict(weights), adapter_name=name)
-        # PEFT copies this from the first adapter to the result, whose weights hold the scaling already.
-        wrapped.peft_config[name].use_rslora = False
-    _add(wrapped, names, settings)
-    state = get_peft_model_state_dict(wrapped, adapter_name=NAME, save_embedding_layers=False)
-    rank = int(wrapped.peft_config[NAME].r)
-    return {name: value.detach().float().cpu().contiguous() for name, value in state.items()}, rank
+def _scale(section: AdapterSection) -> float:
+    """What PEFT multiplies a layer's update by."""
+    return section.alpha / (sqrt(section.r) if section.variant == "rslora" else section.r)
 
 
-def _add(wrapped: PeftModel, names: list[str], settings: Settings) -> None:
-    """PEFT's combination.
+def _factor(name: str, factors: Sequence[Tensor], scales: Sequence[float], settings: Settings) -> Tensor:
+    """One of LoRA's two factors, as PEFT's ``add_weighted_adapter`` makes it, with the scaling in it.
 
-    PEFT gives both factors the root of a weight. Where factors are added up, squared weights make that the weight
-    itself, so that halves of an adapter and of the same adapter give that adapter. Where they are averaged, equal
-    weights give their product that weight.
+    PEFT gives both factors the root of a weight. Where factors are added up, the weight itself makes halves of an
+    adapter and of the same adapter that adapter. Where they are averaged, roots give their product the weight.
     """
-    weights = list(settings.weights)
-    if settings.method in OF_FACTORS:
-        weights = [weight**2 for weight in weights]
-    torch.manual_seed(settings.seed)
-    wrapped.base_model.add_weighted_adapter(
-        names,
-        weights,
-        NAME,
-        combination_type=settings.method,
-        density=settings.density if "ties" in settings.method or "dare" in settings.method else None,
-        svd_full_matrices=False,
-    )
+    weighted = list(zip(settings.weights, scales, strict=True))
+    if settings.method == "ties":
+        roots = torch.tensor([sqrt(weight * scale) for weight, scale in weighted])
+        elected: Tensor = ties(list(factors), roots, settings.density)
+        return elected.contiguous()
+    if settings.method == "linear":
+        terms = [weight * sqrt(scale) * one for (weight, scale), one in zip(weighted, factors, strict=True)]
+        return torch.stack(terms).sum(0)
+    if ".lora_B." in name:
+        return torch.cat(list(factors), dim=1).contiguous()
+    return torch.cat([weight * scale * one for (weight, scale), one in zip(weighted, factors, strict=True)])
 
 
 def _manifest(sources: Sequence[Source], settings: Settings, rank: int) -> Manifest:
@@ -237,29 +220,40 @@ def _manifest(sources: Sequence[Source], settings: Settings, rank: int) -> Manif
     recipe = first.recipe.model_copy(update={"adapter": first.recipe.adapter.model_copy(update=changes)})
     prints = [source.manifest.data["sha256"] for source in sources]
     rows = {str(row["path"]): row for source in sources for row in source.manifest.data["sources"]}
-    data = {"sha256": hashlib.sha256("\n".join(prints).encode()).hexdigest(), "sources": list(rows.values())}
-    told = [
-        {
-            "name": source.name,
-            "weights_sha256": source.manifest.files[ADAPTER_WEIGHTS],
-            "steps": source.manifest.steps,
-            "data": [str(row["path"]) for row in source.manifest.data["sources"]],
-        }
-        for source in sources
-    ]
-    combined: dict[str, Any] = {"method": settings.method, "weights": list(settings.weights), "sources": told}
-    if settings.method not in ("linear", "cat", "svd"):
-        combined |= {"density": settings.density, "seed": settings.seed}
-    steps = sum(source.manifest.steps for source in sources)
-    changed: dict[str, Any] = {"recipe": recipe, "data": data, "steps": steps, "proof": None, "combined": combined}
-    return first.model_copy(update=changed | {"versions": versions(), "files": {}})
+    combined = Combination(
+        method=settings.method,
+        weights=settings.weights,
+        density=settings.density if settings.method == "ties" else None,
+        sources=tuple(_recorded(source) for source in sources),
+    )
+    return Manifest(
+        base=first.base,
+        recipe=recipe,
+        precision=first.precision,
+        seed=first.seed,
+        frozen_sha256=first.frozen_sha256,
+        data={"sha256": sha256("\n".join(prints).encode()).hexdigest(), "sources": list(rows.values())},
+        steps=sum(source.manifest.steps for source in sources),
+        versions=versions(),
+        files={},
+        combined=combined,
+    )
+
+
+def _recorded(source: Source) -> CombinedSource:
+    return CombinedSource(
+        name=source.name,
+        weights_sha256=source.manifest.files[ADAPTER_WEIGHTS],
+        steps=source.manifest.steps,
+        data=tuple(str(row["path"]) for row in source.manifest.data["sources"]),
+    )
 
 
 def _write_rest(stage: Path, sources: Sequence[Source], manifest: Manifest, tell: Callable[[str], None]) -> None:
     """Processor, and what the combined adapter says to the rows of its sources' probes."""
     first = sources[0]
     for name in first.manifest.files:
-        if name not in (ADAPTER_WEIGHTS, CONFIG, PROBE) and not name.startswith(f"{PICTURES}/"):
+        if name not in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, PROBE) and not name.startswith(f"{PICTURES}/"):
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(first.folder / name, stage / name)
     write_manifest(stage, _with_files(stage, manifest))
@@ -273,8 +267,7 @@ def _write_rest(stage: Path, sources: Sequence[Source], manifest: Manifest, tell
 
 
 def _with_files(stage: Path, manifest: Manifest) -> Manifest:
-    files = file_hashes(stage, without=frozenset({MANIFEST, "README.md"}))
-    return manifest.model_copy(update={"files": files})
+    return manifest.model_copy(update={"files": file_hashes(stage)})
 
 
 def _proven(stage: Path, manifest: Manifest, tell: Callable[[str], None]) -> ReloadProof:
@@ -298,7 +291,9 @@ def _losses(stage: Path, sources: Sequence[Source], measure: Measure, tell: Call
 
 
 def _finish(stage: Path, manifest: Manifest, proof: ReloadProof, losses: Mapping[str, float], rows: str) -> None:
-    told = {"losses": dict(losses), "measured_on": rows, "reload": proof.max_difference}
-    final = _with_files(stage, manifest.model_copy(update={"combined": {**(manifest.combined or {}), **told}}))
+    """Record what was measured, in manifest and card."""
+    measured = {"losses": dict(losses), "measured_on": rows, "reload": proof.max_difference}
+    combined = manifest.combined.model_copy(update=measured) if manifest.combined is not None else None
+    final = _with_files(stage, manifest.model_copy(update={"combined": combined}))
     write_manifest(stage, final)
-    atomic_write(stage / "README.md", combine_card(final))
+    atomic_write(stage / CARD, combine_card(final.shared()))

@@ -1,7 +1,7 @@
 """Held-out loss of several adapters on the same rows: what combining them has cost.
 
-A row that one run held out may be one that another learned from, where both split the same file. Such rows are left
-out; where it cannot be known what an adapter was trained on, that is said.
+Two runs that split the same file may each hold out rows that the other one learned from. Such rows are left out. Where
+it cannot be known what an adapter was trained on, the result says so.
 
 Usage: ``measure = measure_on(sources, Path("rows.jsonl")); measure.rows; measure.losses(folders)``
 """
@@ -9,10 +9,9 @@ Usage: ``measure = measure_on(sources, Path("rows.jsonl")); measure.rows; measur
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
 
@@ -20,12 +19,10 @@ from qlmm.artifacts.adapter.load import load
 from qlmm.artifacts.adapter.run_rows import rows_of_run
 from qlmm.artifacts.combine.checks import Source
 from qlmm.artifacts.combine.combine import Measure
-from qlmm.artifacts.hub.scrub import shorten
 from qlmm.builtin import registry as builtin
 from qlmm.core.errors import QlmmError
-from qlmm.core.files import file_sha256
 from qlmm.data.reading.dataset import load_samples
-from qlmm.data.sample import Example, ImageRef, Sample
+from qlmm.data.sample import Example, Sample
 from qlmm.evaluation.heldout import HeldOut
 from qlmm.recipe import schema
 from qlmm.training.rows import measured
@@ -57,31 +54,27 @@ def measure_on(sources: Sequence[Source], file: Path | None = None, image_root: 
         DataError: when the file cannot be read.
     """
     runs = {source.name: _rows(source) for source in sources}
+    unsure = {name: run.unsure for name, run in runs.items() if run.unsure}
     if file is not None:
         rows, whose = _rows_of(file, image_root), f"of {file.name}"
     else:
         turns = zip_longest(*(run.held_out for run in runs.values()))
         rows, whose = [row for turn in turns for row in turn if row is not None], "that the runs held out"
     rows = list({row.content: row for row in rows}.values())
-    unseen = _unseen(rows, [row for run in runs.values() for row in run.train])
-    chosen = unseen[:ROWS]
-    unsure = [
-        f"{name} may have been trained on some of them ({run.unsure})" for name, run in runs.items() if run.unsure
-    ]
     if not rows:
-        return Measure("; ".join(["not measured: no row that a run held out can be read", *_why(runs)]), None)
-    if not chosen:
+        why = [f"{name}: {reason}" for name, reason in unsure.items()]
+        return Measure("; ".join(["not measured: no row that a run held out can be read", *why]), None)
+    # A pair and a conversation that begin alike ask the same.
+    asked = {row.turns[:-1] for run in runs.values() for row in run.train}
+    unseen = [row for row in rows if row.turns[:-1] not in asked]
+    if not unseen:
         return Measure(f"not measured: adapters were trained on all {len(rows)} rows {whose}", None)
-    said = f"{len(chosen)} {'row' if len(chosen) == 1 else 'rows'} {whose}" + (
-        "" if unsure else ", on none of which an adapter was trained"
-    )
-    if len(unseen) < len(rows):
-        said += f", without {len(rows) - len(unseen)} on which one was"
-    return Measure("; ".join([said, *unsure]), partial(_losses, rows=chosen))
-
-
-def _why(runs: Mapping[str, _Rows]) -> list[str]:
-    return [f"{name}: {run.unsure}" for name, run in runs.items() if run.unsure]
+    chosen = unseen[:ROWS]
+    said = f"{len(chosen)} {'row' if len(chosen) == 1 else 'rows'} {whose}"
+    said += "" if unsure else ", on none of which an adapter was trained"
+    said += f", without {len(rows) - len(unseen)} on which one was" if len(unseen) < len(rows) else ""
+    doubts = [f"{name} may have been trained on some of them ({reason})" for name, reason in unsure.items()]
+    return Measure("; ".join([said, *doubts]), partial(_losses, rows=chosen))
 
 
 def _rows(source: Source) -> _Rows:
@@ -91,9 +84,10 @@ def _rows(source: Source) -> _Rows:
     try:
         rows = rows_of_run(source.folder, source.manifest)
     except (QlmmError, OSError) as error:
-        why = error.text if isinstance(error, QlmmError) else str(error)
-        return _Rows(unsure=f"its rows cannot be had: {shorten(why)}")
-    unsure = "it went on from an earlier adapter" if source.manifest.recipe.adapter.start_from is not None else ""
+        # A message may name a folder of this machine, and this goes into a manifest.
+        code = f" ({error.problems[0].code})" if isinstance(error, QlmmError) else ""
+        return _Rows(unsure=f"its rows cannot be read{code}")
+    unsure = "it continued an earlier adapter" if source.manifest.recipe.adapter.start_from is not None else ""
     return _Rows(tuple(measured(row) for row in rows.held_out), rows.train.samples, unsure)
 
 
@@ -102,33 +96,6 @@ def _rows_of(path: Path, image_root: Path | None) -> list[Sample]:
     source = schema.Source(path=str(path), image_root=str(image_root) if image_root is not None else None)
     found = load_samples((source,), kind=None, resolve=builtin.path, check_pictures=True).samples
     return [measured(row) for row in found]
-
-
-def _unseen(rows: Sequence[Sample], trained: Sequence[Example]) -> list[Sample]:
-    """The rows none of whose pictures was trained on, and of those without one, the ones whose question was not."""
-    asked = {_question(row) for row in trained if not row.images}
-    sizes = {_size(ref) for row in rows for ref in row.images}
-    # Only a picture of the same size can be the same: the others need not be read.
-    alike = {(ref.path, ref.data) for row in trained for ref in row.images if _size(ref) in sizes}
-    shown = {_print(path, data) for path, data in alike}
-    return [
-        row
-        for row in rows
-        if (row.images or _question(row) not in asked)
-        and not any(_print(ref.path, ref.data) in shown for ref in row.images)
-    ]
-
-
-def _question(row: Example) -> str:
-    return next((turn.text for turn in reversed(row.turns) if turn.role == "user"), "")
-
-
-def _size(ref: ImageRef) -> int:
-    return ref.path.stat().st_size if ref.path is not None else len(ref.data or b"")
-
-
-def _print(path: Path | None, data: bytes | None) -> str:
-    return file_sha256(path) if path is not None else sha256(data or b"").hexdigest()
 
 
 def _losses(folders: Sequence[Path], *, rows: Sequence[Sample]) -> list[float]:

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from qlmm.artifacts.adapter.folder import publish, run_name
+from qlmm.artifacts.adapter.base_files import sources_of
+from qlmm.artifacts.adapter.folder import run_name
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.adapter.preconditions import check_adapter, check_fits
-from qlmm.artifacts.adapter.verify import find_adapter
-from qlmm.artifacts.destination import check_place, check_room, sources_of, staged
-from qlmm.artifacts.hub.scrub import shorten
 from qlmm.artifacts.merge.deltas import Way
+from qlmm.artifacts.zoo.find import find_adapter
+from qlmm.core.filenames import CARD
 from qlmm.core.files import atomic_write
 from qlmm.core.naming import load, names
+from qlmm.core.staging import check_place, check_room, publish, staged
 from qlmm.core.version import __version__
 from qlmm.model.loading.base import Blueprint, blueprint
 
@@ -41,7 +42,6 @@ __all__ = [
 ]
 
 EXPORTS = "qlmm.artifacts.export.targets"
-README = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def export(
         for name in ("made", "way"):
             (stage / name).mkdir()
         written = wanted.write(job, stage / "made", stage / "way")
-        _write_readme(stage / "made" / README, to, job, plan, written)
+        _write_readme(stage / "made" / CARD, to, job, plan, written)
         publish(stage / "made", out.absolute())
     return Exported(out, plan.drops, written.proof, written.commands(str(out)))
 
@@ -218,6 +218,6 @@ def _write_readme(path: Path, to: str, job: Job, plan: Plan, written: Written) -
 
 
 def _title(to: str, job: Job) -> str:
-    parts = ", ".join(f"{role} `{shorten(str(facts['id']))}`" for role, facts in job.manifest.base["parts"].items())
+    parts = ", ".join(f"{role} `{facts['id']}`" for role, facts in job.manifest.base["parts"].items())
     made = f"Made by qlmm {__version__} from an adapter of {job.manifest.steps} steps on {parts}."
     return f"# {job.name} for {to}\n\n{made}"

@@ -1,6 +1,6 @@
 """Talking to the Hub: patient where it asks for patience, and every refusal in one sentence with a way out.
 
-Usage: ``with talking("user/name", "try again", tell) as hub: me = hub.ask(lambda api: api.whoami())``
+Usage: ``with hub_client("user/name", "try again", tell) as hub: me = hub.ask(lambda api: api.whoami())``
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qlmm.compat.hub_private import without_xet
 from qlmm.core.errors import QlmmError, RunError, UsageError
 from qlmm.core.version import __version__
 
-__all__ = ["LOG_IN", "TIMEOUT_S", "Hub", "checked_name", "talking"]
+__all__ = ["LOG_IN", "TIMEOUT_S", "Hub", "checked_name", "hub_client"]
 
 TIMEOUT_S = 120.0
 LONGEST_WAIT_S = 300.0  # in all; the Hub counts requests in windows of five minutes
@@ -73,7 +73,7 @@ class Hub:
 
 
 @contextmanager
-def talking(repo: str, again: str, tell: Callable[[str], None]) -> Iterator[Hub]:
+def hub_client(repo: str, again: str, tell: Callable[[str], None]) -> Iterator[Hub]:
     """A client whose errors are those of qlmm.
 
     Args:

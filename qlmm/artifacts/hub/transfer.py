@@ -5,7 +5,6 @@ Usage: ``pushed = push(pack(folder, "user/name", unproven=False)); pulled = pull
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -30,15 +29,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from qlmm.artifacts.adapter.folder import publish
+from qlmm.artifacts.adapter.allowed_files import allowed, check_contents
 from qlmm.artifacts.adapter.load import check_files
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest
+from qlmm.artifacts.adapter.manifest import Manifest, proof_of, read_manifest
 from qlmm.artifacts.cards.adapter_card import public_ids
-from qlmm.artifacts.destination import check_place, check_room, staged
-from qlmm.artifacts.hub.connection import LOG_IN, TIMEOUT_S, Hub, checked_name, talking
-from qlmm.artifacts.hub.package import CARD, Item, Parcel, allowed, check_contents, proof_of
+from qlmm.artifacts.hub.connection import LOG_IN, TIMEOUT_S, Hub, checked_name, hub_client
+from qlmm.artifacts.hub.package import Item, Package
 from qlmm.core.errors import ModelError, Problem, RunError, UsageError
+from qlmm.core.filenames import ADAPTER_CONFIG, CARD, MANIFEST
 from qlmm.core.files import file_sha256
+from qlmm.core.staging import check_place, check_room, publish, staged
 
 __all__ = ["MAIN", "Pulled", "Pushed", "pull", "push"]
 
@@ -81,18 +81,19 @@ class _Head:
     """A branch as it is before a push: its commit, its files, and the manifest among them.
 
     Attributes:
+        manifest: None where there is none, or one that cannot be read.
         new: there is no such branch yet; it begins where main is.
     """
 
     commit: str
     names: frozenset[str]
     private: bool
-    manifest: dict[str, Any] | None
+    manifest: Manifest | None
     new: bool
 
 
 def push(
-    parcel: Parcel,
+    package: Package,
     *,
     public: bool = False,
     branch: str = MAIN,
@@ -102,7 +103,7 @@ def push(
     """Send an adapter in one commit; what goes wrong leaves the Hub as it was, or with an empty repository or branch.
 
     Args:
-        parcel: what is sent.
+        package: what is sent.
         public: let everybody read a repository that is made now, or know that everybody can read the one there is.
         branch: branch to commit to; made where there is none.
         message: of the commit.
@@ -112,31 +113,31 @@ def push(
         UsageError: H001 to H006, H009, H012 before anything is changed, H016 for a card that the Hub refuses.
         RunError: H007, H008, H013, H014 for what went wrong on the way.
     """
-    repo = checked_name(parcel.repo)
-    with talking(repo, AGAIN, tell) as hub:
+    repo = checked_name(package.repo)
+    with hub_client(repo, AGAIN, tell) as hub:
         names = _token_names(hub)
-        parcel = parcel.licensed(_licences(hub, parcel.manifest))
+        package = package.licensed(_licences(hub, package.manifest))
         head = _head(hub, repo, branch, public=public, names=names)
-        _refuse_other(head, parcel)
+        _refuse_other(head, package)
         if head.new:
             hub.ask(lambda api: api.create_branch(repo, branch=branch, revision=head.commit, exist_ok=True))
         if head.private and public:
             tell(f"{repo} stays private: make it public on its settings page")
-        operations = [name for name in sorted(head.names) if _is_stale(name, head, parcel)]
+        operations = [name for name in sorted(head.names) if _is_stale(name, head, package)]
         commit = hub.ask(
             lambda api: api.create_commit(
                 repo,
                 # A request that is repeated needs fresh operations: they remember what the Hub said of them.
                 [
-                    *(CommitOperationAdd(item.name, item.content) for item in parcel.items),
+                    *(CommitOperationAdd(item.name, item.content) for item in package.items),
                     *(CommitOperationDelete(name) for name in operations),
                 ],
-                commit_message=message or f"Adapter of qlmm {parcel.manifest.versions['qlmm']}",
+                commit_message=message or f"Adapter of qlmm {package.manifest.versions['qlmm']}",
                 revision=branch,
                 parent_commit=head.commit,
             )
         ).oid
-        _compare(hub, parcel, commit)
+        _compare(hub, package, commit)
         return Pushed(f"{hub.api.endpoint}/{repo}", commit, head.private, changed=commit != head.commit)
 
 
@@ -203,56 +204,52 @@ def _public(repo: str, names: list[str]) -> UsageError:
     )
 
 
-def _there(hub: Hub, repo: str, commit: str) -> dict[str, Any]:
-    """The manifest in the repository; whatever cannot be read is the manifest of something else."""
-    path = hub.ask(lambda api: api.hf_hub_download(repo, MANIFEST, revision=commit))
+def _there(hub: Hub, repo: str, commit: str) -> Manifest | None:
+    """The manifest in the repository; one that cannot be read is that of something else."""
+    path = Path(hub.ask(lambda api: api.hf_hub_download(repo, MANIFEST, revision=commit)))
     try:
-        raw = json.loads(Path(path).read_bytes())
-    except ValueError:
-        return {}
-    return raw if isinstance(raw, dict) else {}
+        return read_manifest(path.parent, local=False)
+    except ModelError:
+        return None
 
 
-def _refuse_other(head: _Head, parcel: Parcel) -> None:
+def _refuse_other(head: _Head, package: Package) -> None:
     """As git refuses to overwrite another history: a repository is for adapters of one base."""
     help = "push to another name, or delete that repository on its settings page first"
-    if head.manifest is None:
+    if MANIFEST not in head.names:
         strange = sorted(head.names - BLANK)
         if strange:
             shown = ", ".join(strange[:3])
             raise UsageError.one(
-                "H005", f"{parcel.repo} holds something else than an adapter of qlmm: {shown}", help=help
+                "H005", f"{package.repo} holds something else than an adapter of qlmm: {shown}", help=help
             )
         return
-    ours, theirs = _parts(parcel.manifest.model_dump()), _parts(head.manifest)
+    ours, theirs = _parts(package.manifest), _parts(head.manifest) if head.manifest is not None else {}
     if ours != theirs:
         bases = " + ".join(sorted(name for name, _ in theirs.values())) or "an unknown one"
-        raise UsageError.one("H006", f"{parcel.repo} holds an adapter of another base: {bases}", help=help)
+        raise UsageError.one("H006", f"{package.repo} holds an adapter of another base: {bases}", help=help)
 
 
-def _parts(manifest: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def _parts(manifest: Manifest) -> dict[str, tuple[str, str]]:
     """Id and configuration of every part of a base, without revisions: a newer one is still the same base."""
-    try:
-        parts = manifest["base"]["parts"]
-        return {role: (one["id"].partition("@")[0], one["config_sha256"]) for role, one in parts.items()}
-    except (KeyError, TypeError, AttributeError):
-        return {}
+    parts = manifest.base["parts"]
+    return {role: (one["id"].partition("@")[0], one["config_sha256"]) for role, one in parts.items()}
 
 
-def _is_stale(name: str, head: _Head, parcel: Parcel) -> bool:
+def _is_stale(name: str, head: _Head, package: Package) -> bool:
     """Whether a file of the adapter that was there before has no place in this one."""
-    named = (head.manifest or {}).get("files", {})
-    return name in named and name not in {item.name for item in parcel.items}
+    named = head.manifest.files if head.manifest is not None else {}
+    return name in named and name not in {item.name for item in package.items}
 
 
-def _compare(hub: Hub, parcel: Parcel, commit: str) -> None:
+def _compare(hub: Hub, package: Package, commit: str) -> None:
     """Look at what arrived, by size and hash: a repository's own rules can keep files out without a word."""
-    tree = hub.ask(lambda api: list(api.list_repo_tree(parcel.repo, recursive=True, revision=commit)))
+    tree = hub.ask(lambda api: list(api.list_repo_tree(package.repo, recursive=True, revision=commit)))
     there = {entry.path: entry for entry in tree}
-    wrong = [item.name for item in parcel.items if item.name not in there or not _same(item, there[item.name])]
+    wrong = [item.name for item in package.items if item.name not in there or not _same(item, there[item.name])]
     if wrong:
         help = "look for a .gitignore in it; the commit is there, and nobody should use it"
-        raise RunError.one("H013", f"not everything arrived in {parcel.repo}: {', '.join(wrong)}", help=help)
+        raise RunError.one("H013", f"not everything arrived in {package.repo}: {', '.join(wrong)}", help=help)
 
 
 def _same(item: Item, entry: Any) -> bool:
@@ -284,7 +281,7 @@ def pull(name: str, target: Path | None = None, *, tell: Callable[[str], None] =
     shown = target if target is not None else Path(repo.partition("/")[2])
     check_place(shown)
     place = shown.resolve()
-    with talking(repo, AGAIN_PULL, tell) as hub:
+    with hub_client(repo, AGAIN_PULL, tell) as hub:
         manifest, commit = _described(hub, repo, revision or None)
         proof = proof_of(manifest)
         wanted = sorted({MANIFEST, CARD, *manifest.files})
@@ -334,7 +331,7 @@ def _described(hub: Hub, repo: str, revision: str | None) -> tuple[Manifest, str
 def _no_adapter(hub: Hub, repo: str, revision: str | None) -> ModelError:
     info = hub.ask(lambda api: api.model_info(repo, revision=revision, timeout=TIMEOUT_S))
     names = {file.rfilename for file in info.siblings or ()}
-    if "adapter_config.json" in names:
+    if ADAPTER_CONFIG in names:
         help = (
             f'load it with PEFT: PeftModel.from_pretrained(base, "{repo}"); qlmm cannot tell its base, data and proof'
         )

@@ -5,18 +5,18 @@ Usage: ``atomic_write(folder / "README.md", merge_card(manifest, "trained", erro
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import yaml
+from pydantic import JsonValue
 from transformers import PreTrainedModel
 
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.cards.adapter_card import public_ids
-from qlmm.artifacts.hub.scrub import shorten
 from qlmm.artifacts.merge.deltas import Way
 from qlmm.artifacts.merge.fidelity import MergeError
+from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.core.units import memory
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS
 
 __all__ = ["merge_card"]
 
@@ -39,14 +39,15 @@ def merge_card(
         plain: whether transformers alone loads it.
         size: bytes of its weights.
     """
-    front = yaml.safe_dump(_metadata(manifest), sort_keys=False, allow_unicode=True)
+    manifest = manifest.shared()
+    front = yaml.safe_dump(dict(_metadata(manifest)), sort_keys=False, allow_unicode=True)
     sections = [_title(manifest, way, size), _error(error), _use(model, plain=plain)]
     return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _metadata(manifest: Manifest) -> dict[str, Any]:
+def _metadata(manifest: Manifest) -> Mapping[str, JsonValue]:
     public, _ = public_ids(manifest)
-    facts: dict[str, Any] = {"base_model": public, "base_model_relation": "finetune"} if public else {}
+    facts: dict[str, JsonValue] = {"base_model": [*public], "base_model_relation": "finetune"} if public else {}
     return facts | {
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
@@ -56,8 +57,7 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
 
 def _title(manifest: Manifest, way: Way, size: int) -> str:
     parts = "\n".join(
-        f"| {role} | `{shorten(str(facts['id']))}` | {facts['revision'] or '—'} |"
-        for role, facts in manifest.base["parts"].items()
+        f"| {role} | `{facts['id']}` | {facts['revision'] or '—'} |" for role, facts in manifest.base["parts"].items()
     )
     return (
         f"# Merged with qlmm {manifest.versions['qlmm']}\n\n"

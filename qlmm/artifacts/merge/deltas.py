@@ -28,8 +28,9 @@ from transformers import Conv1D
 
 from qlmm.compat.peft_private import Linear, LoraLayer, ParamWrapper
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.model.loading.quantization import QuantKind
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX
+from qlmm.model.parts.split import PEFT_PREFIX
 
 __all__ = ["AsTrained", "Deltas", "Way", "requantised"]
 

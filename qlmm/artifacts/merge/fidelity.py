@@ -25,10 +25,12 @@ from qlmm.artifacts.adapter.run_rows import rows_of_run
 from qlmm.artifacts.merge.deltas import Way
 from qlmm.artifacts.safetensors_stream import Output, Reader
 from qlmm.core.errors import ModelError, QlmmError
+from qlmm.core.filenames import PROBE
+from qlmm.data.encoding.encoder import IGNORED
 from qlmm.data.sample import Sample
 from qlmm.model.loading.precision import Precision
-from qlmm.model.token_losses import IGNORED, supervised
-from qlmm.proof.probe import PROBE, check_answers, probe_rows
+from qlmm.model.token_losses import supervised
+from qlmm.proof.probe import check_answers, probe_rows
 from qlmm.training.rows import measured
 
 __all__ = ["MergeError", "WayError", "measure"]

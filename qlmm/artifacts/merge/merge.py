@@ -9,42 +9,45 @@ Usage: ``merge("runs/x/adapter", Path("merged"), Settings(onto="trained"))``
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import torch
 
-from qlmm.artifacts.adapter.base_files import base_file
-from qlmm.artifacts.adapter.folder import publish
-from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest
+from qlmm.artifacts.adapter.base_files import sources_of
+from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.adapter.preconditions import check_adapter, check_fits
-from qlmm.artifacts.adapter.verify import find_adapter
-from qlmm.artifacts.destination import check_place, check_room, sources_of, staged
 from qlmm.artifacts.merge.base_storage import held_by
 from qlmm.artifacts.merge.card import merge_card
+from qlmm.artifacts.merge.config_files import write_config_files
 from qlmm.artifacts.merge.deltas import Deltas, Way
 from qlmm.artifacts.merge.fidelity import MergeError, measure
 from qlmm.artifacts.merge.tensor_plan import Sources
 from qlmm.artifacts.safetensors_stream import Output, cut, write_shards
+from qlmm.artifacts.zoo.find import find_adapter
+from qlmm.core.filenames import CARD
 from qlmm.core.files import atomic_write
-from qlmm.model.image_budget.budget import agree
-from qlmm.model.loading.base import blueprint, load_saved_processor
-from qlmm.model.loading.hub import locate, locate_part
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS
-from qlmm.proof.probe import PICTURES, PROBE
+from qlmm.core.staging import check_place, check_room, publish, staged
+from qlmm.model.loading.base import Blueprint, blueprint
 
-__all__ = ["Merged", "Settings", "merge"]
+__all__ = [
+    "DTYPES",
+    "Dtype",
+    "MergePlan",
+    "Merged",
+    "Settings",
+    "merge",
+    "plan_merge",
+    "write_card",
+    "write_checkpoint",
+]
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-# Files of an adapter that a merged model has no use for; the rest is its processor.
-OF_ADAPTER = frozenset({"adapter_config.json", ADAPTER_WEIGHTS, MANIFEST, PROBE, "README.md"})
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class Merged:
     error: MergeError | None
 
 
-def merge(target: str, out: Path, settings: Settings, tell: Callable[[str], None] = lambda line: None) -> Merged:
+def merge(target: str, out: Path, settings: Settings, tell: Tell = lambda line: None) -> Merged:
     """Merge an adapter into its base.
 
     Args:
@@ -99,22 +102,21 @@ def merge(target: str, out: Path, settings: Settings, tell: Callable[[str], None
     manifest = check_adapter(folder)
     check_place(out, sources_of(folder, manifest))
     tell("looking at the base")
-    job = _prepare(folder, manifest, settings)
-    size = sum(one.size for one in job.outputs)
-    check_room(out, size)
+    shape = blueprint(manifest.recipe.base)
+    check_fits(folder, manifest)
+    plan = plan_merge(folder, manifest, shape, settings)
+    check_room(out, plan.size)
     with staged(out) as stage:
-        write_shards(stage, cut(job.outputs, settings.shard_bytes), tell)
-        _write_rest(stage, job, settings.dtype)
-        error = measure(folder, manifest, stage, settings.onto, job.other, tell) if settings.measured else None
-        card = merge_card(manifest, settings.onto, error, job.sources.merged, plain=job.sources.plain, size=size)
-        atomic_write(stage / "README.md", card)
+        write_checkpoint(plan, stage, tell)
+        error = measure(folder, manifest, stage, settings.onto, plan.other, tell) if settings.measured else None
+        write_card(plan, stage, error)
         publish(stage, out.absolute())
-    return Merged(out, job.sources.plain, size, error)
+    return Merged(out, plan.sources.plain, plan.size, error)
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """One merge: what is read and what is written.
+class MergePlan:
+    """All that is known of a merge before a weight is read.
 
     Attributes:
         outputs: the tensors to write.
@@ -123,74 +125,63 @@ class _Job:
 
     folder: Path
     manifest: Manifest
+    settings: Settings
     sources: Sources
     outputs: list[Output]
     other: list[Output] | None
 
+    @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return sum(one.size for one in self.outputs)
 
-def _prepare(folder: Path, manifest: Manifest, settings: Settings) -> _Job:
-    """Every check that needs the base, and the list of what will be written; no weight is read.
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most bytes are written in."""
+        if self.settings.dtype is not None:
+            return DTYPES[self.settings.dtype]
+        sizes: Counter[torch.dtype] = Counter()
+        for one in self.outputs:
+            sizes[one.dtype] += one.size
+        return max(DTYPES.values(), key=lambda dtype: sizes[dtype])
+
+
+def plan_merge(folder: Path, manifest: Manifest, shape: Blueprint, settings: Settings) -> MergePlan:
+    """List what will be written, from the headers of the base's files.
+
+    Args:
+        folder: the adapter's.
+        manifest: the adapter's.
+        shape: the base on the meta device.
+        settings: what is asked for.
 
     Raises:
-        ModelError: A004, A005, A017, A030, A032 for a base that is not the adapter's, or cannot be merged into.
+        ModelError: A020 to A030 for a base whose files cannot be merged into, M003 and following for files that cannot
+            be had.
     """
-    shape = blueprint(manifest.recipe.base)
-    check_fits(folder, manifest)
-    sources = Sources.of(manifest, shape)
-    held = held_by(manifest, shape)
-    dtype = DTYPES[settings.dtype] if settings.dtype is not None else None
+    sources, held = Sources.of(manifest, shape), held_by(manifest, shape)
     trained, original = (Deltas(folder, shape.model, one, settings.without) for one in (held, None))
-    written, other = (trained, original) if settings.onto == "trained" else (original, trained)
+    chosen, other = (trained, original) if settings.onto == "trained" else (original, trained)
+    dtype = DTYPES[settings.dtype] if settings.dtype is not None else None
+    outputs = sources.outputs(chosen, dtype)
     same = not held.quantised and sources.fit_into(held.dtype)
-    return _Job(
-        folder, manifest, sources, sources.outputs(written, dtype), None if same else sources.values(other, dtype)
-    )
+    rest = sources.values(other, dtype) if settings.measured and not same else None
+    return MergePlan(folder, manifest, settings, sources, outputs, rest)
 
 
-def _write_rest(stage: Path, job: _Job, dtype: Dtype | None) -> None:
-    """Processor, chat template, configuration and generation settings."""
-    for name in job.manifest.files:
-        inside = PurePosixPath(name)
-        # Shards lie there already; no manifest can put another file into their place.
-        if name in OF_ADAPTER or inside.parts[0] == PICTURES or (stage / name).exists():
-            continue
-        (stage / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(job.folder / name, stage / name)
-    base = job.manifest.recipe.base
-    key = "base.model" if base.model is not None else "base.language"
-    located = locate(base.model) if base.model is not None else locate_part(base.language or "", "language")
-    settings = base_file(located, "generation_config.json", key)
-    if settings is not None:
-        shutil.copyfile(settings, stage / "generation_config.json")
-    agree(job.sources.model, load_saved_processor(base, job.folder))
-    if job.sources.assembled:
-        job.sources.merged.config.save_pretrained(stage)
-        config = json.loads((stage / "config.json").read_text("utf-8"))
-    else:
-        stated = base_file(located, "config.json", key)
-        config = json.loads(stated.read_text("utf-8")) if stated is not None else {}
-        grids = vars(job.sources.model.config).get("image_grid_pinpoints")
-        config |= {"image_grid_pinpoints": grids} if "image_grid_pinpoints" in config else {}
-    config["architectures"] = [type(job.sources.merged).__name__]
-    written = dtype or _dtype_of(job.outputs)
-    atomic_write(stage / "config.json", json.dumps(_with_dtype(config, _NAMES[written]), indent=2) + "\n")
+def write_checkpoint(plan: MergePlan, stage: Path, tell: Tell) -> None:
+    """Write weights, processor and configuration into an empty folder.
+
+    Raises:
+        OSError: when the disk refuses.
+        ModelError: A021, A023 when a merged weight is not finite.
+    """
+    write_shards(stage, cut(plan.outputs, plan.settings.shard_bytes), tell)
+    write_config_files(stage, plan.folder, plan.manifest, plan.sources, plan.dtype)
 
 
-def _dtype_of(outputs: list[Output]) -> Dtype:
-    """The dtype that most bytes are written in."""
-    sizes: Counter[torch.dtype] = Counter()
-    for one in outputs:
-        sizes[one.dtype] += one.size
-    return max(DTYPES, key=lambda name: sizes[DTYPES[name]])
-
-
-def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """A configuration that says the dtype of its weights, its parts' configurations too."""
-    changed = {
-        key: _with_dtype(value, name)
-        if key.endswith("_config") and isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value)
-        else value
-        for key, value in config.items()
-    }
-    changed.pop("torch_dtype", None)
-    return changed | {"dtype": name}
+def write_card(plan: MergePlan, stage: Path, error: MergeError | None) -> None:
+    """Write the README of a merged model, with what was measured of it."""
+    sources = plan.sources
+    card = merge_card(plan.manifest, plan.settings.onto, error, sources.merged, plain=sources.plain, size=plan.size)
+    atomic_write(stage / CARD, card)

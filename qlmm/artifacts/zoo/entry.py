@@ -15,7 +15,7 @@ from qlmm.core.units import share
 from qlmm.proof.records import PairProof, PictureProof
 from qlmm.recipe.zoo import ENTRY, shipped
 
-__all__ = ["MOST_BYTES", "Entry", "HubWeights", "Rebuilt", "Results", "entries", "read_entry"]
+__all__ = ["MOST_BYTES", "Entry", "Rebuilt", "Results", "entries", "read_entry"]
 
 # A repository is cloned whole: weights beyond this belong on the Hub.
 MOST_BYTES = 5_000_000
@@ -26,13 +26,6 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class HubWeights(_Facts):
-    """Where weights lie that are too large for the repository; a commit never changes."""
-
-    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 class Results(_Facts):
@@ -56,7 +49,7 @@ class Entry(_Facts):
 
     Attributes:
         command: makes the adapter again.
-        weights: ``here``, beside the entry, or where on the Hub.
+        weights: ``here``, beside the entry.
         size_bytes: size of the weights.
         trained: parameters that were trained.
         base: the base's parts by role, as the recipe names them, and the connector of an assembled one.
@@ -69,7 +62,7 @@ class Entry(_Facts):
     version: Literal[1] = 1
     summary: Line
     command: Line
-    weights: Literal["here"] | HubWeights
+    weights: Literal["here"]
     size_bytes: PositiveInt
     trained: PositiveInt
     base: dict[str, str]
@@ -81,7 +74,7 @@ class Entry(_Facts):
 
     @model_validator(mode="after")
     def _worth_listing(self) -> Entry:
-        if self.weights == "here" and self.size_bytes > MOST_BYTES:
+        if self.size_bytes > MOST_BYTES:
             raise ValueError(f"weights of {self.size_bytes} bytes belong on the Hub; {MOST_BYTES} may lie here")
         if self.results.after is None and self.results.pairs_after is None:
             raise ValueError("nothing was measured on held-out rows")

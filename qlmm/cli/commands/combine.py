@@ -23,7 +23,7 @@ __all__ = ["combine", "read_weights"]
 EXAMPLE = "Example: qlmm combine runs/a runs/b --weights 0.5,0.5 --out both"
 
 
-def combine(  # noqa: PLR0913, PLR0917  every parameter is an option of the command
+def combine(  # noqa: PLR0917  every parameter is an option of the command
     adapters: Annotated[
         list[str],
         typer.Argument(metavar="ADAPTER ADAPTER...", help="Folders, runs, Hub ids or zoo:NAMEs, of one base."),
@@ -33,11 +33,10 @@ def combine(  # noqa: PLR0913, PLR0917  every parameter is an option of the comm
     ],
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="The adapter folder to make.")],
     method: Annotated[
-        Literal["linear", "cat", "ties", "dare_ties", "dare_linear", "svd"],
+        Literal["cat", "linear", "ties"],
         typer.Option("--method", help="How LoRA is combined; cat is the exact sum."),
     ] = "cat",
-    density: Annotated[float, typer.Option("--density", help="Share of values that ties and dare keep.")] = 0.5,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what dare drops.")] = 0,
+    density: Annotated[float, typer.Option("--density", help="Share of values that ties keeps.")] = 0.5,
     rows: Annotated[
         Path | None,
         typer.Option("--rows", metavar="FILE", help="Rows to measure on; unset: those the runs held out."),
@@ -55,7 +54,7 @@ def combine(  # noqa: PLR0913, PLR0917  every parameter is an option of the comm
     from qlmm.artifacts.combine.heldout import measure_on
 
     measuring = partial(measure_on, file=rows, image_root=image_root)
-    made = run(adapters, folder, Settings(method, numbers, density, seed), measuring=measuring, tell=out.talk)
+    made = run(adapters, folder, Settings(method, numbers, density), measuring=measuring, tell=out.talk)
     if as_json:
         facts = {"folder": str(made.folder), "rank": made.rank, "losses": dict(made.losses), "rows": made.rows}
         out.json(facts | {"max_difference": made.proof.max_difference})

@@ -14,7 +14,7 @@ from qlmm.cli.output.console import out
 from qlmm.core.units import memory
 
 if TYPE_CHECKING:
-    from qlmm.artifacts.hub.package import Parcel
+    from qlmm.artifacts.hub.package import Package
 
 __all__ = ["push"]
 
@@ -42,38 +42,35 @@ def push(  # noqa: PLR0917  every parameter is an option of the command
     from qlmm.artifacts.hub.package import pack
     from qlmm.artifacts.hub.transfer import push as send
 
-    parcel = pack(adapter, repo, unproven=unproven)
-    _warn(parcel)
+    package = pack(adapter, repo, unproven=unproven)
+    _warn(package)
     if dry_run:
-        _show(parcel, "public" if public else "private", revision)
+        _show(package, "public" if public else "private", revision)
         return
-    out.talk(f"pushing {len(parcel.items)} files, {_size(sum(item.size for item in parcel.items))}, to {repo}")
-    pushed = send(parcel, public=public, branch=revision, message=message, tell=out.talk)
+    out.talk(f"pushing {len(package.items)} files, {_size(sum(item.size for item in package.items))}, to {repo}")
+    pushed = send(package, public=public, branch=revision, message=message, tell=out.talk)
     if not pushed.changed:
         out.talk("the same files were there already; nothing was changed")
     out.print(pushed.address, f"commit {pushed.commit}, {'private' if pushed.private else 'public'}")
     out.talk(f"fetch it with: qlmm pull {repo}@{pushed.commit}")
 
 
-def _warn(parcel: Parcel) -> None:
-    for name in parcel.left:
+def _warn(package: Package) -> None:
+    for name in package.left:
         out.warn(f"{name} is not part of an adapter and stays here")
-    if parcel.local_base:
+    if package.local_base:
         out.warn("the base is a folder of this machine: nobody else can load this adapter until the base is shared too")
-    if not parcel.proven:
+    if not package.proven:
         out.warn("this adapter is not proven; its card says so on top")
 
 
-def _show(parcel: Parcel, seen: str, branch: str) -> None:
+def _show(package: Package, seen: str, branch: str) -> None:
     """Everything that would be sent, and the card word for word."""
-    out.print(f"would push to {parcel.repo} ({seen}), branch {branch}; nothing is sent", "")
-    width = max(len(item.name) for item in parcel.items)
-    out.print(*(f"  {item.name:<{width}}  {_size(item.size):>9}" for item in parcel.items))
+    out.print(f"would push to {package.repo} ({seen}), branch {branch}; nothing is sent", "")
+    width = max(len(item.name) for item in package.items)
+    out.print(*(f"  {item.name:<{width}}  {_size(item.size):>9}" for item in package.items))
     out.print("", "whoever gets the adapter can read the rows in probe.json and the card, and see the pictures")
-    if parcel.replaced:
-        out.print("", "replaced in the copies that are sent; your own files stay as they are")
-        out.print(*(f"  {one.where}: {one.before} -> {one.after}" for one in parcel.replaced))
-    out.print("", "the card; licences that the Hub states are filled in when it is pushed:", "", parcel.card)
+    out.print("", "the card; licences that the Hub states are filled in when it is pushed:", "", package.card)
 
 
 def _size(size_bytes: int) -> str:

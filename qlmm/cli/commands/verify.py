@@ -26,9 +26,10 @@ def verify(
 ) -> None:
     """Check that an adapter is what it says."""
     from qlmm.artifacts.adapter.verify import verify as check
+    from qlmm.artifacts.zoo.find import find_adapter
     from qlmm.cli.output.screens import checks_screen
 
-    verdict = check(target, tell=out.talk)
+    verdict = check(find_adapter(target), tell=out.talk)
     if as_json:
         checks = [asdict(one) for one in verdict.checks]
         out.json({"adapter": str(verdict.folder), "verified": verdict.holds, "checks": checks})

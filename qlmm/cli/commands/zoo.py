@@ -1,4 +1,4 @@
-"""``qlmm zoo list | show | verify | add | run``: the adapters that come with qlmm, in the terminal.
+"""``qlmm zoo list | show | verify | run``: the adapters that come with qlmm, in the terminal.
 
 Usage: ``qlmm zoo run owl_kinds --image cat.png``
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qlmm.artifacts.zoo.entry import Entry, Results
     from qlmm.data.sample import Sample
 
-__all__ = ["add", "group", "list_entries", "run", "show", "verify"]
+__all__ = ["group", "list_entries", "run", "show", "verify"]
 
 group = typer.Typer(help="Small adapters that come with qlmm.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -37,18 +37,12 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter of the zoo
 
 
 @group.command("list")
-def list_entries(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page adapters_zoo/README.md.")] = False,
-) -> None:
+def list_entries() -> None:
     """List the adapters and what they reached."""
     from rich.table import Table
 
-    from qlmm.artifacts.zoo.catalogue import readme
     from qlmm.artifacts.zoo.entry import entries
 
-    if markdown:
-        out.stream(readme())
-        return
     table = Table(box=None, pad_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("what it is, and its base", ratio=1)
@@ -63,7 +57,6 @@ def list_entries(
 @group.command("show", epilog="Example: qlmm zoo show owl_kinds")
 def show(name: Name) -> None:
     """Show an adapter's results and card."""
-    from qlmm.artifacts.zoo.catalogue import CARD
     from qlmm.artifacts.zoo.entry import read_entry
     from qlmm.cli.output.screens import facts_screen
     from qlmm.recipe.zoo import PREFIX, entry_folder
@@ -107,34 +100,6 @@ def verify(
         out.print(f"{sum(one.holds for one in verdicts.values())} of {len(verdicts)} are what they say they are")
     if not holds:
         raise typer.Exit(1)
-
-
-@group.command("add", epilog='Example: qlmm zoo add runs/mine mine --summary "Knows colours" --licence "Apache-2.0"')
-def add(  # noqa: PLR0917  every parameter is an option of the command
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A finished run, or its adapter folder.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new entry.")],
-    summary: Annotated[str, typer.Option("--summary", metavar="TEXT", help="What it is, in one line.")],
-    licence: Annotated[str, typer.Option("--licence", metavar="TEXT", help="Its licence, and that of its base.")],
-    machine: Annotated[
-        str | None, typer.Option("--machine", metavar="TEXT", help="What the run computed on; unset: as it says.")
-    ] = None,
-    hub: Annotated[
-        str | None, typer.Option("--hub", metavar="ID@COMMIT", help="Where on the Hub its weights lie; unset: here.")
-    ] = None,
-    again: Annotated[
-        str | None, typer.Option("--again", metavar="RUN", help="A second run of the recipe, to compare weights with.")
-    ] = None,
-) -> None:
-    """Make an entry of a proven adapter."""
-    import shlex
-
-    from qlmm.artifacts.zoo.add import Request
-    from qlmm.artifacts.zoo.add import add as make
-
-    folder = make(Request(adapter, name, summary, licence, machine, hub, again), out.talk)
-    out.print(str(folder))
-    page = folder.parent / "README.md"
-    out.talk(f"bring the page up to date: qlmm zoo list --markdown > {shlex.quote(str(page))}")
 
 
 @group.command("run", epilog="Example: qlmm zoo run owl_kinds --image cat.png")
@@ -187,11 +152,10 @@ def _question(row: Sample) -> str:
 
 
 def _facts(entry: Entry) -> list[tuple[str, str]]:
-    where = "here" if entry.weights == "here" else f"{entry.weights.id}@{entry.weights.commit}"
     facts = [
         ("what it is", entry.summary),
         *entry.base.items(),
-        ("weights", f"{entry.size}, {entry.trained:,} trained, {where}"),
+        ("weights", f"{entry.size}, {entry.trained:,} trained"),
         ("made by", entry.command),
         ("made in", f"{entry.minutes} minutes on {entry.machine}" if entry.minutes else f"unknown, on {entry.machine}"),
         ("licence", entry.licence),

@@ -25,6 +25,7 @@ from qlmm.model.parts.experts import expert_layers, fused_experts, routers
 from qlmm.model.parts.split import PART_NAMES, PartName, Parts
 from qlmm.model.peft.adapter import Placement, check_variant, place
 from qlmm.model.peft.targets import linear_targets
+from qlmm.model.peft.vllm_lora import refused_variant, trained_whole
 from qlmm.recipe.schema import AdapterSection, BaseSection, Recipe, TrainingSection
 
 __all__ = ["AdapterShown", "ExpertsShown", "LoraShown", "ModelShown", "PartShown", "alike", "describe"]
@@ -323,11 +324,10 @@ def _adapter(shape: Blueprint, placement: Placement, section: AdapterSection) ->
 
 
 def _obstacles(placement: Placement, section: AdapterSection) -> list[str]:
-    full = [part for part, choice in (("connector", section.connector), ("vision", section.vision)) if choice == "full"]
     found = []
     if placement.whole or placement.bare:
         what = "modules_to_save" if placement.whole else "bare parameters"
-        found.append(f"{what}: set {' and '.join(f'adapter.{part}=lora' for part in full)}")
-    if section.variant == "dora":
-        found.append("DoRA: set adapter.variant=plain")
+        found.append(f"{what}: set {' and '.join(f'adapter.{part}=lora' for part in trained_whole(section))}")
+    if (variant := refused_variant(section)) is not None:
+        found.append(f"{variant}: set adapter.variant=plain")
     return found

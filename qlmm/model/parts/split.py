@@ -20,12 +20,12 @@ from transformers import PreTrainedModel
 from qlmm.core.errors import NotVisionLanguage
 from qlmm.model.parts.known_names import CONNECTOR_IN_TOWER, CROSS_ATTENTION, OTHER, SECOND_TOWERS, UNSPLIT, PartName
 
-__all__ = ["PART_NAMES", "PartName", "Parts", "linear_names", "split"]
+__all__ = ["PART_NAMES", "PEFT_PREFIX", "PartName", "Parts", "linear_names", "split"]
 
 PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 
 # PEFT puts its wrappers into parameter names; what remains after removing them is the base model's own name.
-_PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Parts:
         Raises:
             KeyError: when the name lies in none of the parts, which `split` rules out for the model it was given.
         """
-        name = parameter.removeprefix(_PEFT_PREFIX)
+        name = parameter.removeprefix(PEFT_PREFIX)
         if name in self.bare:
             return "connector"
         fitting = [(len(module), part) for part in PART_NAMES for module in self.modules(part) if _inside(name, module)]

@@ -23,15 +23,14 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.model.loading.quantization import QuantKind
-from qlmm.model.parts.split import PartName, Parts
+from qlmm.model.parts.split import PEFT_PREFIX, PartName, Parts
 from qlmm.model.peft.targets import expert_targets, language_targets, linear_targets, pattern, unread, whole_modules
 from qlmm.recipe.schema import AdapterSection
 
-__all__ = ["ADAPTER_WEIGHTS", "Placement", "attach", "check_variant", "fill_bare", "place", "save_adapter", "to_fp32"]
+__all__ = ["Placement", "attach", "check_variant", "fill_bare", "place", "save_adapter", "to_fp32"]
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PEFT_PREFIX = "base_model.model."
 ANOTHER = "choose another base; docs/families.md lists the classes that work"
 
 # Initialisations that decompose the base weight, which PEFT cannot read once it is quantised.

@@ -20,15 +20,15 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from qlmm.core.errors import ModelError
-from qlmm.model.parts.split import PartName, Parts
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX, Placement
+from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST
+from qlmm.model.parts.split import PEFT_PREFIX, PartName, Parts
+from qlmm.model.peft.adapter import Placement
 from qlmm.recipe.schema import AdapterSection
 from qlmm.recipe.zoo import start_folder
 
 __all__ = ["Earlier"]
 
 # What an adapter folder says of itself: PEFT's file, and qlmm's, which an adapter made elsewhere lacks.
-_PEFT, _OWN = "adapter_config.json", "qlmm.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Earlier:
         Raises:
             ModelError: M053 with both names. A folder may be a copy of a model on the Hub: its configuration decides.
         """
-        recorded = _read(self.path.with_name(_OWN)).get("base", {}).get("parts", {})
+        recorded = _read(self.path.with_name(MANIFEST)).get("base", {}).get("parts", {})
         for role, now in base["parts"].items():
             then = recorded.get(role, now)
             copied = any(Path(str(facts["id"])).exists() for facts in (then, now))
@@ -96,7 +96,7 @@ class Earlier:
         """
         if not self.has_lora:
             return
-        config = _read(self.path.with_name(_PEFT))
+        config = _read(self.path.with_name(ADAPTER_CONFIG))
         asked = {
             "lora_alpha": section.alpha,
             "use_rslora": section.variant == "rslora",

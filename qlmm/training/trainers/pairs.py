@@ -17,6 +17,7 @@ from peft import PeftModel
 from qlmm.compat.trl_private import prepared_inputs
 from qlmm.core.errors import ModelError
 from qlmm.data.batching.collators import PackedCollator, PairCollator
+from qlmm.data.encoding.encoder import IGNORED
 from qlmm.model.reuse.attention_layout import SharedPrefix
 from qlmm.training.plan import Plan
 from qlmm.training.trainers.base import PartsTrainer
@@ -83,10 +84,10 @@ class PairsTrainer(PartsTrainer):
         ):
             inputs = prepared_inputs(self, batch)
             mask, _ = inputs.pop("completion_mask"), inputs.pop("rows")
-            labels = inputs["input_ids"].masked_fill(mask == 0, -100)
+            labels = inputs["input_ids"].masked_fill(mask == 0, IGNORED)
             with self.accelerator.autocast():
                 scores = call(**inputs, labels=labels, fused_lm_head=True, use_cache=False).log_probs
-            found.append(scores[labels[:, 1:] != -100])
+            found.append(scores[labels[:, 1:] != IGNORED])
         return found[0].float(), found[1].float()
 
 

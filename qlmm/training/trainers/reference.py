@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from qlmm.model.peft.adapter import PEFT_PREFIX
+from qlmm.model.parts.split import PEFT_PREFIX
 from qlmm.training.trainers.base import PartsTrainer
 
 __all__ = ["REFERENCE", "ReferenceTrainer"]

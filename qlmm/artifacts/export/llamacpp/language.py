@@ -22,7 +22,7 @@ from qlmm.core.errors import ModelError, UsageError
 if TYPE_CHECKING:
     import gguf
 
-__all__ = ["ARCHITECTURES", "Language", "paired", "plan_language", "unpaired"]
+__all__ = ["ARCHITECTURES", "Language", "paired", "plan_language"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +191,6 @@ def paired(weight: Tensor, heads: int) -> Tensor:
     """Rows of each head in the order (0, n/2, 1, n/2+1, …), from halves to pairs."""
     rows = weight.shape[0] // heads
     return weight.reshape(heads, 2, rows // 2, -1).transpose(1, 2).reshape(weight.shape)
-
-
-def unpaired(weight: Tensor, heads: int) -> Tensor:
-    """The way back from :func:`paired`."""
-    rows = weight.shape[0] // heads
-    return weight.reshape(heads, rows // 2, 2, -1).transpose(1, 2).reshape(weight.shape)
 
 
 def _head_width(config: PreTrainedConfig) -> int:

@@ -19,7 +19,7 @@ from qlmm.artifacts.export.export import Export, Job, Plan, Written
 from qlmm.artifacts.export.llamacpp.file import Stored, compare, need_gguf
 from qlmm.artifacts.export.llamacpp.language import Language, plan_language
 from qlmm.artifacts.export.llamacpp.vision import Vision, plan_vision
-from qlmm.artifacts.export.targets.hf import merged, merged_size, merging_drops
+from qlmm.artifacts.export.targets.hf import merge_of, merged, merging_drops
 from qlmm.core.errors import ModelError, RunError, UsageError
 from qlmm.model.loading.base import load_saved_processor
 
@@ -80,7 +80,7 @@ def plan(job: Job) -> Plan:
                 "out, so give llama.cpp one with --chat-template",
             )
     # The merged model lies beside while its weights are written anew.
-    return Plan(drops, merged_size(job) + _written_size(job, known))
+    return Plan(drops, merge_of(job).size + _written_size(job, known))
 
 
 def _written_size(job: Job, known: Files | None) -> int:
@@ -106,6 +106,7 @@ def _files(job: Job) -> Files | None:
 
 def write(job: Job, made: Path, way: Path) -> Written:
     """Merge, write both files, read them back, compare."""
+    (way / "merged").mkdir()
     merged(job, way / "merged")
     files = _files(job)
     if files is None:

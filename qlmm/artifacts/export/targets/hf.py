@@ -10,12 +10,10 @@ from pathlib import Path
 
 from qlmm.artifacts.export.export import Export, Job, Plan, Written, base_drops
 from qlmm.artifacts.export.parity import by_transformers, reference, same
-from qlmm.artifacts.merge.base_storage import held_by
-from qlmm.artifacts.merge.deltas import Deltas
-from qlmm.artifacts.merge.merge import DTYPES, Settings, merge
-from qlmm.artifacts.merge.tensor_plan import Sources, is_plain
+from qlmm.artifacts.merge.merge import DTYPES, MergePlan, Settings, plan_merge, write_card, write_checkpoint
+from qlmm.artifacts.merge.tensor_plan import is_plain
 
-__all__ = ["EXPORT", "merged", "merged_size", "merging_drops", "stored"]
+__all__ = ["EXPORT", "merge_of", "merged", "merging_drops", "stored"]
 
 
 def merging_drops(job: Job) -> tuple[str, ...]:
@@ -23,21 +21,26 @@ def merging_drops(job: Job) -> tuple[str, ...]:
     return ("an adapter that is merged cannot be taken out again, or switched off", *base_drops(job))
 
 
-def merged_size(job: Job) -> int:
-    """Bytes of the merged model; whatever of the base's files stands against merging is said now.
+def merge_of(job: Job, *, without: frozenset[str] = frozenset()) -> MergePlan:
+    """The merge that an export is made from; whatever of the base's files stands against it is said now.
+
+    Args:
+        job: the export.
+        without: names of the adapter's tensors that are served beside the result.
 
     Raises:
-        ModelError: as `merge` for the base's files, M003 and following for those that cannot be had.
+        ModelError: as `qlmm merge` for the base's files, M003 and following for those that cannot be had.
     """
-    held = held_by(job.manifest, job.shape) if job.wishes.onto == "trained" else None
-    outputs = Sources.of(job.manifest, job.shape).outputs(Deltas(job.folder, job.shape.model, held), None)
-    return sum(one.size for one in outputs)
+    # Measuring loads three models; an export proves what it needs itself.
+    settings = Settings(onto=job.wishes.onto, measured=False, without=without)
+    return plan_merge(job.folder, job.manifest, job.shape, settings)
 
 
 def merged(job: Job, folder: Path) -> None:
-    """Merge the adapter into a folder that is empty or not there."""
-    # Measuring loads three models; the export proves what it needs itself.
-    merge(str(job.folder), folder, Settings(onto=job.wishes.onto, measured=False), job.tell)
+    """Merge the adapter into an empty folder."""
+    plan = merge_of(job)
+    write_checkpoint(plan, folder, job.tell)
+    write_card(plan, folder, None)
 
 
 def stored(folder: Path) -> str:
@@ -54,7 +57,7 @@ def plan(job: Job) -> Plan:
             "transformers has no class for all of this model, whose connector or tower is qlmm's: it loads only where "
             "qlmm is installed, as README.md shows",
         )
-    return Plan(drops, merged_size(job))
+    return Plan(drops, merge_of(job).size)
 
 
 def write(job: Job, made: Path, way: Path) -> Written:

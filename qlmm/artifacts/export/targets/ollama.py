@@ -24,7 +24,7 @@ from qlmm.artifacts.export.targets.gguf import write as write_gguf
 from qlmm.core.files import atomic_write
 from qlmm.model.loading.base import load_saved_processor
 
-__all__ = ["EXPORT", "Frame", "frame", "go_template", "rendered"]
+__all__ = ["EXPORT", "Frame", "frame", "go_template"]
 
 MODELFILE = "Modelfile"
 ROLES = ("system", "user", "assistant", "user")
@@ -112,13 +112,6 @@ def go_template(shape: Frame) -> str:
     )
     default = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{shape.default}{{{{ end }}}}' if shape.default else ""
     return f"{shape.begin}{default}{{{{ range .Messages }}}}{turns}{{{{ end }}}}{{{{ end }}}}"
-
-
-def rendered(shape: Frame, messages: Sequence[Mapping[str, str]]) -> str:
-    """What the Go template gives for messages, computed here to be compared."""
-    turns = (f"{shape.before[one['role']]}{one['content']}{shape.after[one['role']]}" for one in messages)
-    default = shape.default if messages[0]["role"] != "system" else ""
-    return shape.begin + default + "".join(turns)
 
 
 def plan(job: Job) -> Plan:

@@ -8,17 +8,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from qlmm.artifacts.adapter.manifest import MANIFEST
+from qlmm.artifacts.adapter.allowed_files import allowed
 from qlmm.artifacts.export.export import Export, Job, Plan, Written
 from qlmm.artifacts.export.parity import by_transformers, reference, same
-from qlmm.artifacts.hub.package import allowed
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import CARD, MANIFEST, PICTURES, PROBE
 from qlmm.model.loading.hub import locate
-from qlmm.proof.probe import PICTURES, PROBE
 
 __all__ = ["EXPORT", "carried"]
 
-OURS = frozenset({MANIFEST, PROBE, "README.md"})
+OURS = frozenset({MANIFEST, PROBE, CARD})
 
 
 def plan(job: Job) -> Plan:

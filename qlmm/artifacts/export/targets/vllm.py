@@ -20,20 +20,19 @@ from safetensors.torch import save_file
 
 from qlmm.artifacts.export.export import Export, Job, Plan, Written, base_drops
 from qlmm.artifacts.export.parity import by_transformers, reference, same
-from qlmm.artifacts.export.targets.hf import merged_size, stored
+from qlmm.artifacts.export.targets.hf import merge_of, stored
 from qlmm.artifacts.export.targets.peft import carried
-from qlmm.artifacts.merge.merge import Settings, merge
+from qlmm.artifacts.merge.merge import write_checkpoint
 from qlmm.artifacts.merge.tensor_plan import is_plain
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD
 from qlmm.core.files import atomic_write
 from qlmm.model.loading.hub import Located, locate
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX
+from qlmm.model.parts.split import PEFT_PREFIX
+from qlmm.model.peft.vllm_lora import max_lora_rank, refused_lora
 
 __all__ = ["EXPORT"]
 
-# What --max-lora-rank takes.
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-CONFIG = "adapter_config.json"
 MERGE = "export --to hf, which needs no adapter beside it"
 
 
@@ -49,12 +48,8 @@ def plan(job: Job) -> Plan:
         raise _refused(
             "E011", "the adapter has no LoRA in the language model, so there is nothing to serve beside a base"
         )
-    if section.variant not in ("plain", "rslora"):
-        raise _refused("E012", f"the adapter's LoRA is {section.variant}, and vLLM serves plain LoRA only")
-    if "experts" in section.targets:
-        raise _refused("E012", "the adapter has LoRA in fused experts, which PEFT stores otherwise than vLLM reads it")
-    if section.r > RANKS[-1]:
-        raise _refused("E012", f"vLLM takes ranks up to {RANKS[-1]}; this adapter has {section.r}")
+    if (why := refused_lora(section)) is not None:
+        raise _refused("E012", why)
     if not is_plain(shape.model):
         raise ModelError.one(
             "E013",
@@ -77,7 +72,7 @@ def plan(job: Job) -> Plan:
     drops.append(
         "whether vLLM can load this base, and apply LoRA to it, is for its list of models to say; not tried here"
     )
-    return Plan(tuple(drops), merged_size(job) if _needs_copy(job) else 0)
+    return Plan(tuple(drops), merge_of(job, without=_language(job)).size if _needs_copy(job) else 0)
 
 
 def _refused(code: str, why: str) -> ModelError:
@@ -119,8 +114,8 @@ def write(job: Job, made: Path, way: Path) -> Written:
     """Write both, load them by transformers and PEFT, compare."""
     _write_adapter(job, made / "adapter")
     if _needs_copy(job):
-        settings = Settings(onto=job.wishes.onto, measured=False, without=_language(job))
-        merge(str(job.folder), made / "base", settings, job.tell)
+        (made / "base").mkdir()
+        write_checkpoint(merge_of(job, without=_language(job)), made / "base", job.tell)
         _write_page(job, made / "base")
         base, options, rounded = str(made / "base"), {}, stored(made / "base")
         _name_base(made / "adapter", Located("base", "base", None))
@@ -143,11 +138,11 @@ def _write_page(job: Job, base: Path) -> None:
     page = (
         f"# Base of {job.name}\n\nA copy of the base with {baked} of the adapter merged in; ../adapter belongs to it.\n"
     )
-    atomic_write(base / "README.md", page)
+    atomic_write(base / CARD, page)
 
 
 def _command(job: Job, place: str) -> str:
-    rank = next(rank for rank in RANKS if rank >= job.manifest.recipe.adapter.r)
+    rank = max_lora_rank(job.manifest.recipe.adapter.r)
     served = locate(job.manifest.recipe.base.model or "")
     words = ["vllm", "serve", f"{place}/base" if _needs_copy(job) else served.path]
     words += ["--revision", served.revision] if served.revision and not _needs_copy(job) else []
@@ -159,24 +154,24 @@ def _write_adapter(job: Job, folder: Path) -> None:
     """The language model's LoRA alone, and the processor."""
     folder.mkdir()
     for name in carried(job):
-        if name not in (ADAPTER_WEIGHTS, CONFIG):
+        if name not in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(job.folder / name, folder / name)
     kept = _language(job)
     with safe_open(str(job.folder / ADAPTER_WEIGHTS), framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in kept}
     save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = json.loads((job.folder / CONFIG).read_text("utf-8"))
+    config = json.loads((job.folder / ADAPTER_CONFIG).read_text("utf-8"))
     config["modules_to_save"] = None
     # A pattern that matches by full names would match the layers in tower and connector too.
     config["target_modules"] = sorted({_plain(name) for name in kept})
-    atomic_write(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    atomic_write(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _name_base(folder: Path, base: Located) -> None:
-    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
     config |= {"base_model_name_or_path": base.path, "revision": base.revision}
-    atomic_write(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    atomic_write(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 EXPORT = Export("a base and a LoRA adapter beside it, for vLLM", plan, write)

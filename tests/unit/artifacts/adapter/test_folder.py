@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from qlmm.artifacts.adapter import folder as adapter
-from qlmm.artifacts.adapter.folder import ADAPTER, UNPROVEN, file_hashes, publish, stage_adapter
+from qlmm.artifacts.adapter.folder import file_hashes, stage_adapter
+from qlmm.core import staging
+from qlmm.core.filenames import ADAPTER, UNPROVEN
+from qlmm.core.staging import publish
 from qlmm.recipe.schema import BaseSection
 
 NATIVE = BaseSection(model="llava-hf/llava-1.5-7b-hf@0123abc")
@@ -68,6 +70,12 @@ def test_the_base_is_named_as_plain_peft_finds_it(staged: Path) -> None:
     assert config["r"] == 4
 
 
+def test_a_base_in_a_folder_is_named_without_its_place(tmp_path: Path) -> None:
+    base = BaseSection(model="/somewhere/secret-project/llava")
+    stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path, base)  # type: ignore[arg-type]  # stand-ins
+    assert json.loads((stage / "adapter_config.json").read_text())["base_model_name_or_path"] == "llava"
+
+
 def test_an_assembled_base_is_left_unnamed_since_peft_could_not_load_it(tmp_path: Path) -> None:
     stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path, ASSEMBLED)  # type: ignore[arg-type]  # stand-ins
     config = json.loads((stage / "adapter_config.json").read_text())
@@ -86,9 +94,13 @@ def test_what_an_earlier_attempt_left_is_not_mixed_in(staged: Path, tmp_path: Pa
     assert not (again / "stale.bin").exists()
 
 
-def test_every_file_is_hashed_but_those_left_out(staged: Path) -> None:
-    hashes = file_hashes(staged, without=frozenset({"processor_config.json"}))
-    assert set(hashes) == {"adapter_model.safetensors", "adapter_config.json", "chat_template.jinja"}
+def test_every_file_is_hashed_but_those_that_no_manifest_names(staged: Path) -> None:
+    for name in ("qlmm.json", "README.md", "local.json"):
+        (staged / name).write_text("x")
+    hashes = file_hashes(staged)
+    assert set(hashes) == {
+        "adapter_model.safetensors", "adapter_config.json", "chat_template.jinja", "processor_config.json",
+    }  # fmt: skip
     assert hashes["adapter_model.safetensors"] == hashlib.sha256(b"weights").hexdigest()
 
 
@@ -119,8 +131,8 @@ def test_publishing_is_one_rename_after_everything_is_on_the_disk(
 ) -> None:
     done: list[str] = []
     honest = Path.rename
-    monkeypatch.setattr(adapter, "fsync_file", lambda path: done.append("file"))
-    monkeypatch.setattr(adapter, "fsync_dir", lambda path: done.append(f"folder {path.name}"))
+    monkeypatch.setattr(staging, "fsync_file", lambda path: done.append("file"))
+    monkeypatch.setattr(staging, "fsync_dir", lambda path: done.append(f"folder {path.name}"))
 
     def rename(self: Path, target: Path) -> Path:
         done.append("rename")

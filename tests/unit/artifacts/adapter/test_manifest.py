@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from qlmm.artifacts.adapter.manifest import MANIFEST, PACKAGES, Manifest, read_manifest, versions, write_manifest
+from qlmm.artifacts.adapter.manifest import PACKAGES, Manifest, read_manifest, versions, write_manifest
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import LOCAL_RECIPE, MANIFEST
 from qlmm.proof.records import Proof, from_json
+from qlmm.recipe.load import parse_recipe
 from tests.run_facts import PROOF
-from tests.unit.artifacts.adapters import manifest
+from tests.unit.artifacts.adapters import RECIPE, manifest
+
+PLACE = "/somewhere/secret-project"
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -19,6 +24,49 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write_manifest(tmp_path, written)
     assert read_manifest(tmp_path) == written
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+
+
+def local(**overrides: str) -> Manifest:
+    """A manifest of a run whose base and rows lie in folders of this machine."""
+    here = [f"base.model={PLACE}/llava", f"data.sources.0.path={PLACE}/squad", f"output.dir={PLACE}/run"]
+    recipe = parse_recipe(RECIPE.format(base="model: x"), "r.yaml", here).recipe
+    base = {"kind": "native", "parts": {"model": {"id": f"{PLACE}/llava", "revision": COMMIT, "config_sha256": "aa"}}}
+    rows = {"sha256": "f" * 64, "sources": [{"path": f"{PLACE}/squad", "kept": 3}]}
+    return manifest(recipe=recipe, base=base, data=rows, **overrides)
+
+
+def test_paths_of_this_machine_stay_beside_what_is_shared(tmp_path: Path) -> None:
+    """This machine finds its base and its rows again; whoever gets the manifest reads names and hashes."""
+    written = local()
+    write_manifest(tmp_path, written)
+    assert read_manifest(tmp_path).recipe == written.recipe
+    text = (tmp_path / MANIFEST).read_text("utf-8")
+    assert PLACE not in text
+    shared = read_manifest(tmp_path, local=False)
+    assert (shared.recipe.base.model, shared.recipe.output.dir) == ("llava", "run")
+    assert shared.base["parts"]["model"] == {"id": "llava", "revision": COMMIT, "config_sha256": "aa"}
+    # A folder of rows must not pass for the data set of the Hub that is called alike.
+    assert shared.recipe.data.sources[0].path == shared.data["sources"][0]["path"] == "./squad"
+    (tmp_path / LOCAL_RECIPE).unlink()
+    assert read_manifest(tmp_path) == shared
+
+
+def test_an_access_key_is_not_written(tmp_path: Path) -> None:
+    key = "hf_" + "aB3dE5gH7j" * 3
+    recipe = local().recipe
+    training = recipe.training.model_copy(update={"extra": {"run_name": key}})
+    write_manifest(tmp_path, manifest(recipe=recipe.model_copy(update={"training": training})))
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, LOCAL_RECIPE}
+    assert all(key not in path.read_text("utf-8") for path in tmp_path.iterdir())
+
+
+def test_paths_that_belong_to_another_manifest_are_not_used(tmp_path: Path) -> None:
+    write_manifest(tmp_path, local())
+    other = local().shared().model_copy(update={"recipe": manifest().recipe})
+    (tmp_path / MANIFEST).write_text(other.model_dump_json(), "utf-8")
+    assert read_manifest(tmp_path) == other
+    write_manifest(tmp_path, manifest())
+    assert not (tmp_path / LOCAL_RECIPE).exists()
 
 
 def test_the_proof_is_whole_after_a_round_trip(tmp_path: Path) -> None:
@@ -110,7 +158,8 @@ def test_unknown_facts_about_a_run_cannot_be_written() -> None:
 
 @pytest.mark.parametrize("name", ["../x.json", "/x.json", "a/../../x", "..", "a\\b", ""])
 def test_no_file_of_a_manifest_leads_out_of_its_folder(name: str, tmp_path: Path) -> None:
-    write_manifest(tmp_path, manifest().model_copy(update={"files": {name: "0" * 64}}))
+    raw = manifest().model_copy(update={"files": {name: "0" * 64}}).model_dump_json()
+    (tmp_path / MANIFEST).write_text(raw, "utf-8")
     with pytest.raises(ModelError, match=r"A002.*leads out of the folder"):
         read_manifest(tmp_path)
 
@@ -119,6 +168,6 @@ def test_no_file_of_a_manifest_leads_out_of_its_folder(name: str, tmp_path: Path
     "base", [{}, {"kind": "native", "parts": {}}, {"kind": "native", "parts": {"model": {"id": "x"}}}, {"kind": "odd"}]
 )
 def test_a_base_that_is_not_described_is_refused(base: dict[str, object], tmp_path: Path) -> None:
-    write_manifest(tmp_path, manifest().model_copy(update={"base": base}))
+    (tmp_path / MANIFEST).write_text(manifest().model_copy(update={"base": base}).model_dump_json(), "utf-8")
     with pytest.raises(ModelError, match=r"A002.*does not say what the base is"):
         read_manifest(tmp_path)

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from qlmm.artifacts.adapter.manifest import versions
-from qlmm.artifacts.cards.adapter_card import card, local_sources, picture_name, placed
+from qlmm.artifacts.cards.adapter_card import card, picture_name, placed
 from qlmm.artifacts.cards.loading_examples import usage
 from qlmm.proof.records import Answer, PairProof, Promise
 from qlmm.recipe.load import parse_recipe
@@ -65,7 +65,7 @@ def test_only_data_sets_of_the_hub_are_named_as_such() -> None:
     text = card(made, PROOF)
     assert front(text)["datasets"] == ["some/rows"]
     assert "| [some/rows@v1](https://huggingface.co/datasets/some/rows) | 5 | not stated |" in text
-    assert "| `x` | 5 | not stated |" in text
+    assert "| `./x` | 5 | not stated |" in text
     shown = placed(
         text, made, "me/owl", {"some/rows": "cc-by-4.0", "llava-hf/llava-1.5-7b-hf": "llama2"}, unproven=False
     )
@@ -110,12 +110,9 @@ def test_what_was_no_data_set_of_the_hub_never_becomes_one(tmp_path: Path, monke
         "/x/r.csv",
     ]
     made = manifest(data={"sha256": "f", "sources": [{"path": path, "kept": 5} for path in paths]})
-    expected = {"/data/squad": "./squad", "~/squad": "./squad", "mine/rows": "./mine/rows"}
     text = card(made, PROOF)
     assert front(text)["datasets"] == ["some/rows"]
-    assert local_sources(made, text) == local_sources(made, "") == expected
-    monkeypatch.chdir("/")
-    assert local_sources(made, text) == expected
+    assert all(f"| `{name}` |" in text for name in ("./squad", "./mine/rows"))
 
 
 def test_a_base_in_a_folder_is_no_model_of_the_hub() -> None:
@@ -140,9 +137,9 @@ def test_held_out_pictures_are_shown_with_what_was_said() -> None:
         ([], "vLLM refuses this adapter, because the whole connector was trained"),
         (["adapter.connector=frozen", "adapter.vision=full"], "because the whole vision was trained"),
         (["adapter.connector=frozen", "adapter.start_from=x"], "because it carries parts of an earlier run"),
-        (["adapter.connector=frozen", "adapter.variant=dora"], "this adapter is dora"),
+        (["adapter.connector=frozen", "adapter.variant=dora"], "The adapter's LoRA is DoRA"),
         (["adapter.connector=lora"], "whether it applies that of the connector depends"),
-        (["adapter.connector=frozen", "adapter.r=1000"], "vLLM takes ranks up to 512"),
+        (["adapter.connector=frozen", "adapter.r=1000"], "rank 1000, and vLLM takes ranks up to 512"),
         (["adapter.connector=frozen", "adapter.r=9"], "--enable-lora --max-lora-rank 16 --lora-modules adapter=me/owl"),
     ],
 )

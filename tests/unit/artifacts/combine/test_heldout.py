@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
 
+from qlmm.artifacts.adapter.manifest import Combination
 from qlmm.artifacts.combine.checks import Source
 from qlmm.artifacts.combine.heldout import measure_on
 from qlmm.core.errors import DataError, ModelError, QlmmError
@@ -27,11 +27,6 @@ def text(question: str, answer: str = "yes") -> Sample:
 
 def shown(path: Path, question: str = "what is it ?") -> Sample:
     return Sample((Turn("user", (ImageRef(path), question)), Turn("assistant", ("red",))), Origin("rows.jsonl", 1))
-
-
-def drawn(path: Path, shade: int) -> Path:
-    Image.new("RGB", (8, 8), (shade, 0, 0)).save(path)
-    return path
 
 
 @pytest.fixture
@@ -91,12 +86,12 @@ def test_rows_of_every_run_are_taken_in_turn_once(runs: Runs, measured: Callable
 def test_what_one_run_held_out_and_another_was_trained_on_is_left_out(
     runs: Runs, measured: Callable[[Any], list[Sample]], tmp_path: Path
 ) -> None:
-    """Pictures are known by what is in them, whatever their name and question; rows without one by their question."""
-    red, copy, pink = drawn(tmp_path / "red.png", 255), drawn(tmp_path / "copy.png", 255), drawn(tmp_path / "b.png", 99)
-    held = [shown(red), shown(pink), text("one ?"), text("two ?")]
+    """The same picture with another question is another row; of a pair, its prompt is compared."""
+    red = tmp_path / "red.png"
+    held = [shown(red), shown(red, "which colour ?"), text("one ?"), text("two ?")]
     pair = Preference((Turn("user", ("one ?",)),), "yes", "no", Origin("pairs.jsonl", 1))
-    measure = measure_on(runs((held, []), ([], [shown(copy, "which colour ?"), pair])))
-    assert measured(measure) == [shown(pink), text("two ?")]
+    measure = measure_on(runs((held, []), ([], [shown(red), pair])))
+    assert measured(measure) == [shown(red, "which colour ?"), text("two ?")]
     assert (
         measure.rows
         == "2 rows that the runs held out, on none of which an adapter was trained, without 2 on which one was"
@@ -110,7 +105,8 @@ def test_nothing_is_measured_where_every_row_was_trained_on(runs: Runs) -> None:
 
 
 def test_a_combined_adapter_may_have_been_trained_on_anything(runs: Runs) -> None:
-    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), combined={"method": "cat"}))
+    combined = Combination(method="cat", weights=(1.0,), sources=())
+    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), combined=combined))
     why = "it was combined from others"
     assert measure.rows == f"1 row that the runs held out; b may have been trained on some of them ({why})"
 
@@ -118,7 +114,7 @@ def test_a_combined_adapter_may_have_been_trained_on_anything(runs: Runs) -> Non
 def test_rows_that_have_changed_are_not_those_of_the_run(runs: Runs) -> None:
     changed = ModelError.one("A037", "the rows have changed since the run")
     measure = measure_on(runs(([text("one ?")], []), changed))
-    why = "its rows cannot be had: the rows have changed since the run"
+    why = "its rows cannot be read (A037)"
     assert measure.rows == f"1 row that the runs held out; b may have been trained on some of them ({why})"
 
 
@@ -144,13 +140,13 @@ def test_an_earlier_adapter_s_rows_are_not_known(runs: Runs) -> None:
     measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), recipe=recipe))
     assert measure.losses is not None
     assert measure.rows.startswith("2 rows")
-    assert "b may have been trained on some of them (it went on from an earlier adapter)" in measure.rows
+    assert "b may have been trained on some of them (it continued an earlier adapter)" in measure.rows
 
 
 def test_rows_that_are_gone_are_said_without_their_place(runs: Runs) -> None:
     measure = measure_on(runs(NOTHING, NOTHING))
     assert measure.losses is None
-    assert measure.rows.startswith("not measured: no row that a run held out can be read; a: its rows cannot be had")
+    assert measure.rows.startswith("not measured: no row that a run held out can be read; a: its rows cannot be read (")
     assert "/somewhere" not in measure.rows
 
 

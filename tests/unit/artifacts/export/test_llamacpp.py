@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from qlmm.artifacts.export.llamacpp.file import Stored, compare, storage, write_gguf
-from qlmm.artifacts.export.llamacpp.language import paired, plan_language, unpaired
+from qlmm.artifacts.export.llamacpp.language import paired, plan_language
 from qlmm.artifacts.export.llamacpp.vision import plan_vision
 from qlmm.artifacts.export.llamacpp.vocabulary import CUTTING, cutting, read_vocabulary
 from qlmm.core.errors import ModelError, RunError, UsageError
@@ -308,3 +308,9 @@ def test_how_text_is_cut_has_a_name_or_is_refused(steps: list[dict[str, Any]], n
             cutting(given)
     else:
         assert cutting(given) == name
+
+
+def unpaired(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """The way back from :func:`paired`."""
+    rows = weight.shape[0] // heads
+    return weight.reshape(heads, rows // 2, 2, -1).transpose(1, 2).reshape(weight.shape)

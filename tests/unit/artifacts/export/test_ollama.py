@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qlmm.artifacts.export.targets.ollama import frame, go_template, rendered
+from qlmm.artifacts.export.targets.ollama import Frame, frame, go_template
 from tests.tiny import tiny_processor
 
 TALK = [
@@ -35,6 +35,13 @@ def expected(processor: Any, messages: list[dict[str, str]], *, parts: bool) -> 
     ]
     text: str = processor.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
     return text
+
+
+def rendered(shape: Frame, messages: list[dict[str, str]]) -> str:
+    """What the Go template gives for messages."""
+    turns = (f"{shape.before[one['role']]}{one['content']}{shape.after[one['role']]}" for one in messages)
+    default = shape.default if messages[0]["role"] != "system" else ""
+    return shape.begin + default + "".join(turns)
 
 
 @pytest.mark.parametrize("name", ["vicuna", "chatml", "owl"])

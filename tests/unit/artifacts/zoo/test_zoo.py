@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from maintenance.zoo_entry import check, page
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import read_manifest
-from qlmm.artifacts.zoo.catalogue import complete, located, readme
-from qlmm.artifacts.zoo.check import check_entry
-from qlmm.artifacts.zoo.entry import MOST_BYTES, HubWeights, entries, read_entry
+from qlmm.artifacts.zoo.catalogue import complete, located
+from qlmm.artifacts.zoo.entry import MOST_BYTES, entries, read_entry
 from qlmm.core.errors import QlmmError
 from qlmm.core.events import Finished, Resumed
 from qlmm.core.files import file_sha256
@@ -82,30 +82,17 @@ LOCAL = "/somewhere/private"
 KEY = "fedcba98" * 5
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "unproven": ({"proof": BROKEN}, {}, "Z010.*not proven"),
-    "a name that is none": ({}, {"name": "My Adapter"}, "Z011.*no name"),
+    "a name that is not one": ({}, {"name": "My Adapter"}, "Z011.*not a name"),
     "too large": ({"weights": MOST_BYTES // 4 + 1}, {}, "Z012.*more than the 5 MB"),
-    "a path in the recipe": (
-        {"recipe": recipe(f"output.dir={LOCAL}/run")},
+    "a path in the recipe": ({"recipe": recipe(f"output.dir={LOCAL}/run")}, {}, "Z013.*paths of this machine"),
+    "a path in another file": (
+        {"papers": {"adapter_config.json": f'{{"base_model_name_or_path": "{LOCAL}/model"}}'}},
         {},
-        f"Z013.*qlmm.json recipe.output.dir.*{LOCAL}/run",
+        f"H011.*adapter_config.json names {LOCAL}",
     ),
-    **{
-        f"a path in {name}": ({"papers": {name: text}}, {}, f"Z013.*{name}.*{LOCAL}")
-        for name, text in {
-            "probe.json": f'{{"rows": ["{LOCAL}/cat.png"]}}',
-            "adapter_config.json": f'{{"base_model_name_or_path": "{LOCAL}/model"}}',
-            "tokenizer_config.json": f'{{"name_or_path": "{LOCAL}/model"}}',
-            "processor_config.json": f'{{"image_processor": {{"name_or_path": "{LOCAL}/model"}}}}',
-            "chat_template.jinja": f"{{# from {LOCAL}/chat.jinja #}}",
-            "additional_chat_templates/tools.jinja": f"{{# from {LOCAL}/tools.jinja #}}",
-            "notes.md": f"as {LOCAL}/notes.md says",
-        }.items()
-    },
-    "an access key": ({"papers": {"probe.json": json.dumps([COMMIT, KEY])}}, {}, "Z013.*probe.json.1 .*Biases key"),
-    "no text": ({"papers": {"optimizer.pt": "\udc80"}}, {}, "Z013.*optimizer.pt cannot be read"),
-    "a base in a folder": ({"base": base("models/mine", None)}, {}, "Z013.*models/mine is a folder"),
-    "a branch": ({}, {"hub": "user/owl@main"}, "Z014.*does not name a commit"),
-    "a summary of two lines": ({}, {"summary": "one\ntwo"}, "Z015.*summary"),
+    "an access key": ({"papers": {"probe.json": json.dumps([COMMIT, KEY])}}, {}, "H011.*probe.json .*Biases key"),
+    "a pickle": ({"papers": {"optimizer.pt": "x"}}, {}, "H011.*optimizer.pt is a pickle"),
+    "a base in a folder": ({"base": base("models/mine", None)}, {}, "Z013.*its base"),
 }
 
 
@@ -127,7 +114,7 @@ def test_the_commit_of_a_base_is_no_access_key(zoo: Zoo, tmp_path: Path, name: s
 
 def test_the_commit_of_rows_is_no_access_key_either(zoo: Zoo, tmp_path: Path) -> None:
     rows = recipe(f"data.sources.0.path=some/rows@{KEY}")
-    assert zoo.add(finished_run(tmp_path, recipe=rows, papers={"notes.md": f"rows of {KEY}"})).is_dir()
+    assert zoo.add(finished_run(tmp_path, recipe=rows, papers={"notes.txt": f"rows of {KEY}"})).is_dir()
 
 
 def test_an_entry_is_completed_from_anywhere_with_the_template_of_its_maker(
@@ -144,27 +131,6 @@ def test_an_entry_is_completed_from_anywhere_with_the_template_of_its_maker(
     assert file_hashes(whole) == file_hashes(run / "adapter")
 
 
-@pytest.mark.parametrize("why", ["installed", "not writable", "not there"])
-def test_only_a_checkout_takes_entries(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    """Refused before anything else: the run that is named does not even exist."""
-    if why == "installed":
-        monkeypatch.setattr("qlmm.artifacts.zoo.add.PACKAGE", tmp_path)
-    elif why == "not writable":
-        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != zoo.folder)
-    else:
-        zoo.folder.rmdir()
-    with pytest.raises(QlmmError, match=rf"Z016.*{zoo.folder} cannot take one"):
-        zoo.add(tmp_path / "no run")
-
-
-def test_a_path_in_the_card_is_refused(zoo: Zoo, tmp_path: Path) -> None:
-    run = finished_run(tmp_path)
-    with (run / "adapter" / "README.md").open("a") as file:
-        file.write("\nmade from /somewhere/private/rows.jsonl\n")
-    with pytest.raises(QlmmError, match=r"Z013.*README.md"):
-        zoo.add(run)
-
-
 def test_nothing_is_overwritten(zoo: Zoo, tmp_path: Path) -> None:
     run = finished_run(tmp_path)
     before = file_hashes(zoo.add(run))
@@ -179,23 +145,6 @@ def test_an_adapter_without_its_run_is_refused(zoo: Zoo, tmp_path: Path) -> None
     (run / "run.json").unlink()
     with pytest.raises(QlmmError, match=r"Z010.*directory of its run"):
         zoo.add(run / "adapter")
-
-
-def test_large_weights_stay_on_the_hub_and_are_fetched(
-    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = finished_run(tmp_path, weights=MOST_BYTES // 4 + 1)
-    asked: list[HubWeights] = []
-
-    def fetched(weights: HubWeights, _: object) -> Path:
-        asked.append(weights)
-        return run / "adapter" / "adapter_model.safetensors"
-
-    monkeypatch.setattr("qlmm.artifacts.zoo.catalogue._fetched", fetched)
-    entry = zoo.add(run, hub=f"user/owl@{COMMIT}")
-    assert not (entry / "adapter_model.safetensors").exists()
-    assert file_hashes(complete("mine")) == file_hashes(run / "adapter")
-    assert set(asked) == {HubWeights(id="user/owl", commit=COMMIT)}
 
 
 def test_a_processor_that_writes_something_else_is_no_replacement(zoo: Zoo, tmp_path: Path) -> None:
@@ -252,7 +201,6 @@ def test_a_copy_whose_papers_are_damaged_is_made_again(zoo: Zoo, tmp_path: Path,
         ({"results": {}}, "nothing was measured"),
         ({"licence": ""}, "licence"),
         ({"weights": "somewhere"}, "weights"),
-        ({"weights": {"id": "user/owl", "commit": "main"}}, "commit"),
         ({"stars": 5}, "stars"),
     ],
 )
@@ -263,27 +211,41 @@ def test_an_entry_that_is_none_is_refused(zoo: Zoo, tmp_path: Path, changes: dic
         read_entry(entry)
 
 
-def test_papers_that_do_not_agree_are_found(zoo: Zoo, tmp_path: Path) -> None:
+def test_facts_that_do_not_agree_are_found(zoo: Zoo, tmp_path: Path) -> None:
     entry = zoo.add(finished_run(tmp_path))
-    original = (entry / "entry.json").read_text("utf-8")
+    check(entry)
+    original, manifest = (read_text(entry / name) for name in ("entry.json", "qlmm.json"))
     results = json.loads(original)["results"]
     results["after"]["right"] -= 1
-    rewrite(entry / "entry.json", results=results)
-    assert "other results" in check_entry("mine").checks[0].found
-    rewrite(entry / "entry.json", results=json.loads(original)["results"], rebuilt={"equal": True, "sha256": "0" * 64})
-    assert "made again disagree" in check_entry("mine").checks[0].found
-    (entry / "entry.json").write_text(original, "utf-8")
-    manifest = (entry / "qlmm.json").read_text("utf-8")
+    for changes, why in (
+        ({"results": results}, "other results"),
+        ({"rebuilt": {"equal": True, "sha256": "0" * 64}}, "made again disagree"),
+        ({"size_bytes": 5}, "another size"),
+    ):
+        rewrite(entry / "entry.json", **changes)
+        with pytest.raises(QlmmError, match=f"Z020.*{why}"):
+            check(entry)
+        (entry / "entry.json").write_text(original, "utf-8")
     rewrite(entry / "qlmm.json", proof={"holds": True})
-    assert "proof in qlmm.json is damaged" in check_entry("mine").checks[0].found
+    with pytest.raises(QlmmError, match=r"A002.*proof in qlmm.json is damaged"):
+        check(entry)
     rewrite(entry / "qlmm.json", proof=None)
-    assert "proof does not hold" in check_entry("mine").checks[0].found
+    with pytest.raises(QlmmError, match=r"Z020.*proof does not hold"):
+        check(entry)
     (entry / "qlmm.json").write_text(manifest, "utf-8")
-    text = (entry / "recipe.yaml").read_text("utf-8")
-    (entry / "recipe.yaml").write_text(text.replace("seed: 0", "seed: 1"), "utf-8")
-    verdict = check_entry("mine")
-    assert not verdict.holds
-    assert "not the recipe of the run" in verdict.checks[0].found
+    recipe_text = read_text(entry / "recipe.yaml")
+    (entry / "recipe.yaml").write_text(recipe_text.replace("seed: 0", "seed: 1"), "utf-8")
+    with pytest.raises(QlmmError, match=r"Z020.*not the recipe of the run"):
+        check(entry)
+
+
+def read_text(path: Path) -> str:
+    return path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_a_shipped_entry_agrees_with_its_run(name: str) -> None:
+    check(shipped()[name])
 
 
 def test_names_are_found_or_suggested(zoo: Zoo, tmp_path: Path) -> None:
@@ -296,7 +258,7 @@ def test_names_are_found_or_suggested(zoo: Zoo, tmp_path: Path) -> None:
 
 def test_the_page_is_made_from_the_entries() -> None:
     assert shipped()
-    assert (ROOT / "adapters_zoo" / "README.md").read_text("utf-8") == readme()
+    assert (ROOT / "adapters_zoo" / "README.md").read_text("utf-8") == page()
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))

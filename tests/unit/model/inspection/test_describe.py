@@ -9,11 +9,12 @@ import pytest
 from safetensors import safe_open
 
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.model.inspection.describe import ModelShown, alike, describe
 from qlmm.model.loading.base import load_processor
 from qlmm.model.parts.split import split
-from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, attach, place, save_adapter
+from qlmm.model.peft.adapter import attach, place, save_adapter
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import Recipe
 from tests.families.build import family, tiny_model

@@ -1,6 +1,6 @@
-"""Where something new is put: a folder that nothing else needs, on a disk that can hold it.
+"""A new folder appears complete or not at all: checks of its place, a hidden folder to write in, one rename.
 
-Usage: ``check_place(out, sources_of(folder, manifest)); check_room(out, size); with staged(out) as stage: …``
+Usage: ``check_place(out, sources); check_room(out, size); with staged(out) as stage: …; publish(stage, out)``
 """
 
 from __future__ import annotations
@@ -11,24 +11,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.core.errors import UsageError
-from qlmm.core.files import free_bytes
+from qlmm.core.files import free_bytes, fsync_dir, fsync_file
+from qlmm.core.lock import only_writer
 from qlmm.core.units import memory
-from qlmm.model.loading.hub import locate
 
-__all__ = ["check_place", "check_room", "sources_of", "staged"]
+__all__ = ["check_place", "check_room", "emptied", "publish", "staged"]
 
 # Configuration, processor and card, beside the weights.
 BESIDE_BYTES = 64 << 20
-
-
-def sources_of(folder: Path, manifest: Manifest) -> list[Path]:
-    """The folders that are read when something is made of an adapter: its own, and those of its base."""
-    base = manifest.recipe.base
-    return [folder, *(Path(locate(name).path) for name in (base.model, base.vision, base.language) if name)]
 
 
 def check_place(out: Path, sources: Iterable[Path] = ()) -> None:
@@ -77,7 +68,7 @@ def check_room(out: Path, needed: int, *, help: str = "name a folder on another 
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """An empty, hidden folder beside `out` to make it in; gone afterwards, and what a killed process left with it.
+    """Give an empty, hidden folder beside `out`; remove it afterwards, and what a killed process left of it before.
 
     Raises:
         UsageError: A033 while another process makes the same folder.
@@ -85,16 +76,44 @@ def staged(out: Path) -> Iterator[Path]:
     place = out.absolute()
     place.parent.mkdir(parents=True, exist_ok=True)
     stage, lock = (place.with_name(f".{place.name}.{kind}") for kind in ("part", "lock"))
-    try:
-        with FileLock(lock, timeout=0, mode=0o666):
+    taken = UsageError.one("A033", f"another process is making {out}", help="wait for it, or name another folder")
+    with only_writer(lock, lambda: taken):
+        try:
+            yield emptied(stage)
+        finally:
             shutil.rmtree(stage, ignore_errors=True)
-            stage.mkdir()
-            try:
-                yield stage
-            finally:
-                shutil.rmtree(stage, ignore_errors=True)
-                lock.unlink(missing_ok=True)
-    except Timeout as error:
-        raise UsageError.one(
-            "A033", f"another process is making {out}", help="wait for it, or name another folder"
-        ) from error
+            lock.unlink(missing_ok=True)
+
+
+def emptied(folder: Path) -> Path:
+    """Make a folder new, whatever lay there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def publish(stage: Path, place: Path, *, replace: bool = False) -> Path:
+    """Make a staged folder appear under its name in one rename, readable as the umask says.
+
+    Weights are written with mode 0600 by safetensors; other users' servers would then find no adapter.
+
+    Args:
+        stage: the folder, with everything in it.
+        place: its name; nothing, or an empty folder.
+        replace: whether what is there is our own and gives way.
+
+    Raises:
+        OSError: when the disk refuses, or something was put there in the meantime.
+    """
+    # The umask can only be read by setting it.
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in stage.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+        (fsync_dir if path.is_dir() else fsync_file)(path)
+    fsync_dir(stage)
+    if place.exists():
+        (shutil.rmtree if replace else Path.rmdir)(place)
+    stage.rename(place)
+    fsync_dir(place.parent)
+    return place

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qlmm.artifacts.destination import check_place, check_room, sources_of, staged
 from qlmm.core.errors import UsageError
-from tests.unit.artifacts.adapters import manifest
+from qlmm.core.staging import check_place, check_room, staged
 
 
 @pytest.mark.parametrize("kind", ["full", "file", "link", "dead link", "under a file"])
@@ -37,13 +36,6 @@ def test_nothing_is_put_into_what_is_read(inside: str, tmp_path: Path) -> None:
         check_place(tmp_path / "link" / inside, [tmp_path / "read"])
 
 
-def test_the_adapter_and_its_base_are_read(tmp_path: Path) -> None:
-    facts = manifest()
-    base = facts.recipe.base.model_copy(update={"model": str(tmp_path / "base")})
-    facts = facts.model_copy(update={"recipe": facts.recipe.model_copy(update={"base": base})})
-    assert sources_of(tmp_path / "adapter", facts) == [tmp_path / "adapter", tmp_path / "base"]
-
-
 @pytest.mark.parametrize("place", ["out", "a/b/out", "empty"])
 def test_a_free_place_is_taken(place: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
@@ -52,7 +44,7 @@ def test_a_free_place_is_taken(place: str, tmp_path: Path) -> None:
 
 
 def test_a_disk_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlmm.artifacts.destination.free_bytes", lambda path: 1 << 20)
+    monkeypatch.setattr("qlmm.core.staging.free_bytes", lambda path: 1 << 20)
     with pytest.raises(UsageError, match=r"A034.*needed"):
         check_room(tmp_path / "out", 1 << 10)
 
