@@ -4,8 +4,8 @@ PyAV (the extra ``video``) is only imported here, when a row names a video file.
 whatever its name says, and its container is given to the decoder by name: playlists, which can name other files and
 addresses, are never recognised.
 
-Whether a file is whole is decided here, from its own headers. FFmpeg reads on past a cut and marks no packet as corrupt:
-of half a GIF it gives 17 of 40 frames, of 90 % of a WebM 39 (PyAV 18).
+Whether a file is whole is decided here, from its own headers. FFmpeg reads on past a cut and marks no packet as
+corrupt: of half a GIF it gives 17 of 40 frames, of 90 % of a WebM 39 (PyAV 18).
 
 Usage: ``with path.open("rb") as stream: picture = frame(stream, times(stream)[0])``
 """
