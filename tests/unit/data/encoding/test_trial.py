@@ -1,0 +1,52 @@
+"""A processor is tried once; what is found is a value, and processor and tokenizer stay as they are."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from PIL import Image
+
+from qlmm.core.errors import ModelError
+from qlmm.data.encoding.chat_template import Renderer
+from qlmm.data.encoding.encoder import Encoder
+from qlmm.data.encoding.marked_processor import MarkedProcessor
+from qlmm.data.encoding.marked_tokenizer import marked
+from qlmm.data.encoding.trial import Findings, try_processor
+from tests.tiny import tiny_processor
+
+
+def test_the_findings_are_a_value() -> None:
+    processor = tiny_processor("owl")
+    own, renderer = MarkedProcessor(processor), Renderer(processor)
+    found = try_processor(own, renderer)
+    assert found == try_processor(own, renderer)
+    assert found == Findings(
+        slot_id=processor.tokenizer.convert_tokens_to_ids("<image>"),
+        by_row=True,
+        claims_hold=True,
+        alike=True,
+        takes_text_only=True,
+        takes_both=True,
+    )
+    assert Encoder.make(processor).slot_id == found.slot_id
+
+
+def test_nothing_is_left_behind_in_processor_or_tokenizer() -> None:
+    processor = tiny_processor("owl")
+    tokenizer, kind, before = processor.tokenizer, type(processor.tokenizer), copy.copy(vars(processor))
+    own = MarkedProcessor(processor)
+    texts = [marked(Renderer(processor).probe(pictures=1))]
+    first, _ = own.run(texts, [[Image.new("RGB", (32, 32))]])
+    second, _ = own.run(texts, [[Image.new("RGB", (32, 32))]])
+    assert first == second
+    assert vars(processor) == before
+    assert processor.tokenizer is tokenizer
+    assert type(tokenizer) is kind
+
+
+def test_a_tokenizer_without_padding_is_refused_before_anything_is_tried() -> None:
+    processor = tiny_processor("owl")
+    processor.tokenizer.pad_token = None
+    with pytest.raises(ModelError, match="D034"):
+        Encoder.make(processor)
