@@ -13,7 +13,7 @@ help:
 	@echo "make unit         the unit suite only (under a minute)"
 	@echo "make install-check   install without constraints.txt into a temporary environment, run qlmm doctor there"
 	@echo "make families     try every vision-language class of transformers, write docs/families.md"
-	@echo "make gpu          measure the Owl manner at real shapes on one CUDA GPU (no weights, no network)"
+	@echo "make gpu          measure the Owl recipe at 7B shape on one CUDA GPU (random weights, no network)"
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qlmm needs Python 3.11 or newer; \

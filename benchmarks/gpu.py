@@ -1,4 +1,4 @@
-"""The Owl manner at real shapes on one GPU: what a step costs, what memory it takes, and whether the proof holds.
+"""The Owl recipe at 7B shape on one GPU: what a step costs, what memory it takes, and whether the proof holds.
 
 CLIP ViT-L/14, abstractor and Llama-7B shape with random weights, stored in NF4, fine-tuned by the shipped recipe
 `owl_lora` through the same function as `qlmm finetune`. Needs one CUDA GPU, 20 GB of disk, no network and no weights.

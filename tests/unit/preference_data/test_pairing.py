@@ -87,6 +87,10 @@ def test_length_is_words() -> None:
     assert words(" two   words\n") == 2
 
 
+def test_the_smallest_settings_that_give_a_pair_are_taken() -> None:
+    Settings(answers=2, temperature=1e-3, per_prompt=1, max_new_tokens=1, limit=1).check()
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
