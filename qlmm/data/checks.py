@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from qlmm.core.errors import Problem, Where
@@ -100,6 +101,7 @@ def check(
     sources: Sequence[Source],
     *,
     kind: Kind | None = None,
+    objectives: Mapping[Kind, Sequence[str]] = MappingProxyType({}),
     resolve: Resolve = None,
     max_frames: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -108,7 +110,8 @@ def check(
 
     Args:
         sources: what the recipe says.
-        kind: what the rows must be; None takes whatever each source holds.
+        kind: what the rows must be; None takes what each source holds.
+        objectives: names of the objectives that learn from each kind of row.
         resolve: gives the file or folder of a ``builtin:`` name.
         max_frames: most pictures that a video is shown as.
         progress: is told pictures done and pictures in all.
@@ -116,7 +119,9 @@ def check(
     Raises:
         DataError: when a source cannot be read at all, its format is unknown, or no row is left.
     """
-    loaded = load_samples(sources, kind=kind, max_bad_rows=1.0, resolve=resolve, max_frames=max_frames)
+    loaded = load_samples(
+        sources, kind=kind, objectives=objectives, max_bad_rows=1.0, resolve=resolve, max_frames=max_frames
+    )
     first_shown: dict[ImageRef, Origin] = {}
     for sample in loaded.samples:
         for ref in sample.images:

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from qlmm.builtin import registry as builtin
 from qlmm.core.errors import DataError
 from qlmm.data.batching.holdout_split import set_aside
 from qlmm.data.batching.mixture import Mixture
 from qlmm.data.encoding.encoder import Encoder, Fitted
-from qlmm.data.reading.dataset import KIND_OF, Loaded, load_samples
+from qlmm.data.reading.dataset import Loaded, load_samples
 from qlmm.data.sample import Example, Feedback, Preference, Sample
 from qlmm.recipe.schema import Recipe, Source
-from qlmm.training import verdicts as feedback
+from qlmm.training.objective import objective, objectives_by_rows
 
-__all__ = ["Rows", "measured", "read_rows"]
+__all__ = ["Rows", "exemplary", "measured", "read_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +39,6 @@ class Rows:
     train: Fitted[Example]
     held_out: tuple[Example, ...]
     mixture: Mixture
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """The rows as the manifest names them."""
-        return {"sha256": self.loaded.fingerprint, "sources": [asdict(count) for count in self.loaded.sources]}
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -69,7 +63,8 @@ def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
     else:
         learn, aside = set_aside(loaded.samples, evaluation.rows, seed=recipe.training.seed)
         others = [loaded.samples[row] for row in aside]
-    taught = [(row, one) for row in learn for one in feedback.taught_by(loaded.samples[row], recipe.training.objective)]
+    taught_by = objective(recipe.training.objective).taught
+    taught = [(row, one) for row in learn for one in taught_by(loaded.samples[row])]
     fitted = encoder.fit([one for _, one in taught])
     if not fitted.samples:
         first = fitted.dropped[0] if fitted.dropped else None
@@ -80,11 +75,16 @@ def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
             else "no row is left to learn from",
             help="raise data.max_length, or set data.overlong=shorten",
         )
-    held_out = encoder.fit([row for row in others if feedback.exemplary(row)]).samples[: evaluation.rows]
+    held_out = encoder.fit([row for row in others if exemplary(row)]).samples[: evaluation.rows]
     sources = [loaded.source[taught[place][0]] for place in fitted.kept]
     weights = [source.weight for source in data.sources]
     mixture = Mixture.of(fitted.samples, sources, weights, text_ratio=data.text_ratio)
     return Rows(encoder, loaded, fitted, held_out, mixture)
+
+
+def exemplary(row: Example) -> bool:
+    """Whether a held-out row's answer should become likelier: an undesirable answer measures nothing."""
+    return not isinstance(row, Feedback) or row.desirable
 
 
 def measured(row: Example) -> Sample:
@@ -98,7 +98,8 @@ def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded[Example]:
     data = recipe.data
     return load_samples(
         sources,
-        kind=KIND_OF[recipe.training.objective],
+        kind=objective(recipe.training.objective).rows,
+        objectives=objectives_by_rows(),
         max_bad_rows=data.max_bad_rows,
         resolve=builtin.path,
         max_frames=data.max_frames,

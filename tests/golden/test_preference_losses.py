@@ -19,7 +19,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from qlmm.model.loading.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
-from qlmm.training.trl_settings import LOSSES, trainer_config
+from qlmm.training.objectives.dpo import LOSSES
+from qlmm.training.trl_settings import trainer_config
 
 CHOSEN, REJECTED = 5, 7
 POLICY, REFERENCE = (-10.0, -14.0), (-11.0, -13.0)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from qlmm.core.errors import ModelError
 from qlmm.core.files import atomic_write
 from qlmm.core.version import __version__
+from qlmm.data.fingerprint import DataFingerprint
 from qlmm.recipe.schema import Recipe
 
 __all__ = ["MANIFEST", "Manifest", "read_manifest", "versions", "write_manifest"]
@@ -67,7 +68,7 @@ class Manifest(BaseModel):
     precision: Literal["bf16", "fp16", "fp32"]
     seed: int
     frozen_sha256: str
-    data: dict[str, Any]
+    data: DataFingerprint
     steps: int
     proof: dict[str, Any] | None = None
     versions: dict[str, str]

@@ -41,6 +41,7 @@ from qlmm.artifacts.combine.checks import (
 from qlmm.artifacts.destination import check_place, check_room, sources_of, staged
 from qlmm.core.errors import RunError
 from qlmm.core.files import atomic_write
+from qlmm.data.fingerprint import DataFingerprint
 from qlmm.model.loading.base import load_model
 from qlmm.model.loading.precision import Precision, choose
 from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX
@@ -235,15 +236,15 @@ def _manifest(sources: Sequence[Source], settings: Settings, rank: int) -> Manif
     first = sources[0].manifest
     changes = {"r": rank, "alpha": rank, "variant": "plain"}
     recipe = first.recipe.model_copy(update={"adapter": first.recipe.adapter.model_copy(update=changes)})
-    prints = [source.manifest.data["sha256"] for source in sources]
-    rows = {str(row["path"]): row for source in sources for row in source.manifest.data["sources"]}
-    data = {"sha256": hashlib.sha256("\n".join(prints).encode()).hexdigest(), "sources": list(rows.values())}
+    prints = [source.manifest.data.sha256 for source in sources]
+    rows = {row.path: row for source in sources for row in source.manifest.data.sources}
+    data = DataFingerprint(hashlib.sha256("\n".join(prints).encode()).hexdigest(), tuple(rows.values()))
     told = [
         {
             "name": source.name,
             "weights_sha256": source.manifest.files[ADAPTER_WEIGHTS],
             "steps": source.manifest.steps,
-            "data": [str(row["path"]) for row in source.manifest.data["sources"]],
+            "data": [row.path for row in source.manifest.data.sources],
         }
         for source in sources
     ]

@@ -18,11 +18,12 @@ from qlmm.core.secrets import redact
 from qlmm.data.checks import Piece, Report, TokenCounts, token_counts, traced, traced_pair
 from qlmm.data.checks import check as check_rows
 from qlmm.data.media.images import size
-from qlmm.data.reading.dataset import KIND_OF, load_format, load_samples
-from qlmm.data.sample import Feedback, Kind, Preference
+from qlmm.data.reading.dataset import load_format, load_samples
+from qlmm.data.sample import Feedback, Preference
 from qlmm.recipe import library
 from qlmm.recipe.load import load_recipe
 from qlmm.recipe.schema import Recipe, Source
+from qlmm.training.objective import objective, objectives_by_rows
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -64,9 +65,12 @@ def check(
     else:
         sources = (*recipe.data.sources, *recipe.evaluation.sources)
     frames = {"max_frames": recipe.data.max_frames} if recipe is not None else {}
-    kind = _kind(recipe) if recipe is not None else None
+    kind = objective(recipe.training.objective).rows if recipe is not None else None
+    learners = objectives_by_rows()
     try:
-        report = check_rows(sources, kind=kind, resolve=_builtin, progress=_tell_progress, **frames)
+        report = check_rows(
+            sources, kind=kind, objectives=learners, resolve=_builtin, progress=_tell_progress, **frames
+        )
     except DataError as error:
         if error.problems[0].code != NO_ROW_LEFT:
             raise
@@ -96,7 +100,12 @@ def show(recipe: str, overrides: Sequence[str] = (), *, row: int = 1) -> None:
     asked = load_recipe(library.resolve(recipe), overrides).recipe
     data = asked.data
     samples = load_samples(
-        data.sources, kind=_kind(asked), max_bad_rows=1.0, resolve=_builtin, max_frames=data.max_frames
+        data.sources,
+        kind=objective(asked.training.objective).rows,
+        objectives=objectives_by_rows(),
+        max_bad_rows=1.0,
+        resolve=_builtin,
+        max_frames=data.max_frames,
     ).samples
     if row > len(samples):
         raise UsageError.one("U031", f"there is no row {row}", help=f"rows are 1 to {len(samples)}")
@@ -127,11 +136,6 @@ def _print_pair(encoder: Encoder, pair: Preference) -> None:
     out.print("", _coloured(shown.prompt))
     for name, side in (("chosen", shown.chosen), ("rejected", shown.rejected)):
         out.print("", f"{name}:", _coloured(side))
-
-
-def _kind(recipe: Recipe) -> Kind:
-    """What a recipe's rows must be."""
-    return KIND_OF[recipe.training.objective]
 
 
 def _recipe(target: str, overrides: Sequence[str]) -> Recipe | None:

@@ -12,31 +12,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic
 
 from qlmm.core import naming
 from qlmm.core.errors import DataError, Problem
 from qlmm.data.contract import BadRow, Format
+from qlmm.data.fingerprint import DataFingerprint, SourceCount
 from qlmm.data.media.images import BadImage, check
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.reading.readers import Resolve, picture_folder, read_rows
 from qlmm.data.sample import Example, Feedback, ImageRef, Kind, Origin, Preference, Row, Sample
 from qlmm.recipe.schema import Source
 
-__all__ = ["KIND_OF", "Bad", "Loaded", "SourceCount", "format_names", "load_format", "load_samples"]
+__all__ = ["ACCEPTED", "Bad", "Loaded", "format_names", "load_format", "load_samples"]
 
 FORMATS = "qlmm.data.formats"
 ROWS_TO_DETECT = 20
 MOST_NAMED = 10
-# What each objective learns from; a pair is feedback on two answers.
-KIND_OF: dict[str, Kind] = {
-    "sft": "conversation",
-    "dpo": "preference",
-    "orpo": "preference",
-    "simpo": "preference",
-    "kto": "feedback",
-}
-_TAKEN: dict[Kind, tuple[Kind, ...]] = {
+# The kinds of rows that do where one is asked for; a pair is feedback on two answers.
+ACCEPTED: dict[Kind, tuple[Kind, ...]] = {
     "conversation": ("conversation",),
     "preference": ("preference",),
     "feedback": ("feedback", "preference"),
@@ -58,23 +53,6 @@ class Bad:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceCount:
-    """What one source gave."""
-
-    path: str
-    format: str
-    weight: float
-    rows: int
-    kept: int
-    text_only: int
-
-    @property
-    def bad(self) -> int:
-        """Rows that were not taken."""
-        return self.rows - self.kept
-
-
-@dataclass(frozen=True, slots=True)
 class Loaded(Generic[Row]):
     """All samples in order, which source each came from, and what was left out.
 
@@ -93,6 +71,11 @@ class Loaded(Generic[Row]):
     problems: tuple[Problem, ...]
     sources: tuple[SourceCount, ...]
     fingerprint: str
+
+    @property
+    def data(self) -> DataFingerprint:
+        """The rows as run record and manifest name them."""
+        return DataFingerprint(self.fingerprint, self.sources)
 
 
 @dataclass(slots=True)
@@ -134,6 +117,7 @@ def load_samples(
     sources: Sequence[Source],
     *,
     kind: Kind | None = "conversation",
+    objectives: Mapping[Kind, Sequence[str]] = MappingProxyType({}),
     max_bad_rows: float = 0.0,
     resolve: Resolve = None,
     max_frames: int = 8,
@@ -143,7 +127,8 @@ def load_samples(
 
     Args:
         sources: what the recipe says, in order.
-        kind: what the rows must be; None takes whatever each source holds, feedback takes preferences too.
+        kind: what the rows must be; None takes what each source holds, feedback takes preferences too.
+        objectives: names of the objectives that learn from each kind of row, for the message about another kind.
         max_bad_rows: 0 refuses when any row is bad, with all of them listed; above 0, bad rows are left out up to
             this share of all rows.
         resolve: gives the file or folder of a ``builtin:`` name.
@@ -154,7 +139,7 @@ def load_samples(
         DataError: D001 bad rows, D002/D003 unreadable sources, D004 unknown format, D005 missing pictures,
             D006 too many bad rows, D007 nothing to learn from, D010 rows of the other kind.
     """
-    parts = [_read(source, kind, resolve, max_frames, check_pictures) for source in sources]
+    parts = [_read(source, kind, objectives, resolve, max_frames, check_pictures) for source in sources]
     bad = [one for part in parts for one in part.bad]
     samples = [sample for part in parts for sample in part.samples]
     problems = tuple(problem for part in parts for problem in _problems(part))
@@ -181,7 +166,14 @@ def load_samples(
     )
 
 
-def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, check_pictures: bool) -> _Read:
+def _read(
+    source: Source,
+    kind: Kind | None,
+    objectives: Mapping[Kind, Sequence[str]],
+    resolve: Resolve,
+    max_frames: int,
+    check_pictures: bool,
+) -> _Read:
     read = _Read(source, ImageRoot(picture_folder(source, resolve=resolve), max_frames=max_frames))
     rows = read_rows(source, resolve=resolve)
     first = list(islice(rows, ROWS_TO_DETECT))
@@ -191,8 +183,8 @@ def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, 
         return read
     read.format_name = source.format or _detected(source.path, objects, kind)
     form = load_format(read.format_name)
-    if kind is not None and form.kind not in _TAKEN[kind]:
-        raise _other_kind(source, read.format_name, form.kind, kind)
+    if kind is not None and form.kind not in ACCEPTED[kind]:
+        raise _other_kind(source, read.format_name, form.kind, kind, objectives)
     for origin, row in chain(first, rows):
         try:
             read.samples.append(_sample(form, origin, row, read.images, check_pictures))
@@ -202,11 +194,12 @@ def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, 
     return read
 
 
-def _other_kind(source: Source, name: str, found: Kind, wanted: Kind) -> DataError:
+def _other_kind(
+    source: Source, name: str, found: Kind, wanted: Kind, objectives: Mapping[Kind, Sequence[str]]
+) -> DataError:
     message = f"{source.path}: the rows are {_SAYS[found]} (format {name}); wanted are {_SAYS[wanted]}"
-    *others, last = [objective for objective, kind in KIND_OF.items() if found in _TAKEN[kind]]
-    named = f"{', '.join(others)} or {last}" if others else last
-    return DataError.one("D010", message, help=f"such rows belong to training.objective: {named}")
+    named = " or ".join(filter(None, (", ".join(objectives.get(found, ())[:-1]), *objectives.get(found, ())[-1:])))
+    return DataError.one("D010", message, help=f"such rows belong to training.objective: {named}" if named else None)
 
 
 class _MissingPicture(BadRow):
