@@ -203,17 +203,9 @@ class PartsTrainer:
         with self._tower.showing(names) if self._tower is not None else nullcontext():
             return self.loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Batch,
-        return_outputs: bool,
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> Any:
+    def loss(self, model: Any, inputs: Batch, outputs: bool, items: torch.Tensor | int | None) -> Any:
         """TRL's loss; an objective overrides this where its batches or its model differ from TRL's."""
-        return super().compute_loss(  # type: ignore[misc]  # Trainer's
-            model, inputs, return_outputs, num_items_in_batch
-        )
+        return super().compute_loss(model, inputs, outputs, items)  # type: ignore[misc]  # Trainer's
 
     def rest_frozen(self) -> None:
         """Keep dropout and running statistics of towers still while they are frozen: a batch norm would drift."""

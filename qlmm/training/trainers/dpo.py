@@ -72,18 +72,12 @@ class DpoTrainer(ReferenceTrainer, PairsTrainer, DPOTrainer):
             },
         )
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Batch,
-        return_outputs: bool,
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> Any:
+    def loss(self, model: Any, inputs: Batch, outputs: bool, items: torch.Tensor | int | None) -> Any:
         """TRL's loss over pairs, with the reference's log-probabilities given."""
         call, rows = self.scored_by(model), inputs.pop("rows").tolist()
         chosen, rejected = self._reference_logps(call, inputs, rows)
         known = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        return super().loss(call, {**inputs, **known}, return_outputs, num_items_in_batch)
+        return super().loss(call, {**inputs, **known}, outputs, items)
 
     def _reference_logps(self, call: Any, inputs: Batch, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities (pairs,) of both sides under the reference, remembered or computed now."""

@@ -61,15 +61,9 @@ class ReferenceTrainer(PartsTrainer):
             if name in self._still or _of_reference(name):
                 parameter.requires_grad_(False)
 
-    def loss(
-        self,
-        model: Any,
-        inputs: Batch,
-        return_outputs: bool,
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> Any:
+    def loss(self, model: Any, inputs: Batch, outputs: bool, items: torch.Tensor | int | None) -> Any:
         """TRL's loss; the reference's pass leaves nothing trainable that was not."""
-        loss = super().loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = super().loss(model, inputs, outputs, items)
         self.freeze(self.model)
         return loss
 

@@ -54,17 +54,11 @@ class ReferenceFreeTrainer(PairsTrainer):
         add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "mean_logits"))
         super().check_loss_path(model, plan)
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Batch,
-        return_outputs: bool,
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> Any:
+    def loss(self, model: Any, inputs: Batch, outputs: bool, items: torch.Tensor | int | None) -> Any:
         """TRL's loss over pairs, with tokens counted."""
         if self.model.training:
             self._tokens += int(inputs["attention_mask"].sum())
-        return super().loss(model, inputs, return_outputs, num_items_in_batch)
+        return super().loss(model, inputs, outputs, items)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, with the tokens seen so far, as its other trainers have it."""

@@ -27,16 +27,10 @@ class SftTrainer(PartsTrainer, SFTTrainer):
         batch = self.data_collator([{"row": 0}])
         self._fused = has_backbone(model.get_base_model()) and self.fused_head_agrees(batch)
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Batch,
-        return_outputs: bool,
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> Any:
+    def loss(self, model: Any, inputs: Batch, outputs: bool, items: torch.Tensor | int | None) -> Any:
         """TRL's loss through its fused head, or the same from the logits of a class that it does not fit."""
         if self._fused:
-            return super().loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().loss(model, inputs, outputs, items)
         labels = inputs.pop("labels")
         losses = token_losses(model, inputs, labels)
-        return losses.sum() / max(1, losses.numel() if num_items_in_batch is None else int(num_items_in_batch))
+        return losses.sum() / max(1, losses.numel() if items is None else int(items))
