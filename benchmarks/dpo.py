@@ -39,8 +39,9 @@ from qlmm.model.loading.base import load_model
 from qlmm.model.peft.adapter import lora_config
 from qlmm.recipe.load import parse_recipe
 from qlmm.training.plan import Plan, make_plan
-from qlmm.training.run import build, trainer_of
+from qlmm.training.run import build
 from qlmm.training.run_dir import RunDir
+from qlmm.training.run_record import RunRecord
 
 EPOCHS = 3  # TRL's default
 SMALL_VLM = Shape(
@@ -162,9 +163,12 @@ def run_qlmm(ready: Plan) -> Timed:
     """A qlmm run without its checkpoints and its measuring before and after."""
     model, start = build(ready)
     path = Path(ready.recipe.output.dir)
-    with RunDir.open(path, {"frozen_sha256": start.base_sha256}) as run:
+    record = RunRecord(
+        recipe=ready.recipe, recipe_file="benchmark", versions={}, base={}, data=ready.data, plan=ready.facts
+    )
+    with RunDir.open(path, record.model_copy(update={"frozen_sha256": start.base_sha256})) as run:
         timed = Timed()
-        trainer = trainer_of("dpo")(model, ready, callbacks=[timed])
+        trainer = ready.objective.trainer()(model, ready, callbacks=[timed])
         trainer.prepare(run)
         trainer.train()
         trainer.finish()

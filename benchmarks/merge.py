@@ -31,6 +31,7 @@ from qlmm.artifacts.adapter.manifest import Manifest, versions, write_manifest
 from qlmm.artifacts.merge.merge import Settings, merge
 from qlmm.artifacts.safetensors_stream import Output, Reader, cut, header, write_shards
 from qlmm.core.filenames import MANIFEST
+from qlmm.data.fingerprint import DataFingerprint
 from qlmm.model.loading.base import blueprint, identity, load_processor
 from qlmm.model.peft.adapter import attach, place
 from qlmm.recipe.load import parse_recipe
@@ -166,7 +167,7 @@ def _write_adapter(folder: Path) -> None:
         precision="bf16",
         seed=0,
         frozen_sha256="",
-        data={},
+        data=DataFingerprint("", ()),
         steps=0,
         versions=versions(),
         files=file_hashes(stage, without=frozenset({MANIFEST})),

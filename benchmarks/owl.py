@@ -34,6 +34,7 @@ from qlmm.recipe.load import LoadedRecipe
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import train
 from qlmm.training.run_dir import RunDir
+from qlmm.training.run_record import RunRecord
 
 __all__ = ["Bench", "measure"]
 
@@ -221,7 +222,10 @@ def _time_qlmm(bench: Bench, ready: Plan, base: Any) -> dict[str, Any]:
         if isinstance(event, StepDone):
             clock.tick()
 
-    with RunDir.open(Path(ready.recipe.output.dir), {}) as run:
+    record = RunRecord(
+        recipe=ready.recipe, recipe_file="benchmark", versions={}, base={}, data=ready.data, plan=ready.facts
+    )
+    with RunDir.open(Path(ready.recipe.output.dir), record) as run:
         train(ready, run, model, listen, evaluate=lambda step: None, resume=None)
     return {"batch": batch, **clock.figures(batch * bench.tokens)}
 

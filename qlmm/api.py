@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -34,7 +34,7 @@ from qlmm.model.loading.base import identity
 from qlmm.proof.fingerprint import Start
 from qlmm.proof.probe import write_probe
 from qlmm.proof.promises import judge
-from qlmm.proof.records import Answer, HeldOutProof, PlanFacts, Proof, ReferenceProof, from_json, to_json
+from qlmm.proof.records import Answer, HeldOutProof, PartProof, PlanFacts, Proof, ReferenceProof, to_json
 from qlmm.recipe.load import LoadedRecipe, as_yaml
 from qlmm.recipe.resume_rules import compare, refuse
 from qlmm.recipe.schema import Recipe
@@ -45,7 +45,7 @@ from qlmm.training.plan import Plan, make_plan
 from qlmm.training.rows import measured
 from qlmm.training.run import build, train
 from qlmm.training.run_dir import RunDir, read_record
-from qlmm.training.trl_settings import expected_first_loss
+from qlmm.training.run_record import Before, RunRecord
 
 __all__ = ["LoadedAdapter", "Outcome", "finetune", "load", "plan"]
 
@@ -116,15 +116,10 @@ def finetune(
     planned(ready.facts)
     with RunDir.open(path, _record(loaded, ready)) as run:
         _check_same_data(run, ready)
-        _write_recipe(run, loaded)
-        _write_skipped(run, ready)
-        resume = run.last_good(listener)
-        run.remove_unsealed()
-        step = run.step_of(resume) if resume is not None else 0
-        with Logbook(path / METRICS, start=step) as logbook:
+        _write_recipe_and_skipped(run, loaded, ready)
+        resume = _resumed(run, listener)
+        with Logbook(path / METRICS, start=resume.step if resume is not None else 0) as logbook:
             job = _Job(loaded, ready, run, Measures(ready), _both(listener, logbook))
-            if resume is not None:
-                job.listener(Resumed(step, resume.name))
             measured = _train_and_measure(job, resume)
             if isinstance(measured, int):
                 return Outcome("stopped", path, None, None, signal=measured)
@@ -135,6 +130,13 @@ def finetune(
         return outcome
 
 
+def _resumed(run: RunDir, listener: Listener) -> Resumed | None:
+    """The checkpoint that a run goes on from; what a killed save left behind is cleared away."""
+    checkpoint = run.last_good(listener)
+    run.remove_unsealed()
+    return Resumed(run.step_of(checkpoint), checkpoint.name) if checkpoint is not None else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Measured:
     """What is known of a trained model once the model itself can be let go."""
@@ -142,14 +144,16 @@ class _Measured:
     start: Start
     before: HeldOutProof
     after: HeldOutProof
-    parts: tuple[Any, ...]
+    parts: tuple[PartProof, ...]
     answers: tuple[Answer, ...]
     stage: Path
     reference: ReferenceProof | None
 
 
-def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
+def _train_and_measure(job: _Job, resume: Resumed | None) -> _Measured | int:
     """Everything that needs the model in memory; an int is the signal that stopped training."""
+    if resume is not None:
+        job.listener(resume)
     model, start = build(job.plan)
     _check_same_base(job.run, start)
     before, said_before = _before(job, model)
@@ -157,7 +161,8 @@ def _train_and_measure(job: _Job, resume: Path | None) -> _Measured | int:
     def evaluate(step: int) -> HeldOutProof:
         return job.held_out(model, step=step, listener=job.listener)
 
-    ended = train(job.plan, job.run, model, job.listener, evaluate=evaluate, resume=resume)
+    checkpoint = job.run.path / resume.folder if resume is not None else None
+    ended = train(job.plan, job.run, model, job.listener, evaluate=evaluate, resume=checkpoint)
     if ended.signal is not None:
         ended.finish()
         return ended.signal
@@ -180,18 +185,18 @@ def _reference(job: _Job, drift: float | None, *, resumed: bool) -> ReferencePro
     return ReferenceProof(
         drift=drift,
         first_loss=first.loss if first is not None and first.step == 1 and not resumed else None,
-        expected=expected_first_loss(job.plan.recipe.training),
+        expected=job.plan.objective.first_loss(job.plan.recipe.training),
     )
 
 
 def _before(job: _Job, model: PeftModel) -> tuple[HeldOutProof, list[str]]:
     """What is measured and answered before the first step; a continued run remembers it."""
-    known = job.run.record.get("before")
+    known = job.run.record.before
     if known is not None:
-        return from_json(HeldOutProof, known["held_out"]), list(known["answers"])
+        return known.held_out, list(known.answers)
     proof = job.held_out(model, step=0, listener=job.listener)
     said = _answers(job, model, "before")
-    job.run.write(before={"held_out": to_json(proof), "answers": said}, status="unfinished")
+    job.run.write(before=Before(held_out=proof, answers=tuple(said)), status="unfinished")
     return proof, said
 
 
@@ -213,8 +218,8 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
     promises = judge(
         measured.parts,
         empty_masks=empty,
+        own=job.plan.objective.promises(measured.reference),
         reload=reload,
-        reference=measured.reference,
         steps=job.plan.facts.steps,
     )
     proof = Proof(
@@ -233,8 +238,7 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
     atomic_write(measured.stage / CARD, card(final, proof, measured.answers))
     adapter = publish(measured.stage, job.run.path / (ADAPTER if proof.holds else UNPROVEN), replace=True)
     status: Literal["finished", "unproven"] = "finished" if proof.holds else "unproven"
-    answers = [to_json(said) for said in measured.answers]
-    job.run.write(status=status, proof=to_json(proof), adapter=adapter.name, answers=answers)
+    job.run.write(status=status, proof=proof, adapter=adapter.name, answers=measured.answers)
     return Outcome(status, job.run.path, adapter, proof, measured.answers)
 
 
@@ -249,7 +253,7 @@ def _write_card_pictures(measured: _Measured) -> None:
 def _manifest(job: _Job, measured: _Measured) -> Manifest:
     recipe, ready = job.plan.recipe, job.plan
     return Manifest(
-        base=job.run.record["base"],
+        base=job.run.record.base,
         recipe=recipe,
         precision=ready.precision.name,
         seed=recipe.training.seed,
@@ -289,34 +293,28 @@ def _finished_run(path: Path, recipe: Recipe) -> Outcome | None:
     record = read_record(path)
     if record is None:
         return None
-    refuse(compare(Recipe.model_validate_json(json.dumps(record["recipe"])), recipe), str(path))
-    if record["status"] != "finished":
+    refuse(compare(record.recipe, recipe), str(path))
+    if record.status != "finished" or record.adapter is None:
         return None
-    answers = tuple(from_json(Answer, said) for said in record["answers"])
-    return Outcome("already", path, path / record["adapter"], from_json(Proof, record["proof"]), answers)
+    return Outcome("already", path, path / record.adapter, record.proof, record.answers or ())
 
 
-def _record(loaded: LoadedRecipe, ready: Plan) -> dict[str, Any]:
+def _record(loaded: LoadedRecipe, ready: Plan) -> RunRecord:
     """What a new run writes down before anything else."""
-    return {
-        "version": 1,
-        "recipe": loaded.recipe.model_dump(mode="json"),
-        "recipe_file": loaded.file,
-        "overrides": list(loaded.overrides),
-        "versions": versions(),
-        "base": identity(loaded.recipe.base),
-        "data": ready.data,
-        "plan": to_json(ready.facts),
-    }
+    return RunRecord(
+        recipe=loaded.recipe,
+        recipe_file=loaded.file,
+        overrides=loaded.overrides,
+        versions=versions(),
+        base=identity(loaded.recipe.base),
+        data=ready.data,
+        plan=ready.facts,
+    )
 
 
-def _write_recipe(run: RunDir, loaded: LoadedRecipe) -> None:
-    """The recipe as it ran, overrides and defaults included: this file repeats the run."""
+def _write_recipe_and_skipped(run: RunDir, loaded: LoadedRecipe, ready: Plan) -> None:
+    """The recipe as it ran, which repeats the run, and the bad rows that it lets be, with the reason for each."""
     atomic_write(run.path / "recipe.yaml", as_yaml(loaded.recipe))
-
-
-def _write_skipped(run: RunDir, ready: Plan) -> None:
-    """Which bad rows were left out and why, where the recipe lets them be."""
     if ready.bad:
         lines = [{"file": one.origin.file, "line": one.origin.line, "why": one.problem.message} for one in ready.bad]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -329,7 +327,7 @@ def _check_same_data(run: RunDir, ready: Plan) -> None:
     Raises:
         RunError: C002 with both fingerprints.
     """
-    recorded, present = run.record["data"]["sha256"], ready.data["sha256"]
+    recorded, present = run.record.data.sha256, ready.data.sha256
     if recorded != present:
         raise RunError.one(
             "C002",
@@ -344,8 +342,9 @@ def _check_same_base(run: RunDir, start: Start) -> None:
     Raises:
         RunError: C003.
     """
-    recorded = run.record.setdefault("frozen_sha256", start.base_sha256)
-    if recorded != start.base_sha256:
+    if run.record.frozen_sha256 is None:
+        run.write(frozen_sha256=start.base_sha256)
+    if run.record.frozen_sha256 != start.base_sha256:
         raise RunError.one(
             "C003",
             f"the base's weights are not those {run.path} was started with",

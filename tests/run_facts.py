@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from qlmm.core.events import Evaluated, Event, PairsEvaluated, StepDone
+from qlmm.data.fingerprint import DataFingerprint, SourceCount
 from qlmm.proof.records import (
     PairProof,
     PartFacts,
@@ -17,6 +18,8 @@ from qlmm.proof.records import (
     ReloadProof,
     TokenFacts,
 )
+from qlmm.recipe.load import parse_recipe
+from qlmm.training.run_record import RunRecord
 
 PLAN = PlanFacts(
     base="builtin:efficientnet-lite0 + abstractor + builtin:smollm2-135m",
@@ -65,6 +68,21 @@ PAIRS_PROOF = replace(
     pairs_before=PairProof(64, 0.515625, 0.21, 60, 0.5, 0.18, None),
     pairs_after=PairProof(64, 0.84375, 12.5, 60, 0.55, -1.25, 0.0421),
 )
+
+
+RECIPE = """
+version: 1
+base: {model: some/model}
+data: {sources: [{path: rows.jsonl}]}
+output: {dir: run}
+"""
+
+
+def record(seed: int = 0) -> RunRecord:
+    """The record of the invented run before its first step."""
+    recipe = parse_recipe(RECIPE, "r.yaml", [f"training.seed={seed}"]).recipe
+    data = DataFingerprint("f" * 64, (SourceCount("rows.jsonl", "messages", 1.0, 30, 28, 2),))
+    return RunRecord(recipe=recipe, recipe_file="r.yaml", versions={"qlmm": "0"}, base={}, data=data, plan=PLAN)
 
 
 def step(number: int, loss: float = 5.0, total: int = 260, metrics: dict[str, float] | None = None) -> StepDone:

@@ -31,7 +31,7 @@ from qlmm.proof.records import Answer, Proof, to_json
 from qlmm.recipe.load import parse_recipe
 from tests.hub import TOKEN, Hub, Repo
 from tests.run_facts import PROOF
-from tests.unit.artifacts.adapters import RECIPE, manifest
+from tests.unit.artifacts.adapters import RECIPE, learned, manifest
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 # A place nobody has, so that it can be looked for in everything that is sent.
@@ -53,7 +53,7 @@ def local_manifest(**changes: Any) -> Manifest:
     source = recipe.data.sources[0].model_copy(update={"path": f"{PRIVATE}/rows.jsonl"})
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": (source,)})})
     part = {"id": f"some/llava@{COMMIT}", "revision": COMMIT, "config_sha256": "aa"}
-    data = {"sha256": "f" * 64, "sources": [{"path": f"{PRIVATE}/rows.jsonl", "kept": 1234}]}
+    data = learned(f"{PRIVATE}/rows.jsonl", kept=1234)
     return manifest(base={"kind": "native", "parts": {"model": part}}, recipe=recipe, data=data, **changes)
 
 

@@ -20,9 +20,10 @@ class Measures:
     """The held-out rows of a plan, ready to be measured as often as wanted."""
 
     def __init__(self, plan: Plan) -> None:
-        size = plan.recipe.training.batch_size
-        self._rows = HeldOut(plan.held_out, plan.encoder, plan.precision, size, needs_pictures=plan.needs_pictures)
-        self._pairs = HeldOutPairs(plan.pairs, plan.encoder, plan.precision, size)
+        size, asked = plan.recipe.training.batch_size, plan.objective.measures
+        rows, pairs = (plan.held_out if "pictures" in asked else ()), (plan.pairs if "pairs" in asked else ())
+        self._rows = HeldOut(rows, plan.encoder, plan.precision, size, needs_pictures=plan.needs_pictures)
+        self._pairs = HeldOutPairs(pairs, plan.encoder, plan.precision, size)
 
     def __call__(self, model: nn.Module, *, step: int, listener: Listener) -> HeldOutProof:
         """Measure a model and tell the listener what was found at that step."""

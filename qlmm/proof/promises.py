@@ -1,15 +1,15 @@
 """What a run promises, judged from what was measured.
 
-Usage: ``promises = judge(parts, empty_masks=0, reload=…, reference=None, steps=260)``
+Usage: ``promises = judge(parts, empty_masks=0, own=kept_reference(found), reload=…, steps=260)``
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qlmm.proof.records import PartProof, Promise, ReferenceProof, ReloadProof
 
-__all__ = ["judge"]
+__all__ = ["judge", "kept_reference"]
 
 # LoRA's first matrix has no gradient until its second one has moved, which a warm-up from zero delays further;
 # with fewer steps than this a tensor that stands still proves nothing.
@@ -22,16 +22,24 @@ def judge(
     parts: tuple[PartProof, ...],
     *,
     empty_masks: int,
+    own: Iterable[Promise],
     reload: ReloadProof | None,
-    reference: ReferenceProof | None,
     steps: int,
 ) -> tuple[Promise, ...]:
-    """Every promise of a run, decided."""
+    """Every promise of a run, decided.
+
+    Args:
+        parts: what became of each part.
+        empty_masks: rows that had nothing to learn.
+        own: the promises of the run's objective.
+        reload: what reading the adapter back gave.
+        steps: how many steps the run took.
+    """
     return (
         *_trained(parts, steps),
         *_frozen(parts),
         _masks(empty_masks),
-        *_reference(reference),
+        *own,
         *_reload(reload),
     )
 
@@ -70,7 +78,8 @@ def _masks(empty: int) -> Promise:
     return Promise("every trained row has something to learn", empty == 0, f"{empty} rows with an empty mask")
 
 
-def _reference(reference: ReferenceProof | None) -> Iterator[Promise]:
+def kept_reference(reference: ReferenceProof | None) -> Iterator[Promise]:
+    """What an objective with a reference promises: training began there, and it stayed what it was."""
     if reference is None:
         return
     yield Promise("the reference stayed what it was", reference.drift == 0, f"largest change {reference.drift:.2g}")

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, TypeAdapter
 
 __all__ = [
+    "IN_JSON",
     "Answer",
     "HeldOutProof",
     "PairProof",
@@ -74,6 +75,7 @@ class PlanFacts:
         disk_bytes: estimated size of the finished run directory.
         precision: compute precision in use: bf16, fp16 or fp32.
         pictures: the pixel budget as the processor spells it, such as ``size.longest_edge 1,003,520 pixels``.
+        notes: how the run is computed, where that was chosen for it.
     """
 
     base: str
@@ -93,6 +95,7 @@ class PlanFacts:
     output_dir: str
     pictures: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
 

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic_core import PydanticKnownError
+
+from qlmm.core.naming import names
 
 __all__ = [
+    "OBJECTIVES",
     "AdapterSection",
     "BaseSection",
     "ConnectorSection",
@@ -27,6 +31,18 @@ __all__ = [
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+# The folder whose files are the objectives; their names are listed without importing any.
+OBJECTIVES = "qlmm.training.objectives"
+
+
+def _an_objective(name: str) -> str:
+    known = names(OBJECTIVES)
+    if name not in known:
+        raise PydanticKnownError("literal_error", {"expected": ", ".join(f"'{one}'" for one in known)})
+    return name
+
+
+ObjectiveName = Annotated[Name, AfterValidator(_an_objective)]
 
 
 class Section(BaseModel):
@@ -204,7 +220,7 @@ class DataSection(Section):
 class TrainingSection(Section):
     """How the parts are trained."""
 
-    objective: Literal["sft", "dpo", "orpo", "simpo", "kto"] = Field(
+    objective: ObjectiveName = Field(
         "sft",
         description="Name of a file in qlmm/training/objectives: sft learns answers; dpo, orpo and simpo learn "
         "which of two is better, the last two without a reference; kto learns from answers judged one by one, and "
@@ -230,8 +246,8 @@ class TrainingSection(Section):
     )
     reuse: tuple[Literal["prefix", "reference", "vision"], ...] = Field(
         ("prefix", "reference", "vision"),
-        description="What a preference run computes once instead of several times: the prompt of a pair, the "
-        "reference's log-probabilities of a row, a frozen tower's view of a picture. Losses are the same without.",
+        description="What is computed once instead of several times: the prompt of a pair, the reference's "
+        "log-probabilities of a row, a frozen tower's features of a picture. Losses are the same without.",
     )
     gradient_checkpointing: bool = Field(
         True, description="Trade a third more compute for most of the activations' memory."

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,9 +18,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from qlmm.core.events import Listener, Saved, StepDone
 from qlmm.core.signals import Stop, stop_signals
 from qlmm.training.run_dir import RunDir
-
-if TYPE_CHECKING:
-    from qlmm.training.trainers.base import PartsTrainer
 
 __all__ = ["Evaluate", "Monitor", "peak_memory_bytes"]
 
@@ -49,15 +46,15 @@ class Monitor(TrainerCallback):
 
     def __init__(self, run: RunDir, listener: Listener, *, keep: int, every: int, evaluate: Evaluate) -> None:
         self._run, self._listener, self._keep, self._every, self._evaluate = run, listener, keep, every, evaluate
-        self._trainer: PartsTrainer | None = None
+        self._grad_norms: Callable[[], dict[str, float]] = dict
         self._since = (time.monotonic(), 0.0)
         self._first: tuple[float, int] | None = None
         self._rates: dict[str, float] = {}
         self._stop = Stop()
 
-    def watch(self, trainer: PartsTrainer) -> None:
-        """Name the trainer whose gradient norms are reported."""
-        self._trainer = trainer
+    def watch(self, grad_norms: Callable[[], dict[str, float]]) -> None:
+        """Say where the gradient norms of the steps since the last call come from."""
+        self._grad_norms = grad_norms
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clocks."""
@@ -87,7 +84,7 @@ class Monitor(TrainerCallback):
                 total=state.max_steps,
                 loss=logs["loss"],
                 rates=dict(self._rates),
-                grad_norms=self._trainer.take_grad_norms() if self._trainer else {},
+                grad_norms=self._grad_norms(),
                 tokens_per_s=max(tokens - tokens_then, 0.0) / max(now - then, 1e-9),
                 memory_bytes=peak_memory_bytes(),
                 seconds_left=left,

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from transformers import ProcessorMixin
 
@@ -23,8 +22,8 @@ from qlmm.core.errors import DataError, UsageError, Where
 from qlmm.core.files import free_bytes
 from qlmm.core.units import memory
 from qlmm.data.batching.mixture import Mixture, MixtureSampler
-from qlmm.data.encoding.encoder import Encoder
-from qlmm.data.encoding.length_limit import Lengths
+from qlmm.data.encoding.encoder import Encoder, Lengths
+from qlmm.data.fingerprint import DataFingerprint
 from qlmm.data.media.images import BadImage, decode
 from qlmm.data.reading.dataset import Bad
 from qlmm.data.sample import Example, Preference, Sample
@@ -39,11 +38,14 @@ from qlmm.model.peft.warm_start import Earlier
 from qlmm.model.token_losses import has_backbone, needs_pictures
 from qlmm.proof.records import PartFacts, PlanFacts, TokenFacts
 from qlmm.recipe.schema import Recipe
-from qlmm.training import verdicts as feedback
+from qlmm.training.objective import Objective, objective
 from qlmm.training.rows import Rows, measured, read_rows
-from qlmm.training.trl_settings import OBJECTIVES, trainer_config
+from qlmm.training.trl_settings import trainer_config
 
 __all__ = ["Plan", "make_plan"]
+
+# A picture passes the tower alone to be kept, which is slower than a batch: it must come back for that to pay.
+MANY_VIEWS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Plan:
         mixture: what an epoch is made of.
         bad: rows that were left out, with the reason.
         data: fingerprints and counts of the rows, for the manifest.
+        keeps_features: whether a frozen tower's features of a picture are kept for when it comes back.
     """
 
     recipe: Recipe
@@ -75,7 +78,13 @@ class Plan:
     needs_pictures: bool
     mixture: Mixture
     bad: tuple[Bad, ...]
-    data: dict[str, Any]
+    data: DataFingerprint
+    keeps_features: bool
+
+    @property
+    def objective(self) -> Objective:
+        """What the recipe's objective is."""
+        return objective(self.recipe.training.objective)
 
     def order(self) -> MixtureSampler:
         """The seeded order rows are seen in."""
@@ -102,7 +111,7 @@ def make_plan(recipe: Recipe) -> Plan:
         shape.parts,
         recipe.adapter,
         earlier=earlier.whole if earlier else frozenset(),
-        keep_bare=OBJECTIVES[recipe.training.objective].reference,
+        keep_bare=objective(recipe.training.objective).reference,
     )
     if earlier is not None:
         earlier.check_base(identity(recipe.base))
@@ -115,7 +124,10 @@ def make_plan(recipe: Recipe) -> Plan:
     _check_kinds_of_rows(recipe, rows, needs=needs)
     _check_pictures(recipe, placement, rows)
     steps = _steps(recipe, len(rows.mixture))
-    facts = replace(_facts(recipe, precision, shape, placement, rows, steps), pictures=pictures)
+    views = _views(recipe, rows, steps)
+    keeps = "vision" in recipe.training.reuse and "vision" not in placement.asked and views >= MANY_VIEWS
+    notes = (f"features of a picture are kept: it is shown {views:.1f} times",) if keeps else ()
+    facts = replace(_facts(recipe, precision, shape, placement, rows, steps), pictures=pictures, notes=notes)
     _check_disk(facts)
     return Plan(
         # The configuration has been read by now: what is loaded is the commit that was looked at.
@@ -133,7 +145,8 @@ def make_plan(recipe: Recipe) -> Plan:
         needs_pictures=needs,
         mixture=rows.mixture,
         bad=rows.loaded.bad,
-        data=rows.described,
+        data=rows.loaded.data,
+        keeps_features=keeps,
     )
 
 
@@ -143,6 +156,18 @@ def _steps(recipe: Recipe, epoch_rows: int) -> int:
         return training.steps
     per_epoch = math.ceil(math.ceil(epoch_rows / training.batch_size) / training.accumulation)
     return max(1, math.ceil(per_epoch * training.epochs))
+
+
+def _views(recipe: Recipe, rows: Rows, steps: int) -> float:
+    """How often the run shows a picture to the tower, on average over its pictures."""
+    train, training = rows.train.samples, recipe.training
+    in_epoch = sum(
+        sum(len(train[row].images) for row in stratum.rows) / len(stratum.rows) * stratum.count
+        for stratum in rows.mixture.strata
+    )
+    epochs = steps * training.batch_size * training.accumulation / len(rows.mixture)
+    different = len({image for row in train for image in row.images})
+    return objective(training.objective).passes * in_epoch * epochs / max(1, different)
 
 
 def _facts(
@@ -160,7 +185,7 @@ def _facts(
         quantize=recipe.base.quantize,
         checkpointing=training.gradient_checkpointing,
         small_optimizer=training.optimizer != "adamw",
-        reference=OBJECTIVES[training.objective].reference,
+        reference=objective(training.objective).reference,
     )
     need = estimate(shape.model, shape.parts, placement, load)
     trained = trained_parameters(shape.model, placement)
@@ -219,7 +244,8 @@ def _tokens(lengths: Sequence[Lengths]) -> TokenFacts:
 
 
 def _warnings(recipe: Recipe, rows: Rows) -> tuple[str, ...]:
-    found = list(feedback.warnings(recipe.training, rows.mixture, rows.train.samples))
+    learned = objective(recipe.training.objective)
+    found = list(learned.warnings(recipe.training, rows.mixture, rows.train.samples))
     if rows.loaded.bad:
         found.append(f"{len(rows.loaded.bad)} bad rows are left out; skipped.jsonl in the run directory names them")
     if not rows.held_out:
@@ -228,12 +254,21 @@ def _warnings(recipe: Recipe, rows: Rows) -> tuple[str, ...]:
 
 
 def _check_objective(recipe: Recipe, shape: Blueprint) -> None:
-    """Refuse a preference objective on a class whose log-probabilities TRL cannot take.
+    """Refuse an objective on a class that lacks a part it needs, or whose log-probabilities TRL cannot take.
 
     Raises:
         UsageError: T005.
     """
-    if recipe.training.objective != "sft" and not has_backbone(shape.model):
+    asked = objective(recipe.training.objective)
+    lacking = sorted(part for part in asked.needs if not shape.parts.has(part))
+    if lacking:
+        raise UsageError.one(
+            "T005",
+            f"training.objective: {recipe.training.objective} needs a base with {' and '.join(lacking)}, and "
+            f"{type(shape.model).__name__} has none",
+            help="choose another base or another objective",
+        )
+    if asked.through_head and not has_backbone(shape.model):
         raise UsageError.one(
             "T005",
             f"training.objective: {recipe.training.objective} needs a backbone with a head on top, and "
@@ -277,7 +312,7 @@ def _check_kinds_of_rows(recipe: Recipe, rows: Rows, *, needs: bool) -> None:
             "D043",
             f"{kind} takes no batch that mixes rows with and without a picture",
             help=f"set training.batch_size=1 training.accumulation={rows_a_step}"
-            if feedback.KIND_OF[training.objective] != "feedback"
+            if objective(training.objective).rows != "feedback"
             else "leave rows with or without a picture out",
         )
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from qlmm.builtin import registry as builtin
 from qlmm.core.errors import DataError
@@ -20,9 +19,9 @@ from qlmm.data.errors import DropReason, OtherKind
 from qlmm.data.reading.dataset import Loaded, load_samples
 from qlmm.data.sample import Example, Feedback, Preference, Sample
 from qlmm.recipe.schema import Recipe, Source
-from qlmm.training import verdicts as feedback
+from qlmm.training.objective import objective, redirected
 
-__all__ = ["Rows", "measured", "read_rows"]
+__all__ = ["Rows", "exemplary", "measured", "read_rows"]
 
 # The words of screens and records for each reason.
 LEFT_OUT = {
@@ -52,11 +51,6 @@ class Rows:
     mixture: Mixture
 
     @property
-    def described(self) -> dict[str, Any]:
-        """The rows as the manifest names them."""
-        return {"sha256": self.loaded.fingerprint, "sources": [asdict(count) for count in self.loaded.sources]}
-
-    @property
     def dropped(self) -> dict[str, int]:
         """Rows left out, by reason."""
         reasons = [one.reason for one in self.train.dropped] + [one.reason for one in self.loaded.bad]
@@ -77,7 +71,8 @@ def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
     else:
         learn, aside = set_aside(loaded.samples, evaluation.rows, seed=recipe.training.seed)
         others = [loaded.samples[row] for row in aside]
-    taught = [(row, one) for row in learn for one in feedback.taught_by(loaded.samples[row], recipe.training.objective)]
+    taught_by = objective(recipe.training.objective).taught
+    taught = [(row, one) for row in learn for one in taught_by(loaded.samples[row])]
     fitted = encoder.fit([one for _, one in taught])
     if not fitted.samples:
         first = fitted.dropped[0] if fitted.dropped else None
@@ -86,11 +81,16 @@ def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
             f"no row is left to learn from: {first.origin}: {first.text}" if first else "no row is left to learn from",
             help="raise data.max_length, or set data.overlong=shorten",
         )
-    held_out = encoder.fit([row for row in others if feedback.exemplary(row)]).samples[: evaluation.rows]
+    held_out = encoder.fit([row for row in others if exemplary(row)]).samples[: evaluation.rows]
     sources = [loaded.source[taught[place][0]] for place in fitted.kept]
     weights = [source.weight for source in data.sources]
     mixture = Mixture.of(fitted.samples, sources, weights, text_ratio=data.text_ratio)
     return Rows(encoder, loaded, fitted, held_out, mixture)
+
+
+def exemplary(row: Example) -> bool:
+    """Whether a held-out row's answer should become likelier: an undesirable answer measures nothing."""
+    return not isinstance(row, Feedback) or row.desirable
 
 
 def measured(row: Example) -> Sample:
@@ -105,11 +105,11 @@ def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded[Example]:
     try:
         return load_samples(
             sources,
-            kind=feedback.KIND_OF[recipe.training.objective],
+            kind=objective(recipe.training.objective).rows,
             max_bad_rows=data.max_bad_rows,
             resolve=builtin.path,
             max_frames=data.max_frames,
             check_pictures=True,
         )
     except OtherKind as other:
-        raise feedback.redirected(other) from None
+        raise redirected(other) from None

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from qlmm.core.errors import RunError
 from qlmm.core.events import Listener, Warned
 from qlmm.core.filenames import ADAPTER_WEIGHTS
-from qlmm.core.naming import load
 from qlmm.model.image_budget.budget import agree
 from qlmm.model.loading.base import load_model
 from qlmm.model.parts.split import PEFT_PREFIX
@@ -27,9 +26,7 @@ from qlmm.training.monitor import Evaluate, Monitor
 from qlmm.training.plan import Plan
 from qlmm.training.run_dir import RunDir
 
-__all__ = ["Ended", "build", "train", "trainer_of"]
-
-TRAINERS = "qlmm.training.objectives"
+__all__ = ["Ended", "build", "train"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +57,6 @@ def build(plan: Plan) -> tuple[PeftModel, Start]:
         to_fp32(model)
     bare = tuple(f"{PEFT_PREFIX}{name}" for name in plan.placement.bare)
     return model, Start.of(model, plan.placement.parts, plan.placement.asked, bare)
-
-
-def trainer_of(objective: str) -> Any:
-    """The trainer of an objective: what its file in `qlmm/training/objectives` exposes."""
-    return load(TRAINERS, objective, "TRAINER")
 
 
 def train(
@@ -98,8 +90,8 @@ def train(
         set_peft_model_state_dict(model, load_file(str(resume / ADAPTER_WEIGHTS)))
         return Ended(None, lambda: None)
     monitor = Monitor(run, listener, keep=recipe.training.keep, every=recipe.evaluation.every, evaluate=evaluate)
-    trainer = trainer_of(recipe.training.objective)(model, plan, callbacks=[monitor])
-    monitor.watch(trainer)
+    trainer: Any = plan.objective.trainer()(model, plan, callbacks=[monitor])
+    monitor.watch(trainer.take_grad_norms)
     for note in trainer.notes:
         listener(Warned(note))
     trainer.prepare(run)

@@ -8,15 +8,16 @@ Usage: ``with RunDir.open(Path("runs/owl_lora"), recipe) as run: …``
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from pydantic import ValidationError
 
 from qlmm.core.errors import RunError, UsageError
 from qlmm.core.events import Listener, Warned
@@ -24,10 +25,9 @@ from qlmm.core.filenames import RUN_RECORD
 from qlmm.core.files import atomic_write
 from qlmm.core.lock import only_writer
 from qlmm.core.seal import SEAL_NAME, read_facts, seal, unseal, verify
+from qlmm.training.run_record import RunRecord
 
-__all__ = ["RunDir", "Status"]
-
-Status = Literal["new", "unfinished", "finished", "unproven"]
+__all__ = ["RunDir", "read_record"]
 
 LOCK = "run.lock"
 PREFIX = "checkpoint-"
@@ -36,24 +36,18 @@ PREFIX = "checkpoint-"
 class RunDir:
     """The directory of one run, held under its lock."""
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, record: RunRecord) -> None:
         self.path = path
         self.record = record
 
-    @property
-    def status(self) -> Status:
-        """How far the run came; `unproven` means that training ended but a promise was broken."""
-        found: Status = self.record["status"]
-        return found
-
     @classmethod
     @contextmanager
-    def open(cls, path: Path, facts: Mapping[str, Any]) -> Iterator[RunDir]:
+    def open(cls, path: Path, new: RunRecord) -> Iterator[RunDir]:
         """Create the directory, or open the run that lives in it, and hold its lock.
 
         Args:
             path: the run directory.
-            facts: what a new run records about itself; an existing run keeps its own.
+            new: what a new run records about itself; an existing run keeps its own.
 
         Raises:
             UsageError: O001 when the directory is not ours, O002 when another process writes to it.
@@ -62,15 +56,14 @@ class RunDir:
         path.mkdir(parents=True, exist_ok=True)
         with only_writer(path / LOCK, lambda: _in_use(path)):
             # Read again under the lock: another process may have started the run in between.
-            record = read_record(path) or existing or {"status": "new", **facts}
-            run = cls(path, record)
+            run = cls(path, read_record(path) or existing or new)
             run.write(writer=_writer())
             yield run
 
     def write(self, **changes: Any) -> None:
-        """Change the record and put it on the disk in one step."""
-        self.record = {**self.record, **changes}
-        atomic_write(self.path / RUN_RECORD, json.dumps(self.record, indent=1, ensure_ascii=False) + "\n")
+        """Change fields of the record, and put it on the disk in one step."""
+        self.record = self.record.model_copy(update=changes)
+        atomic_write(self.path / RUN_RECORD, self.record.to_text())
 
     def sealed(self) -> list[Path]:
         """Checkpoints that carry a seal, oldest first; ordered by their step, never by a clock."""
@@ -118,7 +111,7 @@ class RunDir:
         return int(read_facts(checkpoint)["step"])
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> RunRecord | None:
     """The record of the run in a directory, or None where a new run may start.
 
     Raises:
@@ -134,14 +127,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if not path.exists() or all(_is_trace(entry.name) for entry in path.iterdir()):
         return None
     try:
-        record: dict[str, Any] = json.loads((path / RUN_RECORD).read_text("utf-8"))
-        if "status" in record:
-            return record
-        why = f"its {RUN_RECORD} is not one of a run"
+        return RunRecord.model_validate_json((path / RUN_RECORD).read_bytes())
     except FileNotFoundError:
         why = f"it holds files, but no {RUN_RECORD}"
-    except ValueError:
-        why = f"its {RUN_RECORD} cannot be read"
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        why = f"its {RUN_RECORD} is not one of a run: {'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
     raise UsageError.one(
         "O001",
         f"output.dir {path} is not ours to write in: {why}",
@@ -160,7 +151,8 @@ def _step(path: Path) -> int:
 
 
 def _in_use(path: Path) -> UsageError:
-    writer = (read_record(path) or {}).get("writer", "another process")
+    record = read_record(path)
+    writer = record.writer if record is not None and record.writer else "another process"
     help = "wait for that run to end, or name another output.dir"
     return UsageError.one("O002", f"output.dir {path} is in use by {writer}", help=help)
 

@@ -18,8 +18,13 @@ from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.reading.dataset import FORMATS, load_format
 from qlmm.data.sample import Origin, Sample, Turn
 from qlmm.model.contract import CONNECTORS, TOWERS, own_tower
+from qlmm.model.loading.precision import Precision
 from qlmm.recipe.library import LABELS, header
 from qlmm.recipe.load import load_recipe
+from qlmm.recipe.schema import OBJECTIVES, OutputSection, TrainingSection
+from qlmm.training.objective import objective
+from qlmm.training.trainers.pairs import PairsTrainer
+from qlmm.training.trl_settings import trainer_config
 from tests.assembling import ALL_TOWERS, build, pictures
 from tests.tiny import tiny_processor
 
@@ -46,14 +51,14 @@ def added(tmp_path: Path) -> Iterator[Path]:
     for package, folder in folders.items():
         package.__path__.remove(folder)
     for name in set(sys.modules) - before:
-        if name.startswith((CONNECTORS, TOWERS, FORMATS)):
+        if name.startswith((CONNECTORS, TOWERS, FORMATS, OBJECTIVES)):
             del sys.modules[name]
 
 
 def test_there_is_an_example_of_every_kind_of_extension() -> None:
     assert [str(Path(name).parent) for name in EXAMPLES] == [
-        "qlmm/model/connectors", "qlmm/data/formats", "qlmm/model/towers", "qlmm/model/templates", "recipes",
-        "qlmm/cli/commands",
+        "qlmm/model/connectors", "qlmm/data/formats", "qlmm/training/objectives", "qlmm/model/towers",
+        "qlmm/model/templates", "recipes", "qlmm/cli/commands",
     ]  # fmt: skip
 
 
@@ -76,6 +81,14 @@ def test_the_format_reads_its_example_and_refuses_what_is_none(tmp_path: Path) -
     assert [name for name in names(FORMATS) if load_format(name).detect(form.example)] == ["vqa"]
     with pytest.raises(Exception, match="the answer is int"):
         form.read({**form.example, "answer": 3}, ImageRoot(tmp_path))
+
+
+@pytest.mark.usefixtures("added")
+def test_the_objective_is_one_a_recipe_can_name() -> None:
+    training = TrainingSection(objective="hinge", extra={"beta": 0.5})
+    made = trainer_config(training, OutputSection(dir="x"), Precision("cpu", "fp32"), steps=1)
+    assert (made.loss_type, made.beta) == ("hinge", 0.5)
+    assert issubclass(objective("hinge").trainer(), PairsTrainer)
 
 
 @pytest.mark.usefixtures("added")

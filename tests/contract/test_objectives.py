@@ -3,41 +3,68 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args, get_type_hints
+import subprocess
+import sys
+from typing import Any, get_type_hints
 
 import pytest
 from transformers import Trainer
 
-from qlmm.core.errors import UsageError
+from qlmm.core.errors import RecipeError, UsageError
 from qlmm.core.naming import names
 from qlmm.model.loading.precision import Precision
-from qlmm.recipe.schema import OutputSection, TrainingSection
-from qlmm.training.run import TRAINERS, trainer_of
+from qlmm.recipe.load import parse_recipe
+from qlmm.recipe.schema import OBJECTIVES, OutputSection, TrainingSection
+from qlmm.training.objective import objective as objective_of
+from qlmm.training.objective import objectives, objectives_by_rows
+from qlmm.training.objectives.dpo import LOSSES
 from qlmm.training.trainers.base import PartsTrainer
 from qlmm.training.trainers.reference import ReferenceTrainer
-from qlmm.training.trl_settings import LOSSES, OBJECTIVES, expected_first_loss, trainer_config
-from qlmm.training.verdicts import KIND_OF
+from qlmm.training.trl_settings import trainer_config
 
 CPU, OUTPUT = Precision("cpu", "fp32"), OutputSection(dir="x")
-ALL = sorted(OBJECTIVES)
+ALL = names(OBJECTIVES)
 
 
 def config(objective: Any, **keys: Any) -> Any:
     return trainer_config(TrainingSection(objective=objective, **keys), OUTPUT, CPU, steps=3)
 
 
-def test_a_recipe_names_every_trainer_and_no_other() -> None:
-    said = get_args(TrainingSection.model_fields["objective"].annotation)
-    assert sorted(said) == names(TRAINERS) == ALL == sorted(KIND_OF)
+RECIPE = "version: 1\nbase: {model: some/model}\ndata: {sources: [{path: rows.jsonl}]}\noutput: {dir: run}\n"
+
+
+def test_a_recipe_names_every_file_and_no_other() -> None:
+    for name in ALL:
+        assert parse_recipe(RECIPE, "r.yaml", [f"training.objective={name}"]).recipe.training.objective == name
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(RECIPE, "r.yaml", ["training.objective=dop"])
+    (problem,) = caught.value.problems
+    assert problem.message == "`training.objective` should be dpo, kto, orpo, sft or simpo"
+    assert problem.help == "did you mean `dpo`?"
+
+
+def test_the_facts_of_objectives_need_neither_torch_nor_trl() -> None:
+    code = "import sys; from qlmm.training.objective import objectives; objectives(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "trl", "transformers", "peft"} & set(done.stdout.split())
+
+
+def test_every_kind_of_row_has_an_objective_and_pairs_are_judged_answers_too() -> None:
+    assert objectives_by_rows() == {
+        "conversation": ("sft",),
+        "preference": ("dpo", "kto", "orpo", "simpo"),
+        "feedback": ("kto",),
+    }
 
 
 @pytest.mark.parametrize("objective", ALL)
 def test_a_trainer_is_trl_s_with_what_a_model_in_parts_needs(objective: str) -> None:
-    made = trainer_of(objective)
+    made = objective_of(objective).trainer()
     assert issubclass(made, PartsTrainer)
     assert issubclass(made, Trainer)
     # The mixin comes first, or TRL's own methods would be called.
-    for method in ("create_optimizer", "training_step", "_clip_grad_norm", "_get_train_sampler", "create_model_card"):
+    steps = ("__init__", "compute_loss", "create_optimizer", "training_step", "_clip_grad_norm")
+    for method in (*steps, "_get_train_sampler", "create_model_card"):
         assert method in vars(PartsTrainer)
         assert vars(made).get(method, getattr(made, method)) is vars(PartsTrainer)[method]
     assert made.loss_is_scaled_for_ga is (None if objective == "sft" else False)
@@ -45,9 +72,10 @@ def test_a_trainer_is_trl_s_with_what_a_model_in_parts_needs(objective: str) -> 
 
 @pytest.mark.parametrize("objective", ALL)
 def test_its_settings_are_fields_of_trl(objective: str) -> None:
-    one = OBJECTIVES[objective]
+    one = objective_of(objective)
     fields = set(get_type_hints(one.config()))
     assert fields >= one.names | set(one.fixed) | set(one.defaults)
+    assert one.names >= one.positive
     assert one.passed_on.isdisjoint(one.fixed)
     made = config(objective)
     assert type(made) is one.config()
@@ -76,7 +104,7 @@ def test_kto_takes_one_loss_by_name() -> None:
          "T004", "sigmoid needs a reference, and objective simpo has none", "use objective dpo"),
         ("orpo", {"losses": {"kto": 1.0}},
          "T004", "kto needs a reference, and objective orpo has none", "use objective kto"),
-        ("orpo", {"losses": {"sft": 1.0}}, "T004", "sft is no loss of objective orpo", "use objective dpo"),
+        ("orpo", {"losses": {"sft": 1.0}}, "T004", "sft is not a loss of objective orpo", "use objective dpo"),
         ("orpo", {"losses": {"orpo": 1.0}}, "T004", "objective orpo has one loss of its own", "leave training.losses"),
         ("sft", {"losses": {"ipo": 1.0}}, "T004", "ipo belongs to preferences", "use objective dpo"),
         ("dpo", {"losses": {"kto": 1.0}}, "T004", "kto judges one answer", "use objective kto"),
@@ -111,8 +139,8 @@ def test_what_an_objective_does_not_have_is_refused(
 
 @pytest.mark.parametrize("objective", ALL)
 def test_a_loss_of_another_objective_is_never_unknown(objective: str) -> None:
-    others = {loss for name, other in OBJECTIVES.items() if name != objective for loss in other.losses}
-    for loss in others - set(OBJECTIVES[objective].losses):
+    others = {loss for name, other in objectives().items() if name != objective for loss in other.losses}
+    for loss in others - set(objective_of(objective).losses):
         with pytest.raises(UsageError, match="T004") as caught:
             config(objective, losses={loss: 1.0})
         assert "use objective" in str(caught.value)
@@ -137,10 +165,11 @@ def test_a_loss_of_another_objective_is_never_unknown(objective: str) -> None:
 def test_the_first_loss_is_known_where_it_depends_on_the_reference_alone(
     keys: dict[str, Any], value: float | None
 ) -> None:
-    assert expected_first_loss(TrainingSection(**keys)) == (value if value is None else pytest.approx(value))
+    training = TrainingSection(**keys)
+    assert objective_of(training.objective).first_loss(training) == (value if value is None else pytest.approx(value))
 
 
 def test_an_objective_has_a_reference_where_its_trainer_keeps_one() -> None:
-    assert {name for name in ALL if OBJECTIVES[name].reference} == {"dpo", "kto"}
-    assert issubclass(trainer_of("kto"), ReferenceTrainer)
+    assert {name for name, one in objectives().items() if one.reference} == {"dpo", "kto"}
+    assert all(issubclass(objective_of(name).trainer(), ReferenceTrainer) for name in ("dpo", "kto"))
     assert len(LOSSES) == len(set(LOSSES))

@@ -26,9 +26,10 @@ from qlmm.model.parts.split import PEFT_PREFIX
 from qlmm.model.peft.adapter import save_adapter
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import Recipe
+from qlmm.training.objective import objective as objective_of
 from qlmm.training.objectives.sft import SftTrainer
 from qlmm.training.plan import Plan, make_plan
-from qlmm.training.run import build, trainer_of
+from qlmm.training.run import build
 from tests.families.build import Family, NotOffline, family, names, save
 from tests.families.merging import TOLERANCE, merged_equals
 from tests.families.rows import ROWS
@@ -144,7 +145,7 @@ def _preferences(folder: Path, template: str) -> dict[str, bool | str]:
     try:
         plan = make_plan(recipe_for(folder, "none", template, "training.objective=dpo", "training.steps=2"))
         model, _ = build(plan)
-        trainer = trainer_of("dpo")(model, plan, callbacks=[])
+        trainer = objective_of("dpo").trainer()(model, plan, callbacks=[])
     except QlmmError as error:
         if error.problems[0].code not in ("T005", "D044"):
             raise

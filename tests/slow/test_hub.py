@@ -247,7 +247,7 @@ def test_a_source_that_is_no_name_of_the_hub_is_not_asked_for(hub: Hub, tmp_path
     folder = shared_adapter(tmp_path)
     made = read_manifest(folder)
     for path in ("/data/mine/squad", "rows--v2", "gone--rows"):
-        data = {"sha256": "f", "sources": [{"path": path, "kept": 3}]}
+        data = learned(path, kept=3)
         write_manifest(folder, made.model_copy(update={"data": data}))
         (folder / CARD).unlink(missing_ok=True)
         pushed(folder)

@@ -16,10 +16,10 @@ from qlmm.data.sample import Sample
 from qlmm.generation.answers import answer
 from qlmm.model.token_losses import token_losses
 from qlmm.recipe.load import LoadedRecipe, parse_recipe
-from qlmm.training.objectives.sft import SftTrainer
 from qlmm.training.plan import make_plan
 from qlmm.training.rows import measured
 from qlmm.training.run import build
+from qlmm.training.trainers.sft import SftTrainer
 from tests.families.build import Family, family, save
 from tests.families.videos import videos_stood_in
 from tests.runs import RECIPE, picture_row, text_row

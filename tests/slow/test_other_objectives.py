@@ -16,8 +16,9 @@ from qlmm.core.errors import QlmmError
 from qlmm.core.events import Event, StepDone
 from qlmm.recipe.load import LoadedRecipe
 from qlmm.training.logbook import read_metrics
+from qlmm.training.objective import objective as objective_of
 from qlmm.training.plan import make_plan
-from qlmm.training.run import build, trainer_of
+from qlmm.training.run import build
 from tests.runs import TinyRun, pair_row
 
 COMMON = ("training.learning_rate=1e-3", "adapter.dropout=0.0")
@@ -77,7 +78,7 @@ def test_a_run_on_pairs_is_proven(tiny: TinyRun, objective: str, overrides: tupl
 def test_the_better_answer_becomes_the_likelier_one(tiny: TinyRun, objective: str) -> None:
     plan = make_plan(recipe(tiny, objective, "unused", "training.steps=40", "training.learning_rate=5e-3").recipe)
     model, _ = build(plan)
-    trainer = trainer_of(objective)(model, plan, callbacks=[])
+    trainer = objective_of(objective).trainer()(model, plan, callbacks=[])
     trainer.train()
     trainer.finish()
     margins = [log["rewards/margins"] for log in trainer.state.log_history if "rewards/margins" in log]
@@ -136,7 +137,7 @@ def test_accumulated_steps_are_those_of_the_whole_batch(tiny: TinyRun) -> None:
         overrides = (f"training.batch_size={batch}", f"training.accumulation={accumulation}", "training.steps=1")
         plan = make_plan(recipe(tiny, "simpo", "unused", *overrides).recipe)
         model, _ = build(plan)
-        trainer = trainer_of("simpo")(model, plan, callbacks=[])
+        trainer = objective_of("simpo").trainer()(model, plan, callbacks=[])
         trainer.train()
         norms.append((trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"]))
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)

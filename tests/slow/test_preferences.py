@@ -18,8 +18,9 @@ from qlmm.core.events import PairsEvaluated, StepDone
 from qlmm.model.loading.precision import Precision
 from qlmm.recipe.load import LoadedRecipe
 from qlmm.training.logbook import read_metrics
+from qlmm.training.objective import objective as objective_of
 from qlmm.training.plan import make_plan
-from qlmm.training.run import build, trainer_of
+from qlmm.training.run import build
 from tests.runs import TinyRun, pair_row
 
 DPO = ("training.objective=dpo", "training.learning_rate=1e-3", "adapter.dropout=0.0")
@@ -87,7 +88,7 @@ def test_from_an_sft_adapter_the_reference_is_that_adapter_with_its_connector(ti
 def test_reference_log_probabilities_are_the_same_after_ten_steps(tiny: TinyRun) -> None:
     plan = make_plan(recipe(tiny, "unused", "training.steps=10").recipe)
     model, _ = build(plan)
-    trainer = trainer_of("dpo")(model, plan, callbacks=[])
+    trainer = objective_of("dpo").trainer()(model, plan, callbacks=[])
     batch = plan.encoder.pairs(plan.train[:4])  # type: ignore[arg-type]  # pairs, as the objective asks
     before = [side.clone() for side in trainer.compute_ref_log_probs(model, batch)]
     trainer.train()
@@ -113,7 +114,7 @@ def test_a_continued_run_is_bit_for_bit_the_uninterrupted_one(tiny: TinyRun) -> 
     # itself is continued.
     plan = make_plan(recipe(tiny, "again").recipe)
     model, _ = build(plan)
-    trainer = trainer_of("dpo")(model, plan, callbacks=[])
+    trainer = objective_of("dpo").trainer()(model, plan, callbacks=[])
     trainer.train()
     trainer.finish()
     stored = load_file(str(whole.adapter / "adapter_model.safetensors"))

@@ -26,9 +26,9 @@ from qlmm.model.loading.base import chat_template
 from qlmm.proof.records import PartProof, PlanFacts
 from qlmm.recipe.load import LoadedRecipe, load_recipe
 from qlmm.recipe.schema import Recipe, Source
-from qlmm.training.objectives.sft import SftTrainer
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import build
+from qlmm.training.trainers.sft import SftTrainer
 from tests.assembling import image_processor, llama, settings_for, tower
 from tests.families.build import Family, family, save
 from tests.families.videos import videos_stood_in

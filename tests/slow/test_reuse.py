@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from qlmm.api import finetune
 from qlmm.core.errors import QlmmError
 from qlmm.core.events import Event, StepDone, Warned
-from qlmm.model.reuse.attention_layout import SharedPrefix
+from qlmm.data.encoding.shared_prefix import CHOSEN, PROMPT
+from qlmm.model.reuse.attention_layout import LayoutHooks
 from qlmm.recipe.load import LoadedRecipe
 from qlmm.training.logbook import read_metrics
+from qlmm.training.objective import objective as objective_of
 from qlmm.training.plan import Plan, make_plan
-from qlmm.training.run import build, trainer_of
+from qlmm.training.run import build
 from tests.runs import TinyRun, pair_row
 
 SWITCHES = ("prefix", "reference", "vision")
@@ -47,6 +49,8 @@ def recipe(tiny: TinyRun, name: str, *overrides: str) -> LoadedRecipe:
         "training.learning_rate=1e-3",
         "adapter.dropout=0.0",
         "training.batch_size=3",
+        # Equality is looked at in full precision, on a GPU too.
+        "training.precision=fp32",
         f"data.sources=[{{path: {tiny.folder}/pairs.jsonl}}]",
         f"output.dir={tiny.folder}/{name}",
         *overrides,
@@ -60,7 +64,7 @@ def trainer(tiny: TinyRun, *overrides: str) -> tuple[Any, Plan]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         # The policy must differ from its reference, or every loss is ln 2 whatever is computed.
-        made = trainer_of(plan.recipe.training.objective)(model, plan, callbacks=[])
+        made = objective_of(plan.recipe.training.objective).trainer()(model, plan, callbacks=[])
         for parameter in moved.values():
             parameter.data += 0.05 * torch.randn_like(parameter)
     return made, plan
@@ -74,7 +78,9 @@ def gradients(tiny: TinyRun, *overrides: str) -> tuple[float, dict[str, torch.Te
     ] * 2  # fmt: skip
     made.model.train()
     inputs = made._prepare_inputs(made.data_collator([{"row": number} for number in numbers]))
-    loss = made.compute_loss(made.model, inputs)
+    # As in a training step: on a GPU this is where bf16 comes in.
+    with made.compute_loss_context_manager():
+        loss = made.compute_loss(made.model, inputs)
     loss.backward()
     found = {name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None}
     return float(loss.detach()), found
@@ -112,12 +118,13 @@ def test_a_frozen_tower_sees_a_picture_once_a_run(tiny: TinyRun, objective: str)
     made, plan = trainer(tiny, f"training.objective={objective}", "training.reuse=[vision]")
 
     def epoch(size: int) -> int:
-        before = made._once.seen
+        before = made._tower.seen
         rows = [{"row": row} for row in range(len(plan.train))]
         for start in range(0, len(rows), size):
             batch = made._prepare_inputs(made.data_collator(rows[start : start + size]))
-            made.compute_loss(made.model, batch)
-        return int(made._once.seen - before)
+            with made.compute_loss_context_manager():
+                made.compute_loss(made.model, batch)
+        return int(made._tower.seen - before)
 
     assert epoch(3) > 0
     assert epoch(2) == epoch(3) == 0
@@ -127,30 +134,70 @@ def test_a_frozen_tower_sees_a_picture_once_a_run(tiny: TinyRun, objective: str)
 def test_both_forms_of_attention_take_the_mask(tiny: TinyRun, attention: str) -> None:
     made, plan = trainer(tiny, "training.reuse=[]")
     made.model.get_base_model().set_attn_implementation(attention)
-    prefix = SharedPrefix(made.model.get_base_model())
-    assert made._objection(made.model, prefix, plan) is None
+    assert made._objection(made.model, LayoutHooks(made.model.get_base_model()), plan) is None
 
 
 def test_one_answer_does_not_see_the_other(tiny: TinyRun) -> None:
     made, _ = trainer(tiny, "training.reuse=[prefix]")
     made.model.eval()
-    batch = made.data_collator([{"row": 0}])
+    batch = made._prepare_inputs(made.data_collator([{"row": 0}]))
     ids, layout = batch["packed"]["input_ids"], batch["layout"]
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
 
     def rejected() -> torch.Tensor:
         call = made.scored_by(made.model)
         given = {name: value for name, value in batch.items() if name not in ("completion_mask", "rows")}
-        with torch.no_grad():
+        with torch.no_grad(), made.compute_loss_context_manager():
             scores: torch.Tensor = call(**given, labels=labels, fused_lm_head=True, use_cache=False).log_probs
         return scores[1].clone()
 
     before = rejected()
-    start, end = int(layout["prompt"][0]), int(layout["prompt"][0] + layout["chosen"][0])
+    start, end = (int((layout["segments"][0] <= last).sum()) for last in (PROMPT, CHOSEN))
     ids[0, start:end] = (ids[0, start:end] + 7) % 50
     assert torch.equal(before, rejected())
     ids[0, start - 1] += 1
     assert not torch.equal(before, rejected())
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "orpo"])
+@pytest.mark.parametrize("reuse", ["[]", "[vision]"])
+def test_no_gradient_passes_a_frozen_tower_while_training(tiny: TinyRun, objective: str, reuse: str) -> None:
+    """Checkpointing asks for gradients of every embedding's output when training starts, the tower's too."""
+    rows = f"data.sources=[{{path: {tiny.folder}/{'rows' if objective == 'sft' else 'pairs'}.jsonl}}]"
+    settings = ("training.gradient_checkpointing=true", "training.steps=2", f"training.reuse={reuse}", rows)
+    made, plan = trainer(tiny, f"training.objective={objective}", *settings)
+    asked: list[bool] = []
+    base = made.model.get_base_model()
+    tower = base.get_submodule(plan.placement.parts.vision[0])
+    tower.register_forward_hook(lambda module, args, found: asked.append(found.last_hidden_state.requires_grad))
+    embedded: list[bool] = []
+    base.get_input_embeddings().register_forward_hook(lambda module, args, found: embedded.append(found.requires_grad))
+    made.train()
+    assert asked
+    assert not any(asked)
+    assert not any(embedded)
+
+
+def test_supervised_training_keeps_features_where_pictures_come_back(tiny: TinyRun) -> None:
+    rows = (f"data.sources=[{{path: {tiny.folder}/rows.jsonl}}]", "training.objective=sft", "training.batch_size=3")
+    once, plan = trainer(tiny, *rows, "training.epochs=1", "training.steps=null")
+    assert not plan.keeps_features
+    assert plan.facts.notes == ()
+    assert "pictures" not in once.data_collator([{"row": 0}])
+    made, plan = trainer(tiny, *rows, "training.epochs=3", "training.steps=null")
+    assert plan.keeps_features
+    assert plan.facts.notes == ("features of a picture are kept: it is shown 3.0 times",)
+    made.train()
+    pictures = len({image for row in plan.train for image in row.images})
+    # The first batches are shown whole or twice, until it is clear that pictures may be shown one by one.
+    assert pictures <= made._tower.seen <= pictures + 8
+
+
+def test_supervised_training_is_the_same_with_features_kept(tiny: TinyRun) -> None:
+    rows = (f"data.sources=[{{path: {tiny.folder}/rows.jsonl}}]", "training.objective=sft", "training.steps=30")
+    finetune(recipe(tiny, "kept", *rows))
+    finetune(recipe(tiny, "anew", *rows, "training.reuse=[]"))
+    assert steps(tiny.folder / "kept") == pytest.approx(steps(tiny.folder / "anew"), rel=CLOSE)
 
 
 def steps(folder: Path) -> list[float]:
@@ -179,10 +226,10 @@ def test_the_reference_is_asked_once_per_pair(tiny: TinyRun, monkeypatch: pytest
 
 
 def test_a_model_that_cannot_share_prompts_says_so_and_trains(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaking(self: SharedPrefix, mask: Any, shut: torch.Tensor) -> Any:
+    def leaking(self: LayoutHooks, mask: Any, hidden: torch.Tensor) -> Any:
         return mask
 
-    monkeypatch.setattr(SharedPrefix, "_masked", leaking)
+    monkeypatch.setattr(LayoutHooks, "_masked", leaking)
     said: list[str] = []
     outcome = finetune(
         recipe(tiny, "leaking"),

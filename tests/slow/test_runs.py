@@ -223,7 +223,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_a_weight_moves(
 
 def test_a_projector_that_cannot_move_ends_unproven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The failure this project exists for: asked to train, silently frozen."""
-    from qlmm.training.objectives.sft import SftTrainer
+    from qlmm.training.trainers.sft import SftTrainer
 
     run = TinyRun.make(tmp_path)
     honest = SftTrainer.create_optimizer

@@ -18,6 +18,7 @@ from qlmm.core.filenames import LOCAL_RECIPE, MANIFEST
 from qlmm.core.files import atomic_write
 from qlmm.core.secrets import redact
 from qlmm.core.version import __version__
+from qlmm.data.fingerprint import DataFingerprint
 from qlmm.proof.records import Proof, from_json
 from qlmm.recipe.schema import Recipe
 
@@ -102,7 +103,7 @@ class Manifest(BaseModel):
     precision: Literal["bf16", "fp16", "fp32"]
     seed: int
     frozen_sha256: str
-    data: dict[str, Any]
+    data: DataFingerprint
     steps: int
     proof: dict[str, Any] | None = None
     versions: dict[str, str]

@@ -30,6 +30,6 @@ def rows_of_run(folder: Path, manifest: Manifest) -> Rows:
     recipe = manifest.recipe
     encoder, _ = make_encoder(recipe.base, recipe.data, load_saved_processor(recipe.base, folder))
     rows = read_rows(recipe, encoder)
-    if rows.described["sha256"] != manifest.data["sha256"]:
+    if rows.loaded.fingerprint != manifest.data.sha256:
         raise ModelError.one("A037", "the rows have changed since the run", help="put them back as they were")
     return rows

@@ -99,7 +99,7 @@ def public_ids(manifest: Manifest) -> tuple[list[str], list[str]]:
     parts = manifest.base["parts"].values()
     # Only what came from the Hub has a revision.
     bases = [str(part["id"]).partition("@")[0] for part in parts if part["revision"] and HUB_ID.fullmatch(part["id"])]
-    data = [source["path"].partition("@")[0] for source in manifest.data["sources"] if is_data_set(source["path"])]
+    data = [source.path.partition("@")[0] for source in manifest.data.sources if is_data_set(source.path)]
     return list(dict.fromkeys(bases)), list(dict.fromkeys(data))
 
 
@@ -235,9 +235,9 @@ def data_table(manifest: Manifest, licences: Mapping[str, str]) -> str:
     """Markdown: what was trained on, source by source, with licences."""
     public = public_ids(manifest)[1]
     rows = []
-    for source in manifest.data["sources"]:
-        path, name = source["path"], source["path"].partition("@")[0]
+    for source in manifest.data.sources:
+        path, name = source.path, source.path.partition("@")[0]
         shown = f"[{path}]({_address(path)})" if name in public else f"`{path}`"
-        rows.append(f"| {shown} | {source['kept']:,} | {licences.get(name, NOT_STATED)} |")
+        rows.append(f"| {shown} | {source.kept:,} | {licences.get(name, NOT_STATED)} |")
     table = "| source | rows | licence |\n|---|---|---|\n" + "\n".join(rows)
-    return f"## Data\n\n{table}\n\nFingerprint: `{manifest.data['sha256']}`"
+    return f"## Data\n\n{table}\n\nFingerprint: `{manifest.data.sha256}`"

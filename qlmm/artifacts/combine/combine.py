@@ -41,6 +41,7 @@ from qlmm.core.errors import RunError
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, PICTURES, PROBE
 from qlmm.core.files import atomic_write
 from qlmm.core.staging import check_place, check_room, publish, staged
+from qlmm.data.fingerprint import DataFingerprint
 from qlmm.model.loading.base import load_model
 from qlmm.model.loading.precision import Precision, choose
 from qlmm.model.parts.split import PEFT_PREFIX
@@ -218,8 +219,8 @@ def _manifest(sources: Sequence[Source], settings: Settings, rank: int) -> Manif
     first = sources[0].manifest
     changes = {"r": rank, "alpha": rank, "variant": "plain"}
     recipe = first.recipe.model_copy(update={"adapter": first.recipe.adapter.model_copy(update=changes)})
-    prints = [source.manifest.data["sha256"] for source in sources]
-    rows = {str(row["path"]): row for source in sources for row in source.manifest.data["sources"]}
+    prints = [source.manifest.data.sha256 for source in sources]
+    rows = {row.path: row for source in sources for row in source.manifest.data.sources}
     combined = Combination(
         method=settings.method,
         weights=settings.weights,
@@ -232,7 +233,7 @@ def _manifest(sources: Sequence[Source], settings: Settings, rank: int) -> Manif
         precision=first.precision,
         seed=first.seed,
         frozen_sha256=first.frozen_sha256,
-        data={"sha256": sha256("\n".join(prints).encode()).hexdigest(), "sources": list(rows.values())},
+        data=DataFingerprint(sha256("\n".join(prints).encode()).hexdigest(), tuple(rows.values())),
         steps=sum(source.manifest.steps for source in sources),
         versions=versions(),
         files={},
@@ -245,7 +246,7 @@ def _recorded(source: Source) -> CombinedSource:
         name=source.name,
         weights_sha256=source.manifest.files[ADAPTER_WEIGHTS],
         steps=source.manifest.steps,
-        data=tuple(str(row["path"]) for row in source.manifest.data["sources"]),
+        data=tuple(row.path for row in source.manifest.data.sources),
     )
 
 

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from qlmm.data.encoding.encoder import Encoder
     from qlmm.data.encoding.token_counts import TokenCounts
     from qlmm.data.encoding.trace import Piece
-    from qlmm.data.errors import OtherKind
     from qlmm.data.reading.checks import Report
-    from qlmm.data.sample import Kind, Preference
+    from qlmm.data.sample import Preference
     from qlmm.recipe import schema
 
 __all__ = ["check", "group", "show"]
@@ -54,6 +53,7 @@ def check(
     from qlmm.data.reading.checks import check as check_rows
     from qlmm.data.reading.dataset import load_format
     from qlmm.recipe.library import is_recipe
+    from qlmm.training.objective import objective, redirected
 
     recipe = _recipe(target, overrides) if is_recipe(target) else None
     if recipe is not None and (format or image_root):
@@ -64,11 +64,11 @@ def check(
         load_format(format)  # refuses unknown names with the nearest one
     sources = _sources(recipe, target, format, image_root)
     frames = {"max_frames": recipe.data.max_frames} if recipe is not None else {}
-    kind = _kind(recipe) if recipe is not None else None
+    kind = objective(recipe.training.objective).rows if recipe is not None else None
     try:
         report = check_rows(sources, kind=kind, resolve=_builtin, progress=_tell_progress, **frames)
     except OtherKind as error:
-        raise _redirected(error) from None
+        raise redirected(error) from None
     except NoRowLeft as error:
         # An error shows the first problems only; here all are wanted.
         _print_problems(error.problems)
@@ -94,15 +94,20 @@ def show(
     from qlmm.data.media.images import size
     from qlmm.data.reading.dataset import load_samples
     from qlmm.data.sample import Feedback, Preference
+    from qlmm.training.objective import objective, redirected
 
     asked = _recipe(recipe, overrides)
     data = asked.data
     try:
         samples = load_samples(
-            data.sources, kind=_kind(asked), max_bad_rows=1.0, resolve=_builtin, max_frames=data.max_frames
+            data.sources,
+            kind=objective(asked.training.objective).rows,
+            max_bad_rows=1.0,
+            resolve=_builtin,
+            max_frames=data.max_frames,
         ).samples
     except OtherKind as error:
-        raise _redirected(error) from None
+        raise redirected(error) from None
     if row > len(samples):
         raise UsageError.one("U031", f"there is no row {row}", help=f"rows are 1 to {len(samples)}")
     sample = samples[row - 1]
@@ -153,19 +158,6 @@ def _print_pair(encoder: Encoder, pair: Preference) -> None:
     out.print("", _coloured(shown.prompt))
     for name, side in (("chosen", shown.chosen), ("rejected", shown.rejected)):
         out.print("", f"{name}:", _coloured(side))
-
-
-def _kind(recipe: schema.Recipe) -> Kind:
-    """What a recipe's rows must be."""
-    from qlmm.training.verdicts import KIND_OF
-
-    return KIND_OF[recipe.training.objective]
-
-
-def _redirected(error: OtherKind) -> OtherKind:
-    from qlmm.training.verdicts import redirected
-
-    return redirected(error)
 
 
 def _builtin(name: str) -> Path:

@@ -14,6 +14,7 @@ import typer
 
 from qlmm.cli.arguments import AsJson
 from qlmm.cli.output.console import out, visible
+from qlmm.core.filenames import CARD
 from qlmm.core.units import share
 
 if TYPE_CHECKING:

@@ -7,20 +7,25 @@ Usage: ``DataLoader(rows(len(samples)), collate_fn=Collator(samples, encoder), b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from qlmm.core.errors import DataError, Problem, RunError, Where
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.encoding.shared_prefix import packed
 from qlmm.data.media.images import BadImage
-from qlmm.data.sample import Example, Origin, Preference, Sample
+from qlmm.data.sample import Example, ImageRef, Origin, Preference, Sample
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Collator", "PackedCollator", "PairCollator", "rows"]
+__all__ = ["Batch", "Collator", "PackedCollator", "PairCollator", "rows"]
+
+# What a model and its loss are given: tensors by name, and few other things beside them.
+Batch = dict[str, Any]
 
 
 def rows(count: int) -> list[dict[str, int]]:
@@ -40,12 +45,38 @@ class Collator:
         self._samples = samples
         self._encoder = encoder
         self.last_origins: tuple[Origin, ...] = ()
+        self._fingerprint: str | None = None
+        self._digests: dict[Path, str] = {}
 
     def __len__(self) -> int:
         """How many rows there are; an epoch may be made of fewer or more."""
         return len(self._samples)
 
-    def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    def name_pictures(self, fingerprint: str) -> None:
+        """From now on a batch says under ``pictures`` how its pictures are called, in the order the model sees them.
+
+        A name is made from the picture's encoded bytes and the fingerprint of the processor that prepares it.
+        """
+        self._fingerprint = fingerprint
+
+    def named_like(self, other: Collator) -> Self:
+        """This collator, naming pictures as another one does."""
+        self._fingerprint = other._fingerprint
+        return self
+
+    def _names(self, samples: Sequence[Example]) -> list[str]:
+        return [f"{self._fingerprint} {self._digest(image)} {image.at}" for one in samples for image in one.images]
+
+    def _digest(self, image: ImageRef) -> str:
+        """Hash of a picture's bytes; a file is read once a run."""
+        if image.path is None:
+            return hashlib.sha256(image.data or b"").hexdigest()
+        if image.path not in self._digests:
+            with image.path.open("rb") as file:
+                self._digests[image.path] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._digests[image.path]
+
+    def __call__(self, features: Sequence[Mapping[str, int]]) -> Batch:
         """Encode the rows, and check that every picture has as many slots as it has tokens.
 
         Raises:
@@ -62,11 +93,12 @@ class Collator:
             raise self._refused(samples, error) from error
         slots = (self._rows(batch) == self._encoder.slot_id).sum(dim=1).tolist()
         # A batch of pairs may have every row twice.
-        for sample, found in zip(samples * (len(slots) // len(samples)), slots, strict=True):
+        shown = samples * (len(slots) // len(samples))
+        for sample, found in zip(shown, slots, strict=True):
             self._check_slots(sample, found)
-        return batch
+        return {**batch, "pictures": self._names(shown)} if self._fingerprint is not None else batch
 
-    def _batch(self, samples: Sequence[Example]) -> dict[str, Any]:
+    def _batch(self, samples: Sequence[Example]) -> Batch:
         return self._encoder.batch([sample for sample in samples if isinstance(sample, Sample)])
 
     @staticmethod
@@ -98,20 +130,20 @@ class Collator:
 class PairCollator(Collator):
     """Turns row numbers of preferences into a batch of pairs, as ``Encoder.pairs`` lays it out; with row numbers."""
 
-    def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    def __call__(self, features: Sequence[Mapping[str, int]]) -> Batch:
         """The batch, and under ``rows`` which pairs it is made of."""
         import torch
 
         return {**super().__call__(features), "rows": torch.tensor([feature["row"] for feature in features])}
 
-    def _batch(self, samples: Sequence[Example]) -> dict[str, Any]:
+    def _batch(self, samples: Sequence[Example]) -> Batch:
         return self._encoder.pairs(_preferences(samples))
 
 
 class PackedCollator(PairCollator):
     """Turns row numbers of preferences into rows that hold both answers (`qlmm.data.encoding.shared_prefix`)."""
 
-    def _batch(self, samples: Sequence[Example]) -> dict[str, Any]:
+    def _batch(self, samples: Sequence[Example]) -> Batch:
         return {**packed(self._encoder, _preferences(samples))}
 
     @staticmethod

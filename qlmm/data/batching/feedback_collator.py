@@ -9,14 +9,14 @@ Usage: ``DataLoader(rows(len(samples)), collate_fn=FeedbackCollator(samples, enc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qlmm.data.batching.collators import Collator
+from qlmm.data.batching.collators import Batch, Collator
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.sample import Example, Feedback
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = ["EXCHANGED", "FeedbackCollator"]
 
@@ -45,7 +45,7 @@ class FeedbackCollator(Collator):
         super().__init__(samples, encoder)
         self._kl = kl
 
-    def _batch(self, samples: Sequence[Example]) -> dict[str, Any]:
+    def _batch(self, samples: Sequence[Example]) -> Batch:
         import torch
 
         judged = [sample for sample in samples if isinstance(sample, Feedback)]
@@ -57,7 +57,7 @@ class FeedbackCollator(Collator):
         others = (row for row in self._samples if isinstance(row, Feedback) and row.completion != one.completion)
         return next(others, one)
 
-    def _compared(self, judged: Sequence[Feedback], own: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def _compared(self, judged: Sequence[Feedback], own: Batch) -> Batch:
         """The prompts before the answers of the rows before them, as far as that differs from the rows themselves."""
         import torch
 

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from qlmm.data.encoding.encoder import Encoder
     from qlmm.data.sample import Preference
 
-__all__ = ["PackedBatch", "PackedLayout", "packed"]
+__all__ = ["CHOSEN", "PROMPT", "REJECTED", "LayoutFields", "PackedBatch", "packed"]
+
+# The segments of a row, and who sees whom; padding behind the rejected answer counts as part of it.
+PROMPT, CHOSEN, REJECTED = 0, 1, 2
+SEES = [[True, False, False], [True, True, False], [True, False, True]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +42,12 @@ class _Place:
         return self.prompt + self.chosen + self.rejected
 
 
-class PackedLayout(TypedDict):
-    """Where the answers of each pair stand in its row."""
+class LayoutFields(TypedDict):
+    """The fields of an `AttentionLayout`, as tensors that a data loader can move."""
 
-    prompt: torch.Tensor
-    chosen: torch.Tensor
-    take: torch.Tensor
+    segments: torch.Tensor
+    sees: torch.Tensor
+    positions: torch.Tensor
 
 
 class PackedBatch(TypedDict):
@@ -53,7 +57,8 @@ class PackedBatch(TypedDict):
     completion_mask: torch.Tensor
     attention_mask: torch.Tensor
     packed: dict[str, torch.Tensor]
-    layout: PackedLayout
+    layout: LayoutFields
+    take: torch.Tensor
 
 
 def packed(encoder: Encoder, preferences: Sequence[Preference]) -> PackedBatch:
@@ -62,9 +67,9 @@ def packed(encoder: Encoder, preferences: Sequence[Preference]) -> PackedBatch:
     Returns:
         ``input_ids`` and ``completion_mask`` of shape (2 × pairs, 1 + longest answer), chosen answers first: the last
         token of the prompt, then an answer, in TRL's layout; ``attention_mask`` (pairs, longest row), which counts the
-        tokens; ``packed``: what the model takes, per-token tensors of shape (pairs, longest row), pictures once; and
-        ``layout``: ``prompt`` and ``chosen`` (pairs,), the lengths in a row, and ``take`` (2 × pairs, 1 + longest
-        answer), where in the rows the answers' tokens stand.
+        tokens; ``packed``: what the model takes, per-token tensors of shape (pairs, longest row), pictures once;
+        ``layout``: the fields of an `AttentionLayout`; and ``take`` (2 × pairs, 1 + longest answer), where in the rows
+        the answers' tokens stand.
 
     Raises:
         BadImage: when a picture cannot be decoded.
@@ -125,11 +130,23 @@ def _laid_out(
         "completion_mask": mask,
         "attention_mask": model["attention_mask"],
         "packed": model,
-        "layout": {
-            "prompt": torch.tensor([place.prompt for place in places]),
-            "chosen": torch.tensor([place.chosen for place in places]),
-            "take": take,
-        },
+        "layout": _layout(places, ids.new_zeros(source.shape)),
+        "take": take,
+    }
+
+
+def _layout(places: Sequence[_Place], like: torch.Tensor) -> LayoutFields:
+    """Each answer sees the prompt and itself; both answers stand at the positions that follow the prompt."""
+    import torch
+
+    places_in_row = torch.arange(like.shape[1]).expand_as(like)
+    prompt = torch.tensor([place.prompt for place in places])[:, None]
+    chosen = torch.tensor([place.chosen for place in places])[:, None]
+    in_rejected = places_in_row >= prompt + chosen
+    return {
+        "segments": torch.where(in_rejected, REJECTED, torch.where(places_in_row >= prompt, CHOSEN, PROMPT)),
+        "sees": torch.tensor(SEES),
+        "positions": torch.where(in_rejected, places_in_row - chosen, places_in_row),
     }
 
 

@@ -15,12 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic
 
 from qlmm.core import naming
 from qlmm.core.errors import DataError, Problem
 from qlmm.data.contract import Format, RawRow
 from qlmm.data.errors import BadRow, DropReason, MissingPicture, NoRowLeft, OtherKind
+from qlmm.data.fingerprint import DataFingerprint, SourceCount
 from qlmm.data.media.images import BadImage, check
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.reading.readers import Resolve, picture_folder, read_rows
@@ -31,7 +33,6 @@ __all__ = [
     "TAKEN",
     "Bad",
     "Loaded",
-    "SourceCount",
     "check_images",
     "detected",
     "format_names",
@@ -66,23 +67,6 @@ class Bad:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceCount:
-    """What one source gave."""
-
-    path: str
-    format: str
-    weight: float
-    rows: int
-    kept: int
-    text_only: int
-
-    @property
-    def bad(self) -> int:
-        """Rows that were not taken."""
-        return self.rows - self.kept
-
-
-@dataclass(frozen=True, slots=True)
 class Loaded(Generic[Row]):
     """All samples in order, which source each came from, and what was left out.
 
@@ -101,6 +85,11 @@ class Loaded(Generic[Row]):
     problems: tuple[Problem, ...]
     sources: tuple[SourceCount, ...]
     fingerprint: str
+
+    @property
+    def data(self) -> DataFingerprint:
+        """The rows as run record and manifest name them."""
+        return DataFingerprint(self.fingerprint, self.sources)
 
 
 @dataclass(slots=True)
@@ -142,6 +131,7 @@ def load_samples(
     sources: Sequence[Source],
     *,
     kind: Kind | None = "conversation",
+    objectives: Mapping[Kind, Sequence[str]] = MappingProxyType({}),
     max_bad_rows: float = 0.0,
     resolve: Resolve = None,
     max_frames: int = 8,
@@ -151,7 +141,8 @@ def load_samples(
 
     Args:
         sources: what the recipe says, in order.
-        kind: what the rows must be; None takes whatever each source holds, feedback takes preferences too.
+        kind: what the rows must be; None takes what each source holds, feedback takes preferences too.
+        objectives: names of the objectives that learn from each kind of row, for the message about another kind.
         max_bad_rows: 0 refuses when any row is bad, with all of them listed; above 0, bad rows are left out up to
             this share of all rows.
         resolve: gives the file or folder of a ``builtin:`` name.
@@ -162,7 +153,7 @@ def load_samples(
         DataError: D001 bad rows, D002/D003 unreadable sources, D004 unknown format, D005 missing pictures,
             D006 too many bad rows, D007 nothing to learn from, D010 rows of the other kind.
     """
-    parts = [_read(source, kind, resolve, max_frames, check_pictures) for source in sources]
+    parts = [_read(source, kind, objectives, resolve, max_frames, check_pictures) for source in sources]
     bad = [one for part in parts for one in part.bad]
     samples = [sample for part in parts for sample in part.samples]
     problems = tuple(problem for part in parts for problem in _problems(part))
@@ -189,7 +180,14 @@ def load_samples(
     )
 
 
-def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, check_pictures: bool) -> _Read:
+def _read(
+    source: Source,
+    kind: Kind | None,
+    objectives: Mapping[Kind, Sequence[str]],
+    resolve: Resolve,
+    max_frames: int,
+    check_pictures: bool,
+) -> _Read:
     read = _Read(source, ImageRoot(picture_folder(source, resolve=resolve), max_frames=max_frames))
     rows = read_rows(source, resolve=resolve)
     first = list(islice(rows, ROWS_TO_DETECT))

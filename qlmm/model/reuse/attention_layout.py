@@ -1,17 +1,20 @@
-"""Two answers in one row, each seeing the prompt and itself: a pair's pictures and question are computed once.
+"""Rows whose tokens do not all see each other: one mask mechanism for every way to lay rows out.
 
-The model is given ``[prompt | chosen | rejected]`` as if it were one conversation, so that pictures find their places
-and positions are counted as ever. At the door of the decoder the mask is cut, so that the rejected answer does not see
-the chosen one, and positions of the rejected answer begin anew. Behind the last layer the hidden states of the answers
-are taken out, in the layout of TRL's trainers, whose losses need not know.
+A collator says in which segment each token lies, which segments see which, and whose position a token takes. The model
+is given such a row as if it were one conversation, so that pictures find their places and positions of every kind are
+counted by its own code. Hooks do the rest: at the decoder's input they cut the mask and move positions, and behind the
+backbone they take hidden states out in the order that the loss expects.
 
-Usage: ``prefix = SharedPrefix(base); with prefix.laid_out(batch["layout"]): model(**batch["packed"], labels=labels)``
+Pairs that share their prompt are the first layout (`qlmm.data.encoding.shared_prefix`).
+
+Usage: ``hooks = LayoutHooks(base); with hooks.applied(layout, take): model(**batch["packed"], labels=labels)``
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from qlmm.compat.transformers_private import attention_of
 
-__all__ = ["SharedPrefix"]
+__all__ = ["AttentionLayout", "LayoutHooks"]
 
 # The forms of attention that take a mask of any shape.
 MASKED_FREELY = ("sdpa", "eager")
@@ -28,15 +31,42 @@ MASKED_FREELY = ("sdpa", "eager")
 MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-class SharedPrefix:
-    """Hooks on a model's decoder and backbone that do nothing until a layout is set.
+@dataclass(frozen=True, slots=True)
+class AttentionLayout:
+    """Who sees whom in a batch of rows, on top of what the model's own mask allows.
 
     Attributes:
-        objection: why the model's configuration says that it cannot be; None where it may.
+        segments: (rows, tokens), the segment that each token lies in.
+        sees: (segments, segments), True where tokens of the first may look at tokens of the second.
+        positions: (rows, tokens), the place in the row whose position a token takes; its own place changes nothing.
+    """
+
+    segments: torch.Tensor
+    sees: torch.Tensor
+    positions: torch.Tensor
+
+    def hidden(self) -> torch.Tensor:
+        """(rows, 1, tokens, tokens), True where a query must not see a key."""
+        return ~self.sees[self.segments[:, :, None], self.segments[:, None, :]][:, None]
+
+    def placed(self, positions: torch.Tensor | None) -> torch.Tensor:
+        """A decoder's positions (…, rows, tokens), or those that it would count itself, moved."""
+        rows, tokens = self.segments.shape
+        if positions is None:
+            positions = torch.arange(tokens, device=self.positions.device).expand(rows, -1)
+        positions = positions.expand(*positions.shape[:-2], rows, tokens)
+        return positions.gather(-1, self.positions.expand_as(positions))
+
+
+class LayoutHooks:
+    """Hooks on a model's decoder and backbone that do nothing until a layout is applied.
+
+    Attributes:
+        objection: why the model's configuration says that it takes no layout; None where it may.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
-        self._layout: Mapping[str, torch.Tensor] | None = None
+        self._applied: tuple[AttentionLayout, torch.Tensor] | None = None
         decoder = base.get_decoder()
         self._dtype = base.dtype
         self._additive = attention_of(decoder.config) == "eager"
@@ -45,52 +75,52 @@ class SharedPrefix:
         base.base_model.register_forward_hook(self._after_backbone)
 
     @contextmanager
-    def laid_out(self, layout: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """For one call of the model: rows lie as ``qlmm.data.encoding.shared_prefix.packed`` says."""
-        self._layout = layout
+    def applied(self, layout: AttentionLayout, take: torch.Tensor) -> Iterator[None]:
+        """For one call of the model.
+
+        Args:
+            layout: how its rows lie.
+            take: (k × rows, tokens), the places in the rows whose hidden states the loss gets. The first of the k
+                parts is taken from all rows in order, then the second, and so on.
+        """
+        self._applied = (layout, take)
         try:
             yield
         finally:
-            self._layout = None
+            self._applied = None
 
     def _before_decoder(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._layout is None:
+        if self._applied is None:
             return None
-        embedded = kwargs.get("inputs_embeds")
-        # A decoder that looks at pictures from within its layers is given tokens.
-        tokens = ((args[0] if args else kwargs["input_ids"]) if embedded is None else embedded).shape[1]
-        prompt, chosen = self._layout["prompt"], self._layout["chosen"]
-        places = torch.arange(tokens, device=prompt.device)
-        rejected = places >= (prompt + chosen)[:, None]
-        shut = rejected[:, :, None] & ((places >= prompt[:, None]) & ~rejected)[:, None, :]
-        mask = self._masked(kwargs.get("attention_mask"), shut[:, None])
-        positions = _restarted(kwargs.get("position_ids"), prompt, chosen, places)
-        return args, {**kwargs, "attention_mask": mask, "position_ids": positions}
+        layout, _ = self._applied
+        mask = self._masked(kwargs.get("attention_mask"), layout.hidden())
+        return args, {**kwargs, "attention_mask": mask, "position_ids": layout.placed(kwargs.get("position_ids"))}
 
-    def _masked(self, mask: Any, shut: torch.Tensor) -> Any:
-        """A decoder's mask, with what one answer must not see of the other shut.
+    def _masked(self, mask: Any, hidden: torch.Tensor) -> Any:
+        """A decoder's mask, with what the layout hides taken out.
 
         Args:
             mask: none, (rows, tokens), (rows, 1, tokens, tokens), or several of the last by kind of layer.
-            shut: (rows, 1, tokens, tokens), True where a query must not see a key.
+            hidden: (rows, 1, tokens, tokens), True where a query must not see a key.
         """
         if isinstance(mask, Mapping):
-            return {name: self._masked(one, shut) for name, one in mask.items()}
+            return {name: self._masked(one, hidden) for name, one in mask.items()}
         if mask is not None and mask.dim() == 4:
-            return mask & ~shut if mask.dtype == torch.bool else mask.masked_fill(shut, torch.finfo(mask.dtype).min)
-        seen = ~shut & torch.ones_like(shut[0, 0]).tril()
+            return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+        seen = ~hidden & torch.ones_like(hidden[0, 0]).tril()
         if mask is not None:
             # A padding token sees the row's start, so that no row of the mask is empty.
             seen = seen & mask.bool()[:, None, None, :]
         return torch.where(seen, 0.0, torch.finfo(self._dtype).min).to(self._dtype) if self._additive else seen
 
     def _after_backbone(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self._layout is not None:
+        if self._applied is not None:
+            _, take = self._applied
             hidden: torch.Tensor = output.last_hidden_state
-            rows = torch.arange(len(hidden), device=hidden.device).repeat(2)[:, None]
-            output.last_hidden_state = hidden[rows, self._layout["take"]]
+            rows = torch.arange(len(hidden), device=hidden.device).repeat(len(take) // len(hidden))[:, None]
+            output.last_hidden_state = hidden[rows, take]
         return output
 
 
@@ -100,15 +130,3 @@ def _objection(config: PreTrainedConfig) -> str | None:
         return "this form of attention takes no mask of its own (base attention is neither sdpa nor eager)"
     others = sorted(set(config.to_dict().get("layer_types") or ()) - MASKED_LAYERS)
     return f"no mask keeps one answer from another in layers of kind {', '.join(others)}" if others else None
-
-
-def _restarted(
-    positions: torch.Tensor | None, prompt: torch.Tensor, chosen: torch.Tensor, places: torch.Tensor
-) -> torch.Tensor:
-    """Positions (…, rows, tokens) with those of the rejected answer beginning where the chosen answer's do."""
-    if positions is None:
-        positions = places.expand(len(prompt), -1)
-    positions = positions.expand(*positions.shape[:-2], len(prompt), -1)
-    after = places - (prompt + chosen)[:, None]
-    first = positions.gather(-1, prompt[:, None].expand(*positions.shape[:-1], 1))
-    return torch.where(after >= 0, first + after, positions)

@@ -1,134 +1,84 @@
-"""Direct preference optimisation and its relatives: TRL's `DPOTrainer` on a model in parts (arXiv 2305.18290).
+"""Direct preference optimisation and its relatives: which of two answers is better (arXiv 2305.18290).
 
 The reference is what the run started from: TRL keeps a frozen copy of the adapter, connector included, beside the one
 that is trained. For a fresh adapter that is the base itself.
 
-Usage: ``trainer = DpoTrainer(peft_model, plan, callbacks=[monitor])``
+Usage: ``training: {objective: dpo, losses: {sigmoid: 0.8, sft: 1.0}}`` in a recipe
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import math
 
-import torch
-from peft import PeftModel
-from transformers import TrainerCallback
-from trl import DPOTrainer
+from qlmm.proof.promises import kept_reference
+from qlmm.recipe.schema import TrainingSection
+from qlmm.training.objective import NO_BALANCING, OF_LIKELIHOOD, WHOLE_ROWS, Objective, lazily, pair_collator, refused
 
-from qlmm.data.batching.collators import PairCollator
-from qlmm.proof.fingerprint import processor_digest, tensors_digest
-from qlmm.training.plan import Plan
-from qlmm.training.run_dir import RunDir
-from qlmm.training.trainers.base import masters_of
-from qlmm.training.trainers.pairs import PairsTrainer
-from qlmm.training.trainers.reference import ReferenceTrainer
-from qlmm.training.trainers.reference_cache import ReferenceCache
-from qlmm.training.trl_settings import trainer_config
+__all__ = ["LOSSES", "OBJECTIVE"]
 
-__all__ = ["TRAINER", "DpoTrainer"]
-
-
-class DpoTrainer(ReferenceTrainer, PairsTrainer, DPOTrainer):
-    """TRL's trainer, with a reference that is exactly the start, and stays it."""
-
-    _cache: ReferenceCache | None = None
-
-    def __init__(self, model: PeftModel, plan: Plan, *, callbacks: list[TrainerCallback]) -> None:
-        numbers, masters, self._plan = self.begin(plan), masters_of(model), plan
-        self.note_still(model)
-        DPOTrainer.__init__(
-            self,
-            model=model,
-            args=trainer_config(plan.recipe.training, plan.recipe.output, plan.precision, steps=plan.facts.steps),
-            # TRL takes a data set for one with pictures by its columns, and would tokenise any other.
-            train_dataset=numbers.add_column("images", [None] * len(numbers)),
-            processing_class=plan.processor,
-            data_collator=PairCollator(plan.train, plan.encoder),
-            callbacks=callbacks,
-        )
-        self.put_back(model, masters)
-        # TRL would compute the reference itself in every step; it is given what was computed once.
-        self.precompute_ref_logps = True
-        self.fix_reference(model)
-        self.check_head(plan)
-        self.see_once(model)
-        self.lay_out(model, plan)
-
-    def prepare(self, run: RunDir) -> None:
-        """Remember the reference's log-probabilities in the run's directory.
-
-        Raises:
-            RunError: C005 when the directory holds those of another base, adapter, data or processor.
-        """
-        if self.reuses("reference"):
-            own = "" if self.args.world_size == 1 else f"-{self.args.process_index}"
-            self.remember(run.path / f"reference{own}.jsonl", base=run.record["frozen_sha256"])
-
-    def remember(self, path: Path, *, base: str) -> None:
-        """Keep the reference's log-probabilities in a file, under everything that they follow from.
-
-        Args:
-            path: the file.
-            base: hash of the base as it lies in memory.
-
-        Raises:
-            RunError: C005 when the file holds those of another base, adapter, data or processor.
-        """
-        plan, training = self._plan, self._plan.recipe.training
-        self._cache = ReferenceCache.open(
-            path,
-            of={
-                "base": base,
-                "adapter": tensors_digest(self._reference),
-                "data": plan.data["sha256"],
-                "processor": processor_digest(plan.processor),
-            },
-            how={
-                "batch_size": training.batch_size,
-                "seed": training.seed,
-                "precision": plan.precision.name,
-                "prefix": self.shares_prefixes,
-                "ld_alpha": self.ld_alpha,
-                "processes": self.args.world_size,
-            },
-        )
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """TRL's loss over pairs, with the reference's log-probabilities given."""
-        if self.model.training:
-            self.rest_frozen()
-        call, rows = self.scored_by(model), inputs.pop("rows").tolist()
-        chosen, rejected = self._reference_logps(call, inputs, rows)
-        known = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        return super().compute_loss(call, {**inputs, **known}, return_outputs, num_items_in_batch)
-
-    def _reference_logps(self, call: Any, inputs: dict[str, Any], rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities (pairs,) of both sides under the reference, remembered or computed now."""
-        known = self._cache.get(rows) if self._cache is not None else None
-        if known is not None:
-            chosen, rejected = torch.tensor(known, device=self.accelerator.device).T
-            return chosen, rejected
-        chosen, rejected = self.compute_ref_log_probs(call, inputs)
-        # Switching between adapters made the reference trainable, and carried parts with it.
-        self.freeze(self.model)
-        if self._cache is not None:
-            self._cache.put(rows, list(zip(chosen.tolist(), rejected.tolist(), strict=True)))
-            # A pair that was met before keeps its value, as it will in a continued run.
-            chosen, rejected = torch.tensor(self._cache.get(rows), device=chosen.device).T
-        return chosen, rejected
-
-    def finish(self) -> float:
-        """Let the reference go; returns how far it drifted from the start, which must be 0."""
-        if self._cache is not None:
-            self._cache.close()
-        return super().finish()
+# TRL 1.16's losses over pairs; a test compares the list with TRL.
+LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+_NAMES = "beta label_smoothing ld_alpha f_divergence_type f_alpha_divergence_coef use_weighting discopop_tau"
+# Parameters that only some losses read, and what goes with another divergence than the usual one (TRL 1.16).
+_READ_BY = {"label_smoothing": {"exo_pair", "robust", "aot", "aot_unpaired"}, "discopop_tau": {"discopop"}}
+_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+_OF_DIVERGENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 
 
-TRAINER = DpoTrainer
+def _check(training: TrainingSection) -> None:
+    """Refuse parameters that TRL's losses do not read, or cannot take.
+
+    Raises:
+        UsageError: T004.
+    """
+    losses, extra = set(training.losses or {"sigmoid": 1.0}), training.extra
+    if "exo_pair" in losses and not extra.get("label_smoothing", 0.0):
+        raise refused("training.losses: exo_pair needs label_smoothing", "set training.extra.label_smoothing=0.001")
+    for name, readers in _READ_BY.items():
+        if name in extra and not losses & readers:
+            message = f"training.extra: no loss of {', '.join(sorted(losses))} reads {name}"
+            raise refused(message, f"leave it out; it belongs to {', '.join(sorted(readers))}")
+    divergence = extra.get("f_divergence_type", "reverse_kl")
+    if divergence not in _DIVERGENCES:
+        message = f"training.extra: TRL has no f_divergence_type `{divergence}`"
+        raise refused(message, f"those there are: {', '.join(_DIVERGENCES)}")
+    together = {
+        f"f_divergence_type {divergence}": set() if divergence == "reverse_kl" else losses - _OF_DIVERGENCE,
+        "use_weighting": losses & {"aot", "aot_unpaired", "sft"} if extra.get("use_weighting") else set(),
+        "label_smoothing 0.5": losses & {"robust"} if extra.get("label_smoothing") == 0.5 else set(),
+    }
+    for what, which in together.items():
+        if which:
+            raise refused(f"training.extra: {what} does not go with {', '.join(sorted(which))}", "drop one of the two")
+
+
+def _first_loss(training: TrainingSection) -> float | None:
+    """The sigmoid of no difference is one half; other losses depend on more than that difference."""
+    only_sigmoid = set(training.losses or {"sigmoid": 1.0}) == {"sigmoid"}
+    if not only_sigmoid or training.extra.get("use_weighting", False):
+        return None
+    return training.losses.get("sigmoid", 1.0) * math.log(2)
+
+
+OBJECTIVE = Objective(
+    rows="preference",
+    config=lazily("trl:DPOConfig"),
+    trainer=lazily("qlmm.training.trainers.dpo:DpoTrainer"),
+    collator=pair_collator,
+    lacks="judges one answer, and objective dpo compares two",
+    names=frozenset(_NAMES.split()),
+    withheld=OF_LIKELIHOOD,
+    positive=frozenset({"beta"}),
+    losses=LOSSES,
+    mixed=True,
+    reference=True,
+    fixed=WHOLE_ROWS,
+    defaults=NO_BALANCING,
+    passes=2,
+    check=_check,
+    first_loss=_first_loss,
+    promises=kept_reference,
+)

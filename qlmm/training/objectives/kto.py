@@ -1,59 +1,118 @@
-"""Kahneman-Tversky optimisation: TRL's `KTOTrainer` on a model in parts (arXiv 2402.01306).
+"""Kahneman-Tversky optimisation: answers judged one by one, and pairs as two of them (arXiv 2402.01306).
 
-Learns from answers judged one by one. The reference is what the run started from.
+The reference is what the run started from. Desirable and undesirable answers should have about the same weight in an
+epoch; a plan counts them and warns where they do not.
 
-Usage: ``trainer = KtoTrainer(peft_model, plan, callbacks=[monitor])``
+Usage: ``training: {objective: kto, extra: {desirable_weight: 1.5}}`` in a recipe
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import PeftModel
-from transformers import TrainerCallback
-from trl import KTOTrainer
+from qlmm.data.sample import Example, Feedback, Preference
+from qlmm.proof.promises import kept_reference
+from qlmm.recipe.schema import TrainingSection
+from qlmm.training.objective import NO_BALANCING, OF_LIKELIHOOD, WHOLE_ROWS, Objective, lazily, refused
 
-from qlmm.data.batching.feedback_collator import FeedbackCollator
-from qlmm.training.plan import Plan
-from qlmm.training.trainers.base import masters_of
-from qlmm.training.trainers.reference import ReferenceTrainer
-from qlmm.training.trl_settings import trainer_config
+if TYPE_CHECKING:
+    from qlmm.data.batching.collators import Collator
+    from qlmm.data.batching.mixture import Mixture
+    from qlmm.data.encoding.encoder import Encoder
 
-__all__ = ["TRAINER", "KtoTrainer"]
+__all__ = ["OBJECTIVE"]
+
+_WEIGHTS = ("desirable_weight", "undesirable_weight")
+# Desirable over undesirable rows, each counted with its weight: arXiv 2402.01306, eq. 8, as TRL 1.16 has it.
+_LEAST, _MOST = 1.0, 1.33
 
 
-class KtoTrainer(ReferenceTrainer, KTOTrainer):
-    """TRL's trainer, with a reference that is exactly the start, and stays it."""
+def _collator(rows: Sequence[Example], encoder: Encoder, args: Any) -> Collator:
+    """Only the loss called kto compares a row with another one's answer."""
+    from qlmm.data.batching.feedback_collator import FeedbackCollator
 
-    def __init__(self, model: PeftModel, plan: Plan, *, callbacks: list[TrainerCallback]) -> None:
-        numbers, masters = self.begin(plan), masters_of(model)
-        self.note_still(model)
-        self._also: dict[str, torch.Tensor] = {}
-        args = trainer_config(plan.recipe.training, plan.recipe.output, plan.precision, steps=plan.facts.steps)
-        KTOTrainer.__init__(
-            self,
-            model=model,
-            args=args,
-            # TRL takes a data set for one with pictures by its columns, and would tokenise any other.
-            train_dataset=numbers.add_column("images", [None] * len(numbers)),
-            processing_class=plan.processor,
-            data_collator=FeedbackCollator(plan.train, plan.encoder, kl=args.loss_type == "kto"),
-            callbacks=callbacks,
+    return FeedbackCollator(rows, encoder, kl=args.loss_type == "kto")
+
+
+def _weights(training: TrainingSection) -> tuple[float, float]:
+    """What the loss of a desirable and of an undesirable answer is multiplied by."""
+    desirable, undesirable = (float(training.extra.get(name, 1.0)) for name in _WEIGHTS)
+    return desirable, undesirable
+
+
+def _check(training: TrainingSection) -> None:
+    """Refuse batches of one row where the loss compares rows of a batch.
+
+    Raises:
+        UsageError: T006.
+    """
+    if "apo_zero_unpaired" not in training.losses and training.batch_size < 2:
+        raise refused(
+            "training.batch_size: objective kto sets an answer against another one of its batch, and 1 row has none",
+            "set training.batch_size=2 or more, or training.losses={apo_zero_unpaired: 1.0}, which does without",
+            "T006",
         )
-        self.put_back(model, masters)
-        self.fix_reference(model)
-        self.check_head(plan)
-        self.see_once(model)
-
-    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        self._also = inputs.pop("KL_also", {})
-        return super()._compute_loss(model, inputs, return_outputs)
-
-    def _compute_kl_logps(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor | None:
-        """Log-probabilities (rows,) of other rows' answers, with all that goes with these."""
-        found: torch.Tensor | None = super()._compute_kl_logps(model, {**batch, **self._also})
-        return found
 
 
-TRAINER = KtoTrainer
+def _taught(row: Example) -> tuple[Example, ...]:
+    """A pair is two judged answers."""
+    return row.judged() if isinstance(row, Preference) else (row,)
+
+
+def _warnings(training: TrainingSection, mixture: Mixture, rows: Sequence[Example]) -> Iterator[str]:
+    """What is amiss with the verdicts of an epoch's rows."""
+    desirable, undesirable = _counts(mixture, rows)
+    if not desirable or not undesirable:
+        yield f"every answer is {'desirable' if desirable else 'undesirable'}: what sets good from bad is not learned"
+        return
+    for_desirable, for_undesirable = _weights(training)
+    ratio = desirable * for_desirable / (undesirable * for_undesirable)
+    if not _LEAST <= round(ratio, 2) <= _MOST:
+        fit = undesirable * for_undesirable / desirable
+        yield (
+            f"{desirable:,.0f} desirable and {undesirable:,.0f} undesirable answers are {ratio:.2f} to 1 by weight, "
+            f"and {_LEAST:g} to {_MOST:g} is recommended: set training.extra.desirable_weight from {fit * _LEAST:.3g} "
+            f"to {fit * _MOST:.3g}"
+        )
+
+
+def _counts(mixture: Mixture, rows: Sequence[Example]) -> tuple[float, float]:
+    """Desirable and undesirable rows of an epoch; where it has only part of a source, the part's share of them."""
+    shares = [
+        sum(_desirable(rows[row]) for row in stratum.rows) / len(stratum.rows) * stratum.count
+        for stratum in mixture.strata
+    ]
+    return sum(shares), len(mixture) - sum(shares)
+
+
+def _desirable(row: Example) -> bool:
+    return not isinstance(row, Feedback) or row.desirable
+
+
+def _first_loss(training: TrainingSection) -> float | None:
+    """One half times each row's weight (eq. 7, with no divergence yet): a number where both weights are the same."""
+    desirable, undesirable = _weights(training)
+    return 0.5 * desirable if desirable == undesirable else None
+
+
+OBJECTIVE = Objective(
+    rows="feedback",
+    config=lazily("trl:KTOConfig"),
+    trainer=lazily("qlmm.training.trainers.kto:KtoTrainer"),
+    collator=_collator,
+    lacks="compares two answers, and objective kto has one a row",
+    names=frozenset({"beta", *_WEIGHTS}),
+    withheld=OF_LIKELIHOOD,
+    positive=frozenset({"beta", *_WEIGHTS}),
+    losses=("kto", "apo_zero_unpaired"),
+    reference=True,
+    fixed=WHOLE_ROWS,
+    defaults=NO_BALANCING,
+    passes=4,
+    check=_check,
+    taught=_taught,
+    warnings=_warnings,
+    first_loss=_first_loss,
+    promises=kept_reference,
+)

@@ -1,36 +1,25 @@
-"""Odds ratio preference optimisation: TRL's `ORPOTrainer` on a model in parts (arXiv 2403.07691).
+"""Odds ratio preference optimisation: the chosen answer, and that its odds are the higher ones (arXiv 2403.07691).
 
-Learns the chosen answer and, beside it, that its odds are higher than the rejected one's; `training.extra.beta` is the
-paper's lambda. The likelihood is that of the chosen answer given its prompt, as in the paper's equation 6; TRL also
-counts the prompt's own tokens, which here are questions and the placeholders of pictures (decision 019).
+`training.extra.beta` is the paper's lambda. There is no reference.
 
-Usage: ``trainer = OrpoTrainer(peft_model, plan, callbacks=[monitor])``
+Usage: ``training: {objective: orpo}`` in a recipe
 """
 
 from __future__ import annotations
 
-import torch
+from qlmm.training.objective import LIGER, OF_LIKELIHOOD, Objective, lazily, pair_collator
 
-from qlmm.compat.trl_experimental import ORPOTrainer
-from qlmm.training.trainers.reference_free import ReferenceFreeTrainer
-
-__all__ = ["TRAINER", "OrpoTrainer"]
-
-# An answer that is certain has infinite odds, and no gradient. This log-probability is the highest that is counted.
-CERTAIN = -1e-6
+__all__ = ["OBJECTIVE"]
 
 
-class OrpoTrainer(ReferenceFreeTrainer, ORPOTrainer):
-    """TRL's trainer, with log-probabilities from the fused head."""
-
-    def odds_ratio_loss(
-        self, policy_chosen_logps: torch.Tensor, policy_rejected_logps: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """TRL's loss (pairs,) and what is logged with it; an answer that is certain has finite odds."""
-        found: tuple[torch.Tensor, ...] = super().odds_ratio_loss(
-            policy_chosen_logps.clamp(max=CERTAIN), policy_rejected_logps.clamp(max=CERTAIN)
-        )
-        return found
-
-
-TRAINER = OrpoTrainer
+OBJECTIVE = Objective(
+    rows="preference",
+    config=lazily("qlmm.compat.trl_experimental:ORPOConfig"),
+    trainer=lazily("qlmm.training.trainers.orpo:OrpoTrainer"),
+    collator=pair_collator,
+    lacks="needs a reference, and objective orpo has none",
+    names=frozenset({"beta"}),
+    withheld=OF_LIKELIHOOD | LIGER,
+    positive=frozenset({"beta"}),
+    passes=2,
+)

@@ -1,21 +1,30 @@
-"""Simple preference optimisation: TRL's `CPOTrainer` with the loss of arXiv 2405.14734, on a model in parts.
+"""Simple preference optimisation: which of two answers is better, by means over tokens (arXiv 2405.14734).
 
-The loss is -log sigmoid(beta (log p(chosen) - log p(rejected)) - gamma) of mean log-probabilities per answer token;
+The loss is -log sigmoid(beta (log p(chosen) - log p(rejected)) - gamma) of mean log-probabilities per answer token.
 `training.extra` has `beta` and, as `simpo_gamma`, gamma itself: TRL divides it by beta and multiplies it again.
 
-Usage: ``trainer = SimpoTrainer(peft_model, plan, callbacks=[monitor])``
+Usage: ``training: {objective: simpo, extra: {simpo_gamma: 1.0}}`` in a recipe
 """
 
 from __future__ import annotations
 
-from qlmm.compat.trl_experimental import CPOTrainer
-from qlmm.training.trainers.reference_free import ReferenceFreeTrainer
+from qlmm.training.objective import LIGER, OF_LIKELIHOOD, Objective, lazily, pair_collator
 
-__all__ = ["TRAINER", "SimpoTrainer"]
-
-
-class SimpoTrainer(ReferenceFreeTrainer, CPOTrainer):
-    """TRL's trainer, with log-probabilities from the fused head."""
+__all__ = ["OBJECTIVE"]
 
 
-TRAINER = SimpoTrainer
+OBJECTIVE = Objective(
+    rows="preference",
+    config=lazily("qlmm.compat.trl_experimental:CPOConfig"),
+    trainer=lazily("qlmm.training.trainers.cpo:CpoTrainer"),
+    collator=pair_collator,
+    lacks="needs a reference, and objective simpo has none",
+    names=frozenset({"beta", "simpo_gamma", "label_smoothing"}),
+    withheld=OF_LIKELIHOOD | LIGER,
+    positive=frozenset({"beta"}),
+    passes=2,
+    # SimPO is CPO without its likelihood term, on means over tokens.
+    fixed={"loss_type": "simpo", "cpo_alpha": 0.0},
+    # CPO's own 0.1 belongs to sums over tokens; the paper's lie from 2.0 to 10.
+    defaults={"beta": 2.0, "simpo_gamma": 0.5},
+)

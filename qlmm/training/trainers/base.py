@@ -1,4 +1,4 @@
-"""What every objective's trainer shares, whatever TRL class it rests on: a rate per part, our row order, and guards.
+"""What every objective's trainer shares: the order in which it is built, a rate per part, our row order, and guards.
 
 Usage: ``class SftTrainer(PartsTrainer, SFTTrainer): …``
 """
@@ -6,27 +6,41 @@ Usage: ``class SftTrainer(PartsTrainer, SFTTrainer): …``
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qlmm.core.errors import RunError, UsageError
-from qlmm.data.batching.collators import Collator, rows
+from qlmm.data.batching.collators import Batch, Collator, rows
 from qlmm.data.batching.mixture import MixtureSampler
 from qlmm.model.parts.split import PartName, Parts
 from qlmm.model.peft.adapter import add_bare
-from qlmm.model.reuse.feature_store import VisionOnce
+from qlmm.model.reuse.feature_store import FeatureStore
+from qlmm.model.reuse.frozen_tower import FrozenTower
 from qlmm.model.token_losses import token_losses
+from qlmm.proof.fingerprint import processor_digest
 from qlmm.recipe.schema import TrainingSection
 from qlmm.training.plan import Plan
 from qlmm.training.rows import measured
 from qlmm.training.run_dir import RunDir
+from qlmm.training.trl_settings import trainer_config
 
-__all__ = ["PartsTrainer", "masters_of", "peak_rates"]
+__all__ = ["Masters", "PartsTrainer", "RowsForTrl", "peak_rates"]
+
+Masters = dict[str, torch.Tensor]
+
+
+class RowsForTrl(TypedDict):
+    """The arguments of TRL's constructors that say what is trained on."""
+
+    train_dataset: Any
+    processing_class: Any
 
 
 BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
@@ -35,7 +49,8 @@ BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d,
 class PartsTrainer:
     """Mixed in before a trainer of TRL: what a vision-language model in parts needs.
 
-    A file of `qlmm/training/objectives` exposes such a class as `TRAINER`; its name is the objective in a recipe.
+    The constructor is a fixed sequence of steps. A subclass overrides steps and calls the one it overrides; it has no
+    constructor of its own.
 
     Attributes:
         grad_norms: largest gradient norm per part since they were last taken, before clipping.
@@ -50,36 +65,74 @@ class PartsTrainer:
     data_collator: Any
     optimizer: torch.optim.Optimizer | None
 
-    _once: VisionOnce | None = None
-
-    def begin(self, plan: Plan) -> Dataset:
-        """Take what the plan says, before the trainer itself is built; returns the row numbers to train on."""
-        self._order, self._placement = plan.order(), plan.placement
-        self._rates = peak_rates(plan.recipe.training)
+    def __init__(self, model: PeftModel, plan: Plan, *, callbacks: Sequence[TrainerCallback]) -> None:
+        """Build TRL's trainer on a model with its adapter, as the plan says."""
+        training = plan.recipe.training
+        self._plan, self._placement, self._order = plan, plan.placement, plan.order()
+        self._rates = peak_rates(training)
+        self._tower: FrozenTower | None = None
         self.grad_norms: dict[str, float] = {}
         self.notes: list[str] = []
-        self._reused = plan.recipe.training.reuse
-        return Dataset.from_list(rows(len(plan.train)))
+        args = trainer_config(training, plan.recipe.output, plan.precision, steps=plan.facts.steps)
+        masters = self.attach_masters(model)
+        super().__init__(  # type: ignore[call-arg, misc]  # TRL's
+            model=model,
+            args=args,
+            data_collator=plan.objective.collator(plan.train, plan.encoder, args),
+            callbacks=list(callbacks),
+            **self.rows_for_trl(plan),
+        )
+        self.restore_masters(model, masters)
+        self.check_loss_path(model, plan)
+        self.install_reuse(model, plan)
+        self.lay_out_rows(model, plan)
 
-    def put_back(self, model: PeftModel, masters: dict[str, torch.Tensor]) -> None:
+    def attach_masters(self, model: PeftModel) -> Masters:
+        """Exact copies of everything that is trained, by name, before TRL touches the model."""
+        return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    def rows_for_trl(self, plan: Plan) -> RowsForTrl:
+        """What TRL is given to train on: row numbers, which the collator turns into batches."""
+        return {"train_dataset": Dataset.from_list(rows(len(plan.train))), "processing_class": plan.processor}
+
+    def restore_masters(self, model: PeftModel, masters: Masters) -> None:
         """Undo TRL's cast of a quantised model's trained weights to bf16, which would round the masters."""
         for name, parameter in model.named_parameters():
             if name in masters:
                 parameter.data = masters[name].to(parameter.device)
-        # TRL lets every embedding's output ask for gradients, the frozen tower's too: all of the tower would be run
-        # back through. Checkpointing needs that only where it is re-entrant, which it is not unless asked.
+        self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]  # Trainer's
+        # Checkpointing needs inputs that ask for gradients only where it is re-entrant, which it is not unless asked.
         if not (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             model.get_base_model().disable_input_require_grads()
-        self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]  # Trainer's
+            self.add_callback(_InputsWithoutGradients())  # type: ignore[attr-defined]  # Trainer's
+
+    def check_loss_path(self, model: PeftModel, plan: Plan) -> None:
+        """Refuse a class whose log-probabilities TRL's fused head gets wrong, which preferences are made of.
+
+        Raises:
+            UsageError: T005.
+        """
+        if not self.fused_head_agrees(plan.encoder.batch([measured(plan.train[0])])):
+            raise UsageError.one(
+                "T005",
+                f"training.objective: {plan.recipe.training.objective} takes log-probabilities from TRL's head, which "
+                f"are not those of {type(model.get_base_model()).__name__}",
+                help="choose another base, or objective sft",
+            )
+
+    def install_reuse(self, model: PeftModel, plan: Plan) -> None:
+        """Run a frozen tower without gradients, and once for each picture where that pays."""
+        store = FeatureStore() if plan.keeps_features else None
+        self._tower = FrozenTower.of(model, plan.placement, store)
+        if self._tower is not None and self._tower.stores:
+            self.data_collator.name_pictures(processor_digest(plan.processor))
+
+    def lay_out_rows(self, model: PeftModel, plan: Plan) -> None:
+        """Change how rows lie in a batch, where the objective has a shorter layout; none here."""
 
     def reuses(self, what: str) -> bool:
         """Whether the recipe lets something be computed once: prefix, reference or vision."""
-        return what in self._reused
-
-    def see_once(self, model: PeftModel) -> None:
-        """Let a frozen tower see the same pictures once, where the recipe and the model allow it."""
-        if self.reuses("vision"):
-            self._once = VisionOnce.of(model.get_base_model(), self._placement)
+        return what in self._plan.recipe.training.reuse
 
     def prepare(self, run: RunDir) -> None:
         """What is left to do before the first step, in the run's directory."""
@@ -139,19 +192,23 @@ class PartsTrainer:
         rounding = 5e-2 if self.args.bf16 or self.args.fp16 else 1e-3
         return torch.allclose(-said.log_probs[said.label_mask].float(), own, rtol=rounding, atol=rounding)
 
-    def check_head(self, plan: Plan) -> None:
-        """Refuse a class whose log-probabilities TRL's fused head gets wrong, which preferences are made of.
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The objective's loss, with frozen towers at rest and the batch's pictures known by name."""
+        if self.model.training:
+            self.rest_frozen()
+        names = inputs.pop("pictures", None)
+        with self._tower.showing(names) if self._tower is not None else nullcontext():
+            return self.loss(model, inputs, return_outputs, num_items_in_batch)
 
-        Raises:
-            UsageError: T005.
-        """
-        if not self.fused_head_agrees(plan.encoder.batch([measured(plan.train[0])])):
-            raise UsageError.one(
-                "T005",
-                f"training.objective: {plan.recipe.training.objective} takes log-probabilities from TRL's head, which "
-                f"are not those of {type(self.model.get_base_model()).__name__}",
-                help="choose another base, or objective sft",
-            )
+    def loss(self, model: Any, inputs: Batch, outputs: bool, items: torch.Tensor | int | None) -> Any:
+        """TRL's loss; an objective overrides this where its batches or its model differ from TRL's."""
+        return super().compute_loss(model, inputs, outputs, items)  # type: ignore[misc]  # Trainer's
 
     def rest_frozen(self) -> None:
         """Keep dropout and running statistics of towers still while they are frozen: a batch norm would drift."""
@@ -203,8 +260,8 @@ class PartsTrainer:
 
     def finish(self) -> float | None:
         """What is left to do when training is over; returns the drift of the reference where there is one."""
-        if self._once is not None:
-            self._once.end()
+        if self._tower is not None:
+            self._tower.end()
         return None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -214,9 +271,17 @@ class PartsTrainer:
         """Qlmm sends nothing about its users."""
 
 
-def masters_of(model: PeftModel) -> dict[str, torch.Tensor]:
-    """Exact copies of everything that is trained, by name."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+class _InputsWithoutGradients(TrainerCallback):
+    """Takes input gradients off again when training starts.
+
+    With gradient checkpointing, TRL's constructor and then `Trainer.train` make every embedding's output ask for
+    gradients, the frozen tower's too: all of the tower would be run backward for nothing.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any
+    ) -> None:
+        found["model"].get_base_model().disable_input_require_grads()
 
 
 def _named(collator: Collator) -> str:

@@ -16,54 +16,52 @@ from peft import PeftModel
 
 from qlmm.compat.trl_private import prepared_inputs
 from qlmm.core.errors import ModelError
-from qlmm.data.batching.collators import PackedCollator, PairCollator
+from qlmm.data.batching.collators import Batch, PackedCollator, PairCollator
 from qlmm.data.encoding.encoder import IGNORED
-from qlmm.model.reuse.attention_layout import SharedPrefix
+from qlmm.model.reuse.attention_layout import AttentionLayout, LayoutHooks
 from qlmm.training.plan import Plan
 from qlmm.training.trainers.base import PartsTrainer
 
 __all__ = ["PairsTrainer"]
 
-Inputs = dict[str, Any]
-
 
 class PairsTrainer(PartsTrainer):
     """Mixed in before a trainer of TRL that learns from pairs."""
 
-    _prefix: SharedPrefix | None = None
+    _layouts: LayoutHooks | None = None
 
-    def lay_out(self, model: PeftModel, plan: Plan) -> None:
+    def lay_out_rows(self, model: PeftModel, plan: Plan) -> None:
         """Let pairs share their prompts, where the recipe and the model allow it."""
         if not self.reuses("prefix"):
             return
-        prefix = SharedPrefix(model.get_base_model())
-        why = self._objection(model, prefix, plan)
+        layouts = LayoutHooks(model.get_base_model())
+        why = self._objection(model, layouts, plan)
         if why is None:
-            self._prefix = prefix
-            self.data_collator = PackedCollator(plan.train, plan.encoder)
+            self._layouts = layouts
+            self.data_collator = PackedCollator(plan.train, plan.encoder).named_like(self.data_collator)
         else:
             self.notes.append(f"pairs do not share their prompts: {why}")
 
     @property
     def shares_prefixes(self) -> bool:
         """Whether a pair is one row."""
-        return self._prefix is not None
+        return self._layouts is not None
 
     def scored_by(self, model: Any) -> Callable[..., Any]:
         """A model as TRL calls it, for batches of either layout."""
-        return _sharing(model, self._prefix) if self._prefix is not None else model
+        return _sharing(model, self._layouts) if self._layouts is not None else model
 
     @torch.no_grad()
-    def _objection(self, model: PeftModel, prefix: SharedPrefix, plan: Plan) -> str | None:
+    def _objection(self, model: PeftModel, layouts: LayoutHooks, plan: Plan) -> str | None:
         """Why pairs cannot share their prompts, tried on the longest, on one without and one with most pictures."""
-        if prefix.objection is not None:
-            return prefix.objection
+        if layouts.objection is not None:
+            return layouts.objection
         rounding = 5e-2 if self.args.bf16 or self.args.fp16 else 1e-4
         was_training = model.training
         model.eval()
         try:
             for row in _telling(plan):
-                shared, plain = self._both_ways(model, prefix, plan, row)
+                shared, plain = self._both_ways(model, layouts, plan, row)
                 if not torch.allclose(shared, plain, rtol=rounding, atol=rounding):
                     worst = float((shared - plain).abs().max())
                     return f"log-probabilities would differ by {worst:.2g} (row {plan.train[row].origin})"
@@ -74,12 +72,12 @@ class PairsTrainer(PartsTrainer):
         return None
 
     def _both_ways(
-        self, model: PeftModel, prefix: SharedPrefix, plan: Plan, row: int
+        self, model: PeftModel, layouts: LayoutHooks, plan: Plan, row: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities of both answers' tokens, from one row and from two."""
         found = []
         for call, batch in (
-            (_sharing(model, prefix), PackedCollator(plan.train, plan.encoder)([{"row": row}])),
+            (_sharing(model, layouts), PackedCollator(plan.train, plan.encoder)([{"row": row}])),
             (model, PairCollator(plan.train, plan.encoder)([{"row": row}])),
         ):
             inputs = prepared_inputs(self, batch)
@@ -91,11 +89,13 @@ class PairsTrainer(PartsTrainer):
         return found[0].float(), found[1].float()
 
 
-def _sharing(model: Any, prefix: SharedPrefix) -> Callable[..., Any]:
+def _sharing(model: Any, layouts: LayoutHooks) -> Callable[..., Any]:
     """A call of the model on packed rows that looks like one on TRL's."""
 
-    def call(*, packed: Inputs, layout: Inputs, input_ids: Any, attention_mask: Any, **settings: Any) -> Any:
-        with prefix.laid_out(layout):
+    def call(
+        *, packed: Batch, layout: Batch, take: torch.Tensor, input_ids: Any, attention_mask: Any, **settings: Any
+    ) -> Any:
+        with layouts.applied(AttentionLayout(**layout), take):
             return model(**packed, **settings)
 
     return call

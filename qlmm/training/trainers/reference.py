@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from qlmm.data.batching.collators import Batch
 from qlmm.model.parts.split import PEFT_PREFIX
-from qlmm.training.trainers.base import PartsTrainer
+from qlmm.training.plan import Plan
+from qlmm.training.trainers.base import Masters, PartsTrainer, RowsForTrl
 
 __all__ = ["REFERENCE", "ReferenceTrainer"]
 
@@ -24,20 +26,26 @@ REFERENCE = "ref"
 
 
 class ReferenceTrainer(PartsTrainer):
-    """Mixed in before a trainer of TRL that makes its own copy of the adapter.
+    """Mixed in before a trainer of TRL that makes its own copy of the adapter."""
 
-    A trainer calls `note_still` before TRL's constructor and `fix_reference` once the masters are put back.
-    """
+    def attach_masters(self, model: PeftModel) -> Masters:
+        """As for every objective; what of the adapter must stay frozen is noted besides.
 
-    def note_still(self, model: PeftModel) -> None:
-        """Remember what of the adapter must stay frozen: a part that is only carried along, parameters nothing reads.
-
-        Switching between adapters makes everything of the active one trainable.
+        That is a part that is only carried along, and parameters nothing reads. Switching between adapters makes
+        everything of the active one trainable.
         """
         self._still = {name for name, p in model.named_parameters() if _of_adapter(name) and not p.requires_grad}
+        return super().attach_masters(model)
 
-    def fix_reference(self, model: PeftModel) -> None:
-        """Make the reference the start to the last bit, which TRL's cast to bf16 may have taken from it."""
+    def rows_for_trl(self, plan: Plan) -> RowsForTrl:
+        """Row numbers with a column of pictures: TRL would tokenise a data set that has none."""
+        given = super().rows_for_trl(plan)
+        numbers = given["train_dataset"]
+        return {**given, "train_dataset": numbers.add_column("images", [None] * len(numbers))}
+
+    def restore_masters(self, model: PeftModel, masters: Masters) -> None:
+        """As for every objective; the reference becomes the start to the last bit, which TRL may have rounded."""
+        super().restore_masters(model, masters)
         values = dict(model.named_parameters())
         for name, parameter in values.items():
             if _of_reference(name):
@@ -53,19 +61,9 @@ class ReferenceTrainer(PartsTrainer):
             if name in self._still or _of_reference(name):
                 parameter.requires_grad_(False)
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def loss(self, model: Any, inputs: Batch, outputs: bool, items: torch.Tensor | int | None) -> Any:
         """TRL's loss; the reference's pass leaves nothing trainable that was not."""
-        if self.model.training:
-            self.rest_frozen()
-        loss = super().compute_loss(  # type: ignore[misc]  # Trainer's
-            model, inputs, return_outputs, num_items_in_batch
-        )
+        loss = super().loss(model, inputs, outputs, items)
         self.freeze(self.model)
         return loss
 

@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback
 
 from qlmm.compat.trl_private import FusedCausalLMOutput, add_fused_lm_head
-from qlmm.data.batching.collators import PairCollator, rows
+from qlmm.data.batching.collators import Batch, rows
 from qlmm.data.encoding.encoder import IGNORED
 from qlmm.training.plan import Plan
-from qlmm.training.trainers.base import masters_of
+from qlmm.training.trainers.base import Masters, RowsForTrl
 from qlmm.training.trainers.pairs import PairsTrainer
-from qlmm.training.trl_settings import trainer_config
 
 __all__ = ["ReferenceFreeTrainer"]
 
@@ -38,53 +36,41 @@ class ReferenceFreeTrainer(PairsTrainer):
 
     aux_loss_enabled: bool
 
-    def __init__(self, model: PeftModel, plan: Plan, *, callbacks: list[TrainerCallback]) -> None:
-        self.begin(plan)
-        masters, self._tokens = masters_of(model), 0
-        super().__init__(  # type: ignore[call-arg]  # TRL's
-            model=model,
-            args=trainer_config(plan.recipe.training, plan.recipe.output, plan.precision, steps=plan.facts.steps),
-            train_dataset=_Numbers(rows(len(plan.train))),
-            # TRL asks it for its padding token, which a processor does not say.
-            processing_class=plan.processor.tokenizer,
-            data_collator=PairCollator(plan.train, plan.encoder),
-            callbacks=callbacks,
-        )
-        self.processing_class = plan.processor
+    _tokens = 0
+
+    def rows_for_trl(self, plan: Plan) -> RowsForTrl:
+        """Row numbers, and a tokenizer: TRL asks for its padding token, which a processor does not say."""
+        return {"train_dataset": _Numbers(rows(len(plan.train))), "processing_class": plan.processor.tokenizer}
+
+    def restore_masters(self, model: PeftModel, masters: Masters) -> None:
+        """As for every objective; the processor is saved with checkpoints again."""
+        super().restore_masters(model, masters)
+        self.processing_class = self._plan.processor
         # Routers are never trained, so that there is nothing to balance between experts.
         self.aux_loss_enabled = False
-        self.put_back(model, masters)
-        add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "mean_logits"))
-        self.check_head(plan)
-        self.see_once(model)
-        self.lay_out(model, plan)
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """TRL's loss over pairs."""
+    def check_loss_path(self, model: PeftModel, plan: Plan) -> None:
+        """Give the model the fused head that TRL's other trainers bring along, and try it."""
+        add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "mean_logits"))
+        super().check_loss_path(model, plan)
+
+    def loss(self, model: Any, inputs: Batch, outputs: bool, items: torch.Tensor | int | None) -> Any:
+        """TRL's loss over pairs, with tokens counted."""
         if self.model.training:
-            self.rest_frozen()
             self._tokens += int(inputs["attention_mask"].sum())
-        return super().compute_loss(  # type: ignore[misc]  # Trainer's
-            model, inputs, return_outputs, num_items_in_batch
-        )
+        return super().loss(model, inputs, outputs, items)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, with the tokens seen so far, as its other trainers have it."""
         super().log({**logs, "num_tokens": self._tokens}, start_time)  # type: ignore[misc]  # Trainer's
 
-    def pair_outputs(self, model: Callable[..., Any], inputs: dict[str, Any]) -> FusedCausalLMOutput:
+    def pair_outputs(self, model: Callable[..., Any], inputs: Batch) -> FusedCausalLMOutput:
         """What the fused head says of both sides: tensors (2 × pairs, tokens), the chosen sides first."""
         given = {name: value for name, value in inputs.items() if name not in ("completion_mask", "rows")}
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORED)
         return self.scored_by(model)(**given, labels=labels, fused_lm_head=True, use_cache=False)
 
-    def concatenated_forward(self, model: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    def concatenated_forward(self, model: Callable[..., Any], batch: Batch) -> tuple[torch.Tensor, ...]:
         """What TRL's loss is made of, from one pass over both sides.
 
         Returns:

@@ -10,6 +10,7 @@ from typing import Any
 
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import Manifest, versions, write_manifest
+from qlmm.data.fingerprint import DataFingerprint, SourceCount
 from qlmm.proof.records import to_json
 from qlmm.recipe.load import parse_recipe
 from tests.run_facts import PROOF
@@ -32,6 +33,11 @@ output: {{dir: run}}
 """
 
 
+def learned(*paths: str, kept: int) -> DataFingerprint:
+    """What a manifest says about the rows of a run."""
+    return DataFingerprint("f" * 64, tuple(SourceCount(path, "messages", 1.0, kept, kept, 0) for path in paths))
+
+
 def manifest(kind: str = "native", **changes: Any) -> Manifest:
     """What a finished run would have written."""
     recipe = parse_recipe(RECIPE.format(base=NATIVE if kind == "native" else ASSEMBLED), "r.yaml").recipe
@@ -41,7 +47,7 @@ def manifest(kind: str = "native", **changes: Any) -> Manifest:
         "precision": "bf16",
         "seed": 3,
         "frozen_sha256": "0" * 64,
-        "data": {"sha256": "f" * 64, "sources": [{"path": "rows.jsonl", "kept": 1234}]},
+        "data": learned("rows.jsonl", kept=1234),
         "steps": 260,
         "proof": to_json(PROOF),
         "versions": versions(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from qlmm.proof.promises import judge
+from qlmm.proof.promises import judge, kept_reference
 from qlmm.proof.records import PartProof, Proof, ReferenceProof, ReloadProof
 
 GOOD = PartProof(
@@ -31,7 +31,7 @@ def _holds(
     empty: int = 0,
     steps: int = 100,
 ) -> bool:
-    promises = judge((part,), empty_masks=empty, reload=reload, reference=reference, steps=steps)
+    promises = judge((part,), empty_masks=empty, own=kept_reference(reference), reload=reload, steps=steps)
     return Proof((part,), None, None, empty, reload, reference, promises=promises).holds
 
 

@@ -40,8 +40,7 @@ class Watched:
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.seconds))
         sealing: Any = Sealing(self.told)
         self.monitor = Monitor(sealing, self.told.append, keep=2, every=5, evaluate=self.measured.append)
-        trainer: Any = SimpleNamespace(take_grad_norms=lambda: {"language": 1.5, "connector": 2.5})
-        self.monitor.watch(trainer)
+        self.monitor.watch(lambda: {"language": 1.5, "connector": 2.5})
         weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
         parts = (("language", 2e-4), ("language", 2e-4), ("connector", 2e-5))
         groups = [{"params": [one], "lr": rate, "part": part} for one, (part, rate) in zip(weights, parts, strict=True)]

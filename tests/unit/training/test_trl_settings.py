@@ -11,8 +11,9 @@ from qlmm.core.errors import UsageError
 from qlmm.model.loading.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
 from qlmm.training import trl_settings as arguments
-from qlmm.training.objectives.sft import SftTrainer
+from qlmm.training.objective import objective
 from qlmm.training.trainers.base import PartsTrainer
+from qlmm.training.trainers.sft import SftTrainer
 from qlmm.training.trl_settings import trainer_config
 
 CPU = Precision("cpu", "fp32")
@@ -78,8 +79,9 @@ def test_every_optimiser_of_a_recipe_is_one_of_the_trainer(name: Any) -> None:
 
 
 def test_every_name_that_is_passed_on_is_one_of_trl() -> None:
-    assert set(get_type_hints(SFTConfig)) >= arguments._PASSED_ON
-    assert not arguments._PASSED_ON & set(arguments._ours(TrainingSection(), OUTPUT, CPU, 1))
+    passed_on = objective("sft").passed_on
+    assert set(get_type_hints(SFTConfig)) >= passed_on
+    assert not passed_on & set(arguments._ours(TrainingSection(), OUTPUT, CPU, 1))
 
 
 def test_further_settings_are_passed_on() -> None:

@@ -46,7 +46,7 @@ def test_paths_of_this_machine_stay_beside_what_is_shared(tmp_path: Path) -> Non
     assert (shared.recipe.base.model, shared.recipe.output.dir) == ("llava", "run")
     assert shared.base["parts"]["model"] == {"id": "llava", "revision": COMMIT, "config_sha256": "aa"}
     # A folder of rows must not pass for the data set of the Hub that is called alike.
-    assert shared.recipe.data.sources[0].path == shared.data["sources"][0]["path"] == "./squad"
+    assert shared.recipe.data.sources[0].path == shared.data.sources[0].path == "./squad"
     (tmp_path / LOCAL_RECIPE).unlink()
     assert read_manifest(tmp_path) == shared
 

@@ -18,7 +18,7 @@ from qlmm.artifacts.cards.loading_examples import usage
 from qlmm.proof.records import Answer, PairProof, Promise
 from qlmm.recipe.load import parse_recipe
 from tests.run_facts import PAIRS_PROOF, PROOF
-from tests.unit.artifacts.adapters import NATIVE, RECIPE, manifest
+from tests.unit.artifacts.adapters import NATIVE, RECIPE, learned, manifest
 
 
 def front(text: str) -> dict[str, Any]:
@@ -60,8 +60,7 @@ def test_a_loss_that_is_no_number_is_no_result() -> None:
 
 def test_only_data_sets_of_the_hub_are_named_as_such() -> None:
     paths = ["some/rows@v1", "rows.jsonl", "builtin:emoji", "/data/x", "../x", "some/rows.parquet"]
-    sources = [{"path": path, "kept": 5} for path in paths]
-    made = manifest(data={"sha256": "f", "sources": sources})
+    made = manifest(data=learned(*paths, kept=5))
     text = card(made, PROOF)
     assert front(text)["datasets"] == ["some/rows"]
     assert "| [some/rows@v1](https://huggingface.co/datasets/some/rows) | 5 | not stated |" in text
@@ -109,7 +108,7 @@ def test_what_was_no_data_set_of_the_hub_never_becomes_one(tmp_path: Path, monke
         "builtin:emoji",
         "/x/r.csv",
     ]
-    made = manifest(data={"sha256": "f", "sources": [{"path": path, "kept": 5} for path in paths]})
+    made = manifest(data=learned(*paths, kept=5))
     text = card(made, PROOF)
     assert front(text)["datasets"] == ["some/rows"]
     assert all(f"| `{name}` |" in text for name in ("./squad", "./mine/rows"))

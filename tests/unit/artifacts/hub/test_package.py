@@ -21,6 +21,7 @@ from qlmm.proof.records import Promise
 from qlmm.recipe.schema import Source
 from tests.run_facts import PROOF
 from tests.sharing import COMMIT, PRIVATE, contents, local_manifest, shared_adapter
+from tests.unit.artifacts.adapters import learned
 
 KEY = "hf_" + "aB3dE5gH7j" * 3
 
@@ -234,7 +235,7 @@ def test_rows_of_this_machine_are_never_taken_for_a_public_data_set(
     source = Source(path=path)
     recipe = read_manifest(folder).recipe
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": (source,)})})
-    rewritten(folder, recipe=recipe, data={"sha256": "f", "sources": [{"path": path, "kept": 3}]})
+    rewritten(folder, recipe=recipe, data=learned(path, kept=3))
     (folder / CARD).write_text(card(read_manifest(folder), PROOF), "utf-8")
     monkeypatch.chdir("/")
     for _ in range(2):
@@ -242,13 +243,13 @@ def test_rows_of_this_machine_are_never_taken_for_a_public_data_set(
         assert public_ids(parcel.manifest)[1] == []
         assert "huggingface.co/datasets" not in parcel.card
         short = f"./{'squad' if path[0] == '/' else path}"
-        assert parcel.manifest.data["sources"][0]["path"] == parcel.manifest.recipe.data.sources[0].path == short
+        assert parcel.manifest.data.sources[0].path == parcel.manifest.recipe.data.sources[0].path == short
         # What was pulled is pushed again, somewhere else.
         folder = sent(parcel, tmp_path)
 
 
 def test_a_data_set_of_the_hub_stays_one(folder: Path) -> None:
-    rewritten(folder, data={"sha256": "f", "sources": [{"path": "some/rows@v1", "kept": 3}]})
+    rewritten(folder, data=learned("some/rows@v1", kept=3))
     for text in (card(read_manifest(folder), PROOF), "words of my own"):
         (folder / CARD).write_text(text, "utf-8")
         assert public_ids(packed(folder).manifest)[1] == ["some/rows"]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from qlmm.core.errors import ModelError
 from qlmm.data.encoding.encoder import Encoder
-from qlmm.data.encoding.shared_prefix import packed
+from qlmm.data.encoding.shared_prefix import CHOSEN, PROMPT, packed
 from qlmm.data.sample import ImageRef, Origin, Preference, Turn
 from tests.tiny import tiny_processor
 
@@ -54,7 +54,8 @@ def test_a_row_is_the_prompt_and_both_answers(rows: list[Preference]) -> None:
     batch, plain = packed(encoder, rows), encoder.pairs(rows)
     model, layout = batch["packed"], batch["layout"]
     for number in range(3):
-        prompt, chosen = int(layout["prompt"][number]), int(layout["chosen"][number])
+        segments = layout["segments"][number]
+        prompt, chosen = int((segments == PROMPT).sum()), int((segments == CHOSEN).sum())
         row = model["input_ids"][number, : int(model["attention_mask"][number].sum())].tolist()
         sides = [plain["input_ids"][at][plain["completion_mask"][at].bool()].tolist() for at in (number, number + 3)]
         assert row[:prompt] == plain["input_ids"][number, :prompt].tolist()
@@ -70,8 +71,8 @@ def test_pictures_are_there_once(rows: list[Preference]) -> None:
 
 def test_the_place_before_an_answer_is_the_last_of_its_prompt(rows: list[Preference]) -> None:
     batch = packed(Encoder.make(tiny_processor("vicuna")), rows)
-    prompt = batch["layout"]["prompt"]
-    assert torch.equal(batch["layout"]["take"][:, 0], torch.cat([prompt, prompt]) - 1)
+    prompt = (batch["layout"]["segments"] == PROMPT).sum(dim=1)
+    assert torch.equal(batch["take"][:, 0], torch.cat([prompt, prompt]) - 1)
     assert not batch["completion_mask"][:, 0].any()
 
 

@@ -1,4 +1,4 @@
-"""Pairs are two judged answers where the objective takes these, and verdicts that lean to one side are told."""
+"""A pair is two judged answers for KTO, and the plan warns of verdicts that lean to one side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from qlmm.data.batching.mixture import Mixture
 from qlmm.data.errors import OtherKind
 from qlmm.data.sample import Feedback, Kind, Origin, Preference, Sample, Turn
 from qlmm.recipe.schema import TrainingSection
-from qlmm.training.verdicts import exemplary, redirected, taught_by, warnings
+from qlmm.training.objective import objective as objective_of
+from qlmm.training.objective import redirected
+from qlmm.training.rows import exemplary
 
 PROMPT, ORIGIN = (Turn("user", ("Hi",)),), Origin("rows.jsonl", 1)
 PAIR = Preference(PROMPT, "Yes.", "No.", ORIGIN)
@@ -21,13 +23,13 @@ def said(good: int, poor: int, weights: tuple[float, ...] = (1.0,), objective: A
     rows = [*[GOOD] * good, *[POOR] * poor]
     sources = [0] * good + [len(weights) - 1] * poor
     mixture = Mixture.of(rows, sources, weights)
-    return list(warnings(TrainingSection(objective=objective, extra=extra), mixture, rows))
+    return list(objective_of(objective).warnings(TrainingSection(objective=objective, extra=extra), mixture, rows))
 
 
 def test_a_pair_is_two_rows_for_kto_and_one_for_others() -> None:
-    assert taught_by(PAIR, "kto") == (GOOD, POOR)
-    assert taught_by(PAIR, "orpo") == (PAIR,)
-    assert taught_by(GOOD, "kto") == (GOOD,)
+    assert objective_of("kto").taught(PAIR) == (GOOD, POOR)
+    assert objective_of("orpo").taught(PAIR) == (PAIR,)
+    assert objective_of("kto").taught(GOOD) == (GOOD,)
 
 
 def test_an_undesirable_answer_is_no_example_to_measure_on() -> None:
@@ -69,7 +71,7 @@ def test_other_objectives_have_no_verdicts() -> None:
 
 @pytest.mark.parametrize(
     ("found", "objectives"),
-    [("preference", "dpo, orpo, simpo or kto"), ("conversation", "sft"), ("feedback", "kto")],
+    [("preference", "dpo, kto, orpo or simpo"), ("conversation", "sft"), ("feedback", "kto")],
 )
 def test_rows_of_another_kind_are_sent_to_the_objectives_that_learn_from_them(found: Kind, objectives: str) -> None:
     (problem,) = redirected(OtherKind("a.jsonl: the rows are others", found)).problems
