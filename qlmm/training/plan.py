@@ -22,7 +22,8 @@ from qlmm.core.errors import DataError, UsageError, Where
 from qlmm.core.files import free_bytes
 from qlmm.core.units import memory
 from qlmm.data.batching.mixture import Mixture, MixtureSampler
-from qlmm.data.encoding.encoder import Encoder, Lengths
+from qlmm.data.encoding.encoder import Encoder
+from qlmm.data.encoding.length_limit import Lengths
 from qlmm.data.fingerprint import DataFingerprint
 from qlmm.data.media.images import BadImage, decode
 from qlmm.data.reading.dataset import Bad

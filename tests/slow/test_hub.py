@@ -18,6 +18,7 @@ from qlmm.core.filenames import CARD, MANIFEST, UNPROVEN
 from tests.hub import READER, TOKEN, WRONG, Hub, Repo
 from tests.run_facts import PROOF
 from tests.sharing import COMMIT, PRIVATE, REPO, contents, pushed, refusal, sendable, shared_adapter
+from tests.unit.artifacts.adapters import learned
 
 # What of the invented adapter is rewritten on its way: the card gets its address, papers lose their local paths.
 REWRITTEN = {CARD, MANIFEST, "adapter_config.json"}

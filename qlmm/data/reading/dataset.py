@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Generic
 
 from qlmm.core import naming
@@ -131,7 +130,6 @@ def load_samples(
     sources: Sequence[Source],
     *,
     kind: Kind | None = "conversation",
-    objectives: Mapping[Kind, Sequence[str]] = MappingProxyType({}),
     max_bad_rows: float = 0.0,
     resolve: Resolve = None,
     max_frames: int = 8,
@@ -142,7 +140,6 @@ def load_samples(
     Args:
         sources: what the recipe says, in order.
         kind: what the rows must be; None takes what each source holds, feedback takes preferences too.
-        objectives: names of the objectives that learn from each kind of row, for the message about another kind.
         max_bad_rows: 0 refuses when any row is bad, with all of them listed; above 0, bad rows are left out up to
             this share of all rows.
         resolve: gives the file or folder of a ``builtin:`` name.
@@ -153,7 +150,7 @@ def load_samples(
         DataError: D001 bad rows, D002/D003 unreadable sources, D004 unknown format, D005 missing pictures,
             D006 too many bad rows, D007 nothing to learn from, D010 rows of the other kind.
     """
-    parts = [_read(source, kind, objectives, resolve, max_frames, check_pictures) for source in sources]
+    parts = [_read(source, kind, resolve, max_frames, check_pictures) for source in sources]
     bad = [one for part in parts for one in part.bad]
     samples = [sample for part in parts for sample in part.samples]
     problems = tuple(problem for part in parts for problem in _problems(part))
@@ -183,7 +180,6 @@ def load_samples(
 def _read(
     source: Source,
     kind: Kind | None,
-    objectives: Mapping[Kind, Sequence[str]],
     resolve: Resolve,
     max_frames: int,
     check_pictures: bool,
