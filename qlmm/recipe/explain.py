@@ -39,7 +39,8 @@ Further keys of `base.connector` are the settings of its kind, documented in `ql
 
 Every kind has the key `base.connector.weights`: the Hub id (`id@commit` pins it) or folder of a published checkpoint
 whose connector this one starts from. That is a released mPLUG-Owl for `abstractor`, a LLaVA or its `mm_projector.bin`
-for `mlp` and `linear`. Settings that the weights were made with need not be repeated. See [owl.md](owl.md).
+for `mlp` and `linear`. Settings that the weights were made with need not be repeated.
+See [owl.md](owl.md).
 """
 
 

@@ -177,7 +177,7 @@ def converted(checkpoint: Checkpoint, part: str, build: Callable[[Path], None]) 
     folder = env.home() / "converted" / f"{part}-{checkpoint.digest}"
     try:
         return made_once(folder, build, {"checkpoint": checkpoint.name, "part": part})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ModelError.one(
             "M154",
             f"{checkpoint.name} could not be converted: {error}",
@@ -192,8 +192,9 @@ def check_whole(name: str, part: str, model: nn.Module, found: Mapping[str, tupl
         ModelError: M155 with the first weights that are missing, superfluous or of another shape.
     """
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    kept = {id(value): key for key, value in model.named_parameters() if key in found}
-    tied = {key for key, value in model.named_parameters(remove_duplicate=False) if id(value) in kept}
+    named = list(model.named_parameters(remove_duplicate=False))
+    there = {id(value) for key, value in named if key in found}
+    tied = {key for key, value in named if id(value) in there}
     missing = sorted(wanted.keys() - found.keys() - tied)
     extra = sorted(found.keys() - wanted.keys())
     other = sorted(key for key in found.keys() & wanted.keys() if found[key] != wanted[key])

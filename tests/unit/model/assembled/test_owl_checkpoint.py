@@ -190,3 +190,14 @@ def test_a_sentencepiece_tokenizer_needs_its_package(owl: Released, monkeypatch:
     with pytest.raises(ModelError, match="needs the package sentencepiece") as caught:
         folder_of(owl, "language")
     assert caught.value.problems[0].code == "M005"
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(owl: Released, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(owl_checkpoint, "save_file", full)
+    with pytest.raises(ModelError, match=r"could not be converted: No space left on device") as caught:
+        folder_of(owl, "language")
+    assert caught.value.problems[0].code == "M154"
+    assert [path.name for path in home.iterdir()] == ["prepare.lock"]
