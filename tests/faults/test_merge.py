@@ -244,7 +244,7 @@ def test_a_failure_on_the_way_leaves_nothing(
     def failing(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "_write_rest", failing)
+    monkeypatch.setattr(module, "write_config_files", failing)
     before = sorted(str(path) for path in place.rglob("*"))
     with pytest.raises(type(error)):
         merge(str(place / "adapter"), place / "merged", SHARDS)
