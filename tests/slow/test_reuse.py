@@ -22,7 +22,9 @@ from qlmm.training.logbook import read_metrics
 from qlmm.training.objective import objective as objective_of
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import build
+from tests.assembling import image_processor, llama, tower
 from tests.runs import TinyRun, pair_row
+from tests.tiny import tiny_tokenizer
 
 SWITCHES = ("prefix", "reference", "vision")
 CLOSE = 1e-4
@@ -159,19 +161,33 @@ def test_one_answer_does_not_see_the_other(tiny: TinyRun) -> None:
     assert not torch.equal(before, rejected())
 
 
+def assembled(folder: Path) -> str:
+    """A base of random parts, as an override."""
+    if not (folder / "tower").exists():
+        tokenizer = tiny_tokenizer()
+        tower("clip").save_pretrained(folder / "tower")
+        image_processor("clip").save_pretrained(folder / "tower")
+        llama(len(tokenizer), initializer_range=0.02).save_pretrained(folder / "llama")
+        tokenizer.save_pretrained(folder / "llama")
+    parts = f"vision: {folder}/tower, language: {folder}/llama, connector: {{kind: mlp}}"
+    return f"base={{{parts}, chat_template: vicuna, quantize: none}}"
+
+
+@pytest.mark.parametrize("kind", ["llava", "assembled"])
 @pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "orpo"])
 @pytest.mark.parametrize("reuse", ["[]", "[vision]"])
-def test_no_gradient_passes_a_frozen_tower_while_training(tiny: TinyRun, objective: str, reuse: str) -> None:
+def test_no_gradient_passes_a_frozen_tower_while_training(tiny: TinyRun, objective: str, reuse: str, kind: str) -> None:
     """Checkpointing asks for gradients of every embedding's output when training starts, the tower's too."""
+    base = (assembled(tiny.folder),) if kind == "assembled" else ()
     rows = f"data.sources=[{{path: {tiny.folder}/{'rows' if objective == 'sft' else 'pairs'}.jsonl}}]"
     settings = ("training.gradient_checkpointing=true", "training.steps=2", f"training.reuse={reuse}", rows)
-    made, plan = trainer(tiny, f"training.objective={objective}", *settings)
+    made, plan = trainer(tiny, f"training.objective={objective}", *settings, *base)
     asked: list[bool] = []
-    base = made.model.get_base_model()
-    tower = base.get_submodule(plan.placement.parts.vision[0])
-    tower.register_forward_hook(lambda module, args, found: asked.append(found.last_hidden_state.requires_grad))
+    model = made.model.get_base_model()
+    seeing = model.get_submodule(plan.placement.parts.vision[0])
+    seeing.register_forward_hook(lambda module, args, found: asked.append(found.last_hidden_state.requires_grad))
     embedded: list[bool] = []
-    base.get_input_embeddings().register_forward_hook(lambda module, args, found: embedded.append(found.requires_grad))
+    model.get_input_embeddings().register_forward_hook(lambda module, args, found: embedded.append(found.requires_grad))
     made.train()
     assert asked
     assert not any(asked)
