@@ -186,12 +186,13 @@ def test_no_gradient_passes_a_frozen_tower_while_training(tiny: TinyRun, objecti
     model = made.model.get_base_model()
     seeing = model.get_submodule(plan.placement.parts.vision[0])
     seeing.register_forward_hook(lambda module, args, found: asked.append(found.last_hidden_state.requires_grad))
-    embedded: list[bool] = []
-    model.get_input_embeddings().register_forward_hook(lambda module, args, found: embedded.append(found.requires_grad))
+    # A hook that asks for gradients is put on later than this one: what came out is looked at afterwards.
+    embedded: list[torch.Tensor] = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, found: embedded.append(found))
     made.train()
     assert asked
     assert not any(asked)
-    assert not any(embedded)
+    assert not any(one.requires_grad for one in embedded)
 
 
 def test_supervised_training_keeps_features_where_pictures_come_back(tiny: TinyRun) -> None:

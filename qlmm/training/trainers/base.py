@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from qlmm.core.errors import RunError, UsageError
 from qlmm.data.batching.collators import Batch, Collator, rows
@@ -71,6 +71,9 @@ class PartsTrainer:
         self.grad_norms: dict[str, float] = {}
         self.notes: list[str] = []
         args = trainer_config(training, plan.recipe.output, plan.precision, steps=plan.facts.steps)
+        # Checkpointing needs inputs that ask for gradients only where it is re-entrant, which it is not unless asked.
+        if not (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            _spare_inputs(model.get_base_model())
         masters = self.attach_masters(model)
         super().__init__(  # type: ignore[call-arg, misc]  # TRL's
             model=model,
@@ -98,10 +101,6 @@ class PartsTrainer:
             if name in masters:
                 parameter.data = masters[name].to(parameter.device)
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]  # Trainer's
-        # Checkpointing needs inputs that ask for gradients only where it is re-entrant, which it is not unless asked.
-        if not (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            model.get_base_model().disable_input_require_grads()
-            self.add_callback(_InputsWithoutGradients())  # type: ignore[attr-defined]  # Trainer's
 
     def check_loss_path(self, model: PeftModel, plan: Plan) -> None:
         """Refuse a class whose log-probabilities TRL's fused head gets wrong, which preferences are made of.
@@ -268,17 +267,14 @@ class PartsTrainer:
         """Qlmm sends nothing about its users."""
 
 
-class _InputsWithoutGradients(TrainerCallback):
-    """Takes input gradients off again when training starts.
+def _spare_inputs(base: PreTrainedModel) -> None:
+    """Keep TRL and `Trainer.train` from letting every embedding's output ask for gradients.
 
-    With gradient checkpointing, TRL's constructor and then `Trainer.train` make every embedding's output ask for
-    gradients, the frozen tower's too: all of the tower would be run backward for nothing.
+    They do so for gradient checkpointing, for the frozen tower's embeddings too: all of the tower would be run backward
+    for nothing. Some TRL trainers do it twice, and `disable_input_require_grads` takes the last hooks off only.
     """
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any
-    ) -> None:
-        found["model"].get_base_model().disable_input_require_grads()
+    base.disable_input_require_grads()
+    base.enable_input_require_grads = lambda: None
 
 
 def _named(collator: Collator) -> str:
