@@ -22,6 +22,7 @@ from qlmm.training.logbook import read_metrics
 from qlmm.training.objective import objective as objective_of
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import build
+from qlmm.training.trainers import base as trainers
 from tests.assembling import image_processor, llama, tower
 from tests.runs import TinyRun, pair_row
 from tests.tiny import tiny_tokenizer
@@ -207,7 +208,19 @@ def test_supervised_training_keeps_features_where_pictures_come_back(tiny: TinyR
     made.train()
     pictures = len({image for row in plan.train for image in row.images})
     # The first batches are shown whole or twice, until it is clear that pictures may be shown one by one.
-    assert pictures <= made._tower.seen <= pictures + 8
+    assert pictures <= made._tower.seen <= pictures + 9
+
+
+def test_supervised_training_keeps_no_features_that_would_not_fit(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainers, "LIMIT_BYTES", 5000)
+    rows = (f"data.sources=[{{path: {tiny.folder}/rows.jsonl}}]", "training.objective=sft", "training.steps=30")
+    made, plan = trainer(tiny, *rows)
+    assert plan.keeps_features
+    assert not made._tower.stores
+    assert made.notes == ["features of pictures are not kept: they would not fit into 2 GiB"]
+    assert "pictures" not in made.data_collator([{"row": 0}])
 
 
 def test_supervised_training_is_the_same_with_features_kept(tiny: TinyRun) -> None:

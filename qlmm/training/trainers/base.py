@@ -21,7 +21,7 @@ from qlmm.data.batching.collators import Batch, Collator, rows
 from qlmm.data.batching.mixture import MixtureSampler
 from qlmm.model.parts.split import PartName, Parts
 from qlmm.model.peft.adapter import add_bare
-from qlmm.model.reuse.feature_store import FeatureStore
+from qlmm.model.reuse.feature_store import LIMIT_BYTES, FeatureStore
 from qlmm.model.reuse.frozen_tower import FrozenTower
 from qlmm.model.token_losses import token_losses
 from qlmm.proof.fingerprint import processor_digest
@@ -120,8 +120,26 @@ class PartsTrainer:
         """Run a frozen tower without gradients, and once for each picture where that pays."""
         store = FeatureStore() if plan.keeps_features else None
         self._tower = FrozenTower.of(model, plan.placement, store)
-        if self._tower is not None and self._tower.stores:
+        if self._tower is None or not self._tower.stores:
+            return
+        # What a step shows once must all fit, or most pictures would pass the tower alone and for nothing.
+        if plan.objective.passes == 1 and self._feature_bytes(self._tower, plan) > LIMIT_BYTES:
+            self._tower.keep_none()
+            self.notes.append("features of pictures are not kept: they would not fit into 2 GiB")
+        else:
             self.data_collator.name_pictures(processor_digest(plan.processor))
+
+    @torch.no_grad()
+    def _feature_bytes(self, tower: FrozenTower, plan: Plan) -> int:
+        """Bytes that the features of all pictures would take, from those of one row."""
+        shown = next(one for one in plan.train if one.images)
+        inputs = {name: value.to(self.model.device) for name, value in plan.encoder.batch([measured(shown)]).items()}
+        labels, was_training = inputs.pop("labels"), self.model.training
+        self.model.eval()
+        with self.accelerator.autocast():
+            token_losses(self.model, inputs, labels)
+        self.model.train(was_training)
+        return tower.made // len(shown.images) * len({image for one in plan.train for image in one.images})
 
     def lay_out_rows(self, model: PeftModel, plan: Plan) -> None:
         """Change how rows lie in a batch, where the objective has a shorter layout; none here."""
