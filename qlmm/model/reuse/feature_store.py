@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-import torch
+from qlmm.model.reuse.tensor_tree import mapped, size
 
-from qlmm.model.reuse.tensor_tree import mapped, tensors
-
-__all__ = ["FeatureStore"]
+__all__ = ["LIMIT_BYTES", "FeatureStore"]
 
 # Towers that return all hidden states take 10 to 60 MB a picture.
 LIMIT_BYTES = 2 * 2**30
@@ -41,20 +39,14 @@ class FeatureStore:
 
     def put(self, name: str, features: Any) -> None:
         """Keep features; a name that is known keeps what it has."""
-        size = sum(one.numel() * one.element_size() for one in tensors(features))
-        if name in self._made or size > self._limit:
+        if name in self._made or size(features) > self._limit:
             return
-        self._made[name] = mapped(features, _to_host)
-        self._bytes += size
+        self._made[name] = mapped(features, lambda one: one.detach().cpu())
+        self._bytes += size(features)
         while self._bytes > self._limit:
-            _, oldest = self._made.popitem(last=False)
-            self._bytes -= sum(one.numel() * one.element_size() for one in tensors(oldest))
+            self._bytes -= size(self._made.popitem(last=False)[1])
 
     def clear(self) -> None:
         """Let everything go."""
         self._made.clear()
         self._bytes = 0
-
-
-def _to_host(one: torch.Tensor) -> torch.Tensor:
-    return one.detach().cpu()

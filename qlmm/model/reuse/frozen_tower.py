@@ -23,7 +23,7 @@ from torch import nn
 
 from qlmm.model.peft.adapter import Placement
 from qlmm.model.reuse.feature_store import FeatureStore
-from qlmm.model.reuse.tensor_tree import count, holds_lists, joined, mapped, row, same, shape, tensors
+from qlmm.model.reuse.tensor_tree import count, holds_lists, joined, mapped, row, same, shape, size, tensors
 
 __all__ = ["FrozenTower"]
 
@@ -36,6 +36,7 @@ class FrozenTower:
 
     Attributes:
         seen: how often the tower itself was run.
+        made: bytes of what it gave back, over all these runs.
     """
 
     def __init__(self, model: nn.Module, tower: nn.Module, store: FeatureStore | None) -> None:
@@ -46,7 +47,7 @@ class FrozenTower:
             tower: the tower.
             store: where features are kept; None keeps none, and only leaves gradients out.
         """
-        self.seen = 0
+        self.seen = self.made = 0
         self._tower, self._store = tower, store
         self._forward: Callable[..., Any] = tower.forward
         self._names: Sequence[str] | None = None
@@ -72,6 +73,10 @@ class FrozenTower:
     def stores(self) -> bool:
         """Whether features are kept."""
         return self._store is not None
+
+    def keep_none(self) -> None:
+        """From now on only leave gradients out."""
+        self._store = None
 
     @contextmanager
     def showing(self, names: Sequence[str] | None) -> Iterator[None]:
@@ -136,9 +141,10 @@ class FrozenTower:
         return mapped(self._batches[name], lambda one: one.to(device))
 
     def _run(self, given: Any) -> Any:
-        self.seen += 1
         args, kwargs = given
-        return self._forward(*args, **kwargs)
+        made = self._forward(*args, **kwargs)
+        self.seen, self.made = self.seen + 1, self.made + size(made)
+        return made
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         self._calls = 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
-__all__ = ["count", "holds_lists", "joined", "mapped", "row", "same", "shape", "tensors"]
+__all__ = ["count", "holds_lists", "joined", "mapped", "row", "same", "shape", "size", "tensors"]
 
 
 def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
@@ -37,6 +37,11 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
     mapped(value, note)
     return found
+
+
+def size(value: Any) -> int:
+    """Bytes of all tensors."""
+    return sum(one.numel() * one.element_size() for one in tensors(value))
 
 
 def count(value: Any) -> int:

@@ -14,14 +14,14 @@ from typing import Any, TypedDict
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from qlmm.core.errors import RunError, UsageError
 from qlmm.data.batching.collators import Batch, Collator, rows
 from qlmm.data.batching.mixture import MixtureSampler
 from qlmm.model.parts.split import PartName, Parts
 from qlmm.model.peft.adapter import add_bare
-from qlmm.model.reuse.feature_store import FeatureStore
+from qlmm.model.reuse.feature_store import LIMIT_BYTES, FeatureStore
 from qlmm.model.reuse.frozen_tower import FrozenTower
 from qlmm.model.token_losses import token_losses
 from qlmm.proof.fingerprint import processor_digest
@@ -74,6 +74,9 @@ class PartsTrainer:
         self.grad_norms: dict[str, float] = {}
         self.notes: list[str] = []
         args = trainer_config(training, plan.recipe.output, plan.precision, steps=plan.facts.steps)
+        # Checkpointing needs inputs that ask for gradients only where it is re-entrant, which it is not unless asked.
+        if not (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            _spare_inputs(model.get_base_model())
         masters = self.attach_masters(model)
         super().__init__(  # type: ignore[call-arg, misc]  # TRL's
             model=model,
@@ -101,10 +104,6 @@ class PartsTrainer:
             if name in masters:
                 parameter.data = masters[name].to(parameter.device)
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]  # Trainer's
-        # Checkpointing needs inputs that ask for gradients only where it is re-entrant, which it is not unless asked.
-        if not (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            model.get_base_model().disable_input_require_grads()
-            self.add_callback(_InputsWithoutGradients())  # type: ignore[attr-defined]  # Trainer's
 
     def check_loss_path(self, model: PeftModel, plan: Plan) -> None:
         """Refuse a class whose log-probabilities TRL's fused head gets wrong, which preferences are made of.
@@ -124,8 +123,26 @@ class PartsTrainer:
         """Run a frozen tower without gradients, and once for each picture where that pays."""
         store = FeatureStore() if plan.keeps_features else None
         self._tower = FrozenTower.of(model, plan.placement, store)
-        if self._tower is not None and self._tower.stores:
+        if self._tower is None or not self._tower.stores:
+            return
+        # What a step shows once must all fit, or most pictures would pass the tower alone and for nothing.
+        if plan.objective.passes == 1 and self._feature_bytes(self._tower, plan) > LIMIT_BYTES:
+            self._tower.keep_none()
+            self.notes.append("features of pictures are not kept: they would not fit into 2 GiB")
+        else:
             self.data_collator.name_pictures(processor_digest(plan.processor))
+
+    @torch.no_grad()
+    def _feature_bytes(self, tower: FrozenTower, plan: Plan) -> int:
+        """Bytes that the features of all pictures would take, from those of one row."""
+        shown = next(one for one in plan.train if one.images)
+        inputs = {name: value.to(self.model.device) for name, value in plan.encoder.batch([measured(shown)]).items()}
+        labels, was_training = inputs.pop("labels"), self.model.training
+        self.model.eval()
+        with self.accelerator.autocast():
+            token_losses(self.model, inputs, labels)
+        self.model.train(was_training)
+        return tower.made // len(shown.images) * len({image for one in plan.train for image in one.images})
 
     def lay_out_rows(self, model: PeftModel, plan: Plan) -> None:
         """Change how rows lie in a batch, where the objective has a shorter layout; none here."""
@@ -271,17 +288,14 @@ class PartsTrainer:
         """Qlmm sends nothing about its users."""
 
 
-class _InputsWithoutGradients(TrainerCallback):
-    """Takes input gradients off again when training starts.
+def _spare_inputs(base: PreTrainedModel) -> None:
+    """Keep TRL and `Trainer.train` from letting every embedding's output ask for gradients.
 
-    With gradient checkpointing, TRL's constructor and then `Trainer.train` make every embedding's output ask for
-    gradients, the frozen tower's too: all of the tower would be run backward for nothing.
+    They do so for gradient checkpointing, for the frozen tower's embeddings too: all of the tower would be run backward
+    for nothing. Some TRL trainers do it twice, and `disable_input_require_grads` takes the last hooks off only.
     """
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any
-    ) -> None:
-        found["model"].get_base_model().disable_input_require_grads()
+    base.disable_input_require_grads()
+    base.enable_input_require_grads = lambda: None
 
 
 def _named(collator: Collator) -> str:
