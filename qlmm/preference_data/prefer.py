@@ -27,7 +27,7 @@ from qlmm.core.errors import DataError, ModelError, Problem, UsageError, Where
 from qlmm.data.sample import Sample
 from qlmm.generation.sampling import Draw, draw
 from qlmm.model.loading.base import blueprint, identity, load_processor
-from qlmm.model.loading.precision import choose
+from qlmm.model.numerics.precision import choose
 from qlmm.preference_data.judge import Asked, Judge, Split, asks_with_pictures, question_about
 from qlmm.preference_data.pairing import Settings, Verdict, candidates, chosen_pairs, refuted, score
 from qlmm.preference_data.pairs_file import PairsFile

@@ -30,8 +30,8 @@ from qlmm.data.sample import Example, Preference, Sample
 from qlmm.model.inspection.memory import Load, estimate, trained_parameters, trained_sizes
 from qlmm.model.loading.base import Blueprint, blueprint, identity, load_processor, pinned
 from qlmm.model.loading.encoder import make_encoder
-from qlmm.model.loading.precision import Precision, choose
-from qlmm.model.loading.quantization import check_experts
+from qlmm.model.numerics.precision import Precision, choose
+from qlmm.model.numerics.quantization import check_experts
 from qlmm.model.parts.split import PART_NAMES, PartName
 from qlmm.model.peft.adapter import Placement, check_variant, place
 from qlmm.model.peft.warm_start import Earlier

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from qlmm.core.errors import UsageError
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
 
 __all__ = ["LOSSES", "OBJECTIVES", "Objective", "expected_first_loss", "trainer_config", "verdict_weights"]

@@ -11,7 +11,7 @@ from transformers import Trainer
 from qlmm.core.errors import UsageError
 from qlmm.core.naming import names
 from qlmm.data.reading.dataset import KIND_OF
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
 from qlmm.training.run import TRAINERS, trainer_of
 from qlmm.training.trainers.base import PartsTrainer

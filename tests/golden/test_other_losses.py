@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
 from qlmm.training.objectives.kto import KtoTrainer
 from qlmm.training.objectives.orpo import CERTAIN, OrpoTrainer

@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer as OfTrl
 from trl.trainer.utils import FusedCausalLMOutput
 
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
 from qlmm.training.trl_settings import LOSSES, trainer_config
 

@@ -18,7 +18,7 @@ from qlmm.data.encoding.encoder import Encoder
 from qlmm.model.image_budget.budget import agree
 from qlmm.model.loading.base import identity, load_model, load_processor, load_saved_processor
 from qlmm.model.loading.encoder import make_encoder
-from qlmm.model.loading.precision import Precision, again, choose
+from qlmm.model.numerics.precision import Precision, again, choose
 from qlmm.model.peft.adapter import fill_bare, to_fp32
 from qlmm.proof.probe import PROBE
 from qlmm.recipe.schema import BaseSection, DataSection, Source

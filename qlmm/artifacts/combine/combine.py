@@ -42,7 +42,7 @@ from qlmm.artifacts.destination import check_place, check_room, sources_of, stag
 from qlmm.core.errors import RunError
 from qlmm.core.files import atomic_write
 from qlmm.model.loading.base import load_model
-from qlmm.model.loading.precision import Precision, choose
+from qlmm.model.numerics.precision import Precision, choose
 from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX
 from qlmm.proof.probe import PICTURES, PROBE, probe_rows, write_probe
 from qlmm.proof.records import ReloadProof

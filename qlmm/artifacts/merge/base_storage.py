@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.merge.deltas import AsTrained
 from qlmm.model.loading.base import Blueprint
-from qlmm.model.loading.precision import Precision
-from qlmm.model.loading.quantization import skip_names
+from qlmm.model.numerics.precision import Precision
+from qlmm.model.numerics.quantization import skip_names
 
 __all__ = ["held_by"]
 

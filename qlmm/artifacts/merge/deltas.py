@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qlmm.core.errors import ModelError
-from qlmm.model.loading.quantization import QuantKind
+from qlmm.model.numerics.quantization import QuantKind
 from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX
 
 __all__ = ["AsTrained", "Deltas", "Way", "requantised"]

@@ -26,7 +26,7 @@ from qlmm.artifacts.merge.deltas import Way
 from qlmm.artifacts.safetensors_stream import Output, Reader
 from qlmm.core.errors import ModelError, QlmmError
 from qlmm.data.sample import Sample
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.model.token_losses import IGNORED, supervised
 from qlmm.proof.probe import PROBE, check_answers, probe_rows
 from qlmm.training.rows import measured

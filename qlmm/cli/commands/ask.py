@@ -152,7 +152,7 @@ def _load(adapter: Path) -> LoadedAdapter:
 
     quiet()
     from qlmm.artifacts.adapter.load import load
-    from qlmm.model.loading.precision import choose
+    from qlmm.model.numerics.precision import choose
 
     out.talk(f"loading {adapter}")
     # The best this machine has: answers need not be those of the run to the last bit.

@@ -143,7 +143,7 @@ def run(name: str, question: str | None = None, image: Path | None = None) -> No
         ask(folder, question or _question(rows[0]), [image])
         return
     from qlmm.artifacts.adapter.load import load
-    from qlmm.model.loading.precision import choose
+    from qlmm.model.numerics.precision import choose
 
     out.talk(f"loading {folder}")
     _ask_own(load(folder, precision=choose("auto", "auto")), rows, question)

@@ -19,8 +19,8 @@ from qlmm.core.errors import ModelError
 from qlmm.model.inspection.memory import Load, estimate, frozen_bytes, lora_parameters, trained_parameters
 from qlmm.model.inspection.pictures import SIZES, PicturesShown, look
 from qlmm.model.loading.base import Blueprint, answers_in_decoder, blueprint
-from qlmm.model.loading.precision import Precision
-from qlmm.model.loading.quantization import QuantKind, check_experts, skip_names
+from qlmm.model.numerics.precision import Precision
+from qlmm.model.numerics.quantization import QuantKind, check_experts, skip_names
 from qlmm.model.parts.experts import expert_layers, fused_experts, routers
 from qlmm.model.parts.split import PART_NAMES, PartName, Parts
 from qlmm.model.peft.adapter import Placement, check_variant, place

@@ -39,8 +39,8 @@ from qlmm.model.assembled.processor import load_processor as load_assembled_proc
 from qlmm.model.assembled.vision import VisionFacts, picture_size, prepared, vision_config, vision_facts
 from qlmm.model.contract import connector as find_connector
 from qlmm.model.loading.hub import Located, commit_of, config_of, config_sha256, locate, reading
-from qlmm.model.loading.precision import Precision
-from qlmm.model.loading.quantization import keep_trainable, quantization, skip_names
+from qlmm.model.numerics.precision import Precision
+from qlmm.model.numerics.quantization import keep_trainable, quantization, skip_names
 from qlmm.model.parts.split import Parts, split
 from qlmm.recipe.schema import BaseSection, ConnectorSection
 

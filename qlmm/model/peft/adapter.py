@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from qlmm.core.errors import ModelError
-from qlmm.model.loading.quantization import QuantKind
+from qlmm.model.numerics.quantization import QuantKind
 from qlmm.model.parts.split import PartName, Parts
 from qlmm.model.peft.targets import expert_targets, language_targets, linear_targets, pattern, unread, whole_modules
 from qlmm.recipe.schema import AdapterSection

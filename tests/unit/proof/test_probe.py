@@ -14,7 +14,7 @@ from qlmm.core.errors import ModelError
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.media.images import decode
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.proof.probe import (
     MOST_BYTES,
     PROBE,

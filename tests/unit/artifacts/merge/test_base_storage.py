@@ -10,7 +10,7 @@ import pytest
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.merge.base_storage import held_by
 from qlmm.model.loading.base import blueprint, load_model
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from tests.runs import TinyRun
 from tests.unit.artifacts.adapters import manifest
 
