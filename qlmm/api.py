@@ -28,7 +28,6 @@ from qlmm.core.files import atomic_write
 from qlmm.data.sample import Sample
 from qlmm.evaluation.measures import Measures
 from qlmm.generation.answers import answer, open_question, thumbnail
-from qlmm.model.loading.base import identity
 from qlmm.proof.fingerprint import Start
 from qlmm.proof.probe import write_probe
 from qlmm.proof.promises import judge
@@ -302,7 +301,7 @@ def _record(loaded: LoadedRecipe, ready: Plan) -> dict[str, Any]:
         "recipe_file": loaded.file,
         "overrides": list(loaded.overrides),
         "versions": versions(),
-        "base": identity(loaded.recipe.base),
+        "base": ready.base.identity.model_dump(mode="json"),
         "data": ready.data,
         "plan": to_json(ready.facts),
     }

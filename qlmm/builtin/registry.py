@@ -25,8 +25,10 @@ from qlmm.core.naming import close, load
 from qlmm.core.naming import names as files
 from qlmm.core.seal import seal
 
-__all__ = ["Packaged", "Talk", "names", "path", "prepare", "present"]
+__all__ = ["BUILTIN", "Packaged", "Talk", "names", "path", "prepare", "present"]
 
+# What packaged things are called by in a recipe.
+BUILTIN = "builtin:"
 PACKAGE = "qlmm.builtin.assets"
 NOTICE = "NOTICE.txt"
 Talk = Callable[[str], None]

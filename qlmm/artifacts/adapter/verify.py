@@ -17,11 +17,12 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from qlmm.artifacts.adapter.load import check_base, check_files, check_revision, load
+from qlmm.artifacts.adapter.load import check_base, check_files, load
 from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest
 from qlmm.artifacts.adapter.tensors import check_tensors
 from qlmm.artifacts.zoo.catalogue import located
 from qlmm.core.errors import ModelError, QlmmError, UsageError
+from qlmm.model.loading.base import Base
 from qlmm.model.peft.adapter import ADAPTER_WEIGHTS
 from qlmm.proof.probe import check_answers
 from qlmm.training.run_dir import RECORD
@@ -80,17 +81,20 @@ def verify(target: str, *, tell: Callable[[str], None] = lambda line: None) -> V
         _check("values", lambda: check_finite(folder)),
     )
     tell("looking at the base")
-    base = _check("base", lambda: _base(manifest))
+    found: list[Base] = []
+    base = _check("base", lambda: _base(manifest, found))
     if base.status == "not checked":
         why = "the base is not at hand"
     elif any(one.status != "ok" for one in (*folder_checks, base)):
         why = "nothing is loaded from what is not as it was written"
     else:
         tell("loading base and adapter")
-        tensors = _check("tensors", lambda: check_tensors(folder, manifest))
+        tensors = _check("tensors", lambda: check_tensors(folder, manifest, found[0]))
         fit = tensors.status == "ok"
         answers = (
-            _check("answers", lambda: _answers(folder)) if fit else _unchecked("answers", "the tensors do not fit")
+            _check("answers", lambda: _answers(folder, found[0]))
+            if fit
+            else _unchecked("answers", "the tensors do not fit")
         )
         return Verdict(folder, (*folder_checks, base, tensors, answers))
     return Verdict(folder, (*folder_checks, base, *(_unchecked(name, why) for name in ("tensors", "answers"))))
@@ -221,12 +225,13 @@ def check_finite(folder: Path) -> str:
     return f"{len(names)} tensors, all of them finite"
 
 
-def _base(manifest: Manifest) -> str:
-    check_base(manifest)
-    check_revision(manifest)
-    return ", ".join(f"{facts['id']}" for facts in manifest.base["parts"].values())
+def _base(manifest: Manifest, found: list[Base]) -> str:
+    base = Base.resolve(manifest.recipe.base)
+    check_base(manifest, base, commit=True)
+    found.append(base)
+    return ", ".join(part.id for part in manifest.base.parts.values())
 
 
-def _answers(folder: Path) -> str:
-    loaded = load(folder)
+def _answers(folder: Path, base: Base) -> str:
+    loaded = load(folder, base=base)
     return check_answers(folder, loaded.model, loaded.encoder, loaded.precision)

@@ -36,12 +36,13 @@ from qlmm.artifacts.combine.checks import (
     check_same_base,
     check_settings,
     read_sources,
+    resolve_base,
     size_of,
 )
 from qlmm.artifacts.destination import check_place, check_room, sources_of, staged
 from qlmm.core.errors import RunError
 from qlmm.core.files import atomic_write
-from qlmm.model.loading.base import load_model
+from qlmm.model.loading.base import Base
 from qlmm.model.numerics.precision import Precision, choose
 from qlmm.model.peft.adapter import ADAPTER_WEIGHTS, PEFT_PREFIX
 from qlmm.proof.probe import PICTURES, PROBE, probe_rows, write_probe
@@ -105,7 +106,7 @@ def combine(
     out: Path,
     settings: Settings,
     *,
-    measuring: Callable[[Sequence[Source]], Measure] = lambda sources: Measure("not measured", None),
+    measuring: Callable[[Sequence[Source], Base], Measure] = lambda sources, base: Measure("not measured", None),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Combined:
     """Combine adapters of one base.
@@ -123,15 +124,16 @@ def combine(
     """
     check_settings(targets, out, settings.method, settings.weights, settings.density)
     sources = read_sources(targets)
+    base = resolve_base(sources)
     check_same_base(sources, settings.method)
     check_place(out, [place for source in sources for place in sources_of(source.folder, source.manifest)])
     check_room(out, size_of(sources, settings.method))
-    measure = measuring(sources)
+    measure = measuring(sources, base)
     with staged(out) as stage:
         tell("loading the base")
-        rank = _write_weights(stage, sources, settings, tell)
+        rank = _write_weights(stage, sources, base, settings, tell)
         manifest = _manifest(sources, settings, rank)
-        _write_rest(stage, sources, manifest, tell)
+        _write_rest(stage, sources, base, manifest, tell)
         proof = _proven(stage, manifest, tell)
         losses = _losses(stage, sources, measure, tell)
         _finish(stage, manifest, proof, losses, measure.rows)
@@ -139,15 +141,17 @@ def combine(
     return Combined(out, rank, proof, losses, measure.rows)
 
 
-def _write_weights(stage: Path, sources: Sequence[Source], settings: Settings, tell: Callable[[str], None]) -> int:
+def _write_weights(
+    stage: Path, sources: Sequence[Source], base: Base, settings: Settings, tell: Callable[[str], None]
+) -> int:
     """Weights and PEFT's configuration; the rank of the result."""
     first = sources[0].manifest
-    model = load_model(first.recipe.base, _precision(first), seed=first.seed)
+    model = base.load(_precision(first), seed=first.seed)
     tensors = [load_file(source.folder / ADAPTER_WEIGHTS) for source in sources]
     whole = [name for name in tensors[0] if ".lora_" not in name]
     shares = _shares(settings)
-    base = {name: model.state_dict()[name.removeprefix(PEFT_PREFIX)].detach().cpu() for name in whole}
-    combined = {name: _linear(base[name], [held[name] for held in tensors], shares) for name in whole}
+    start = {name: model.state_dict()[name.removeprefix(PEFT_PREFIX)].detach().cpu() for name in whole}
+    combined = {name: _linear(start[name], [held[name] for held in tensors], shares) for name in whole}
     tell("combining")
     lora, rank = _lora(model, sources, tensors, settings)
     save_file({**combined, **lora}, stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -255,7 +259,9 @@ def _manifest(sources: Sequence[Source], settings: Settings, rank: int) -> Manif
     return first.model_copy(update=changed | {"versions": versions(), "files": {}})
 
 
-def _write_rest(stage: Path, sources: Sequence[Source], manifest: Manifest, tell: Callable[[str], None]) -> None:
+def _write_rest(
+    stage: Path, sources: Sequence[Source], base: Base, manifest: Manifest, tell: Callable[[str], None]
+) -> None:
     """Processor, and what the combined adapter says to the rows of its sources' probes."""
     first = sources[0]
     for name in first.manifest.files:
@@ -264,7 +270,7 @@ def _write_rest(stage: Path, sources: Sequence[Source], manifest: Manifest, tell
             shutil.copyfile(first.folder / name, stage / name)
     write_manifest(stage, _with_files(stage, manifest))
     tell("asking the combined adapter")
-    loaded = load(stage, precision=_precision(manifest))
+    loaded = load(stage, precision=_precision(manifest), base=base)
     rows = [row for source in sources for row in probe_rows(source.folder)]
     write_probe(stage, loaded.model, loaded.encoder, loaded.precision, rows)
     write_manifest(stage, _with_files(stage, manifest))

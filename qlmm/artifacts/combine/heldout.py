@@ -3,7 +3,7 @@
 A row that one run held out may be one that another learned from, where both split the same file. Such rows are left
 out; where it cannot be known what an adapter was trained on, that is said.
 
-Usage: ``measure = measure_on(sources, Path("rows.jsonl")); measure.rows; measure.losses(folders)``
+Usage: ``measure = measure_on(sources, base, Path("rows.jsonl")); measure.rows; measure.losses(folders)``
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from qlmm.core.files import file_sha256
 from qlmm.data.reading.dataset import load_samples
 from qlmm.data.sample import Example, ImageRef, Sample
 from qlmm.evaluation.heldout import HeldOut
+from qlmm.model.loading.base import Base
 from qlmm.recipe import schema
 from qlmm.training.rows import measured
 
@@ -45,18 +46,21 @@ class _Rows:
     unsure: str = ""
 
 
-def measure_on(sources: Sequence[Source], file: Path | None = None, image_root: Path | None = None) -> Measure:
+def measure_on(
+    sources: Sequence[Source], base: Base, file: Path | None = None, image_root: Path | None = None
+) -> Measure:
     """Rows that none of the adapters was trained on, as far as that is known, and how to measure on them.
 
     Args:
         sources: the adapters.
+        base: their base.
         file: rows in any format that can be trained on; unset: those that the adapters' runs held out.
         image_root: where the pictures of these rows are.
 
     Raises:
         DataError: when the file cannot be read.
     """
-    runs = {source.name: _rows(source) for source in sources}
+    runs = {source.name: _rows(source, base) for source in sources}
     if file is not None:
         rows, whose = _rows_of(file, image_root), f"of {file.name}"
     else:
@@ -77,19 +81,19 @@ def measure_on(sources: Sequence[Source], file: Path | None = None, image_root: 
     )
     if len(unseen) < len(rows):
         said += f", without {len(rows) - len(unseen)} on which one was"
-    return Measure("; ".join([said, *unsure]), partial(_losses, rows=chosen))
+    return Measure("; ".join([said, *unsure]), partial(_losses, base=base, rows=chosen))
 
 
 def _why(runs: Mapping[str, _Rows]) -> list[str]:
     return [f"{name}: {run.unsure}" for name, run in runs.items() if run.unsure]
 
 
-def _rows(source: Source) -> _Rows:
+def _rows(source: Source, base: Base) -> _Rows:
     """The rows of an adapter's run, as far as they can be read here and are those of then."""
     if source.manifest.combined is not None:
         return _Rows(unsure="it was combined from others")
     try:
-        rows = rows_of_run(source.folder, source.manifest)
+        rows = rows_of_run(source.folder, source.manifest, base)
     except (QlmmError, OSError) as error:
         why = error.problems[0].message if isinstance(error, QlmmError) else str(error)
         return _Rows(unsure=f"its rows cannot be had: {shorten(why)}")
@@ -131,11 +135,11 @@ def _print(path: Path | None, data: bytes | None) -> str:
     return file_sha256(path) if path is not None else sha256(data or b"").hexdigest()
 
 
-def _losses(folders: Sequence[Path], *, rows: Sequence[Sample]) -> list[float]:
+def _losses(folders: Sequence[Path], *, base: Base, rows: Sequence[Sample]) -> list[float]:
     """Loss of each adapter in nats per supervised token; one model is loaded at a time."""
     found = []
     for folder in folders:
-        loaded = load(folder)
+        loaded = load(folder, base=base)
         found.append(HeldOut(rows, loaded.encoder, loaded.precision, BATCH).loss(loaded.model, rows))
         del loaded
         gc.collect()

@@ -24,7 +24,6 @@ from qlmm.artifacts.adapter.manifest import MANIFEST, Manifest, read_manifest
 from qlmm.artifacts.cards.adapter_card import card, local_sources, placed
 from qlmm.artifacts.hub.scrub import Replaced, local_paths, places_in, scrub, secrets_in, whole_paths
 from qlmm.core.errors import ModelError, Problem
-from qlmm.data.reading.readers import BUILTIN
 from qlmm.proof.probe import PROBE
 from qlmm.proof.records import Proof, from_json
 
@@ -152,7 +151,7 @@ def pack(folder: Path, repo: str, *, unproven: bool) -> Parcel:
         replaced=tuple(replaced),
         manifest=shared,
         proven=proven,
-        local_base=any(not (one["revision"] or one["id"].startswith(BUILTIN)) for one in shared.base["parts"].values()),
+        local_base=any(part.local for part in shared.base.parts.values()),
     )
 
 
@@ -220,7 +219,7 @@ def _is_safetensors(path: Path) -> bool:
 
 def _refuse_secrets(papers: Mapping[str, str], manifest: Manifest) -> None:
     """Stop at papers that hold what looks like an access key; the manifest itself was cleaned of them."""
-    commits = {part["revision"] for part in manifest.base["parts"].values() if part["revision"]}
+    commits = {part.revision for part in manifest.base.parts.values() if part.revision}
     commits |= set(_PINNED.findall(manifest.model_dump_json()))
     found = {name: secrets_in(text, commits) for name, text in papers.items() if name != MANIFEST}
     wrong = [f"{name} seems to hold a {kind}" for name, kinds in found.items() for kind in kinds]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from glob import escape
 from hashlib import sha1, sha256
@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
     RemoteEntryNotFoundError,
     RevisionNotFoundError,
 )
+from pydantic import ValidationError
 
 from qlmm.artifacts.adapter.folder import publish
 from qlmm.artifacts.adapter.load import check_files
@@ -39,6 +40,7 @@ from qlmm.artifacts.hub.connection import LOG_IN, TIMEOUT_S, Hub, checked_name, 
 from qlmm.artifacts.hub.package import CARD, Item, Parcel, allowed, check_contents, proof_of
 from qlmm.core.errors import ModelError, Problem, RunError, UsageError
 from qlmm.core.files import file_sha256
+from qlmm.model.loading.identity import BaseIdentity
 
 __all__ = ["MAIN", "Pulled", "Pushed", "pull", "push"]
 
@@ -224,19 +226,19 @@ def _refuse_other(head: _Head, parcel: Parcel) -> None:
                 "H005", f"{parcel.repo} holds something else than an adapter of qlmm: {shown}", help=help
             )
         return
-    ours, theirs = _parts(parcel.manifest.model_dump()), _parts(head.manifest)
-    if ours != theirs:
-        bases = " + ".join(sorted(name for name, _ in theirs.values())) or "an unknown one"
+    theirs = _base(head.manifest)
+    # A newer revision is still the same base.
+    if theirs is None or any(one.field != "revision" for one in theirs.differs(parcel.manifest.base)):
+        bases = " + ".join(sorted(part.name for part in theirs.parts.values())) if theirs else "an unknown one"
         raise UsageError.one("H006", f"{parcel.repo} holds an adapter of another base: {bases}", help=help)
 
 
-def _parts(manifest: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Id and configuration of every part of a base, without revisions: a newer one is still the same base."""
+def _base(manifest: Mapping[str, object]) -> BaseIdentity | None:
+    """The base that a manifest on the Hub names; None where it names none that can be read."""
     try:
-        parts = manifest["base"]["parts"]
-        return {role: (one["id"].partition("@")[0], one["config_sha256"]) for role, one in parts.items()}
-    except (KeyError, TypeError, AttributeError):
-        return {}
+        return BaseIdentity.model_validate(manifest.get("base"))
+    except ValidationError:
+        return None
 
 
 def _is_stale(name: str, head: _Head, parcel: Parcel) -> bool:

@@ -33,8 +33,7 @@ from qlmm.artifacts.merge.tensor_plan import Sources
 from qlmm.artifacts.safetensors_stream import Output, cut, write_shards
 from qlmm.core.files import atomic_write
 from qlmm.model.image_budget.budget import agree
-from qlmm.model.loading.base import blueprint, load_saved_processor
-from qlmm.model.loading.hub import locate
+from qlmm.model.loading.base import Base
 from qlmm.model.peft.adapter import ADAPTER_WEIGHTS
 from qlmm.proof.probe import PICTURES, PROBE
 
@@ -82,7 +81,14 @@ class Merged:
     error: MergeError | None
 
 
-def merge(target: str, out: Path, settings: Settings, tell: Callable[[str], None] = lambda line: None) -> Merged:
+def merge(
+    target: str,
+    out: Path,
+    settings: Settings,
+    tell: Callable[[str], None] = lambda line: None,
+    *,
+    base: Base | None = None,
+) -> Merged:
     """Merge an adapter into its base.
 
     Args:
@@ -90,6 +96,7 @@ def merge(target: str, out: Path, settings: Settings, tell: Callable[[str], None
         out: the folder to make; it appears when everything is in it.
         settings: what is asked for.
         tell: receives a line about what is going on.
+        base: the adapter's base, where it is resolved already.
 
     Raises:
         UsageError: whatever stands against it; nothing was written by then.
@@ -99,13 +106,17 @@ def merge(target: str, out: Path, settings: Settings, tell: Callable[[str], None
     manifest = check_adapter(folder)
     check_place(out, sources_of(folder, manifest))
     tell("looking at the base")
-    job = _prepare(folder, manifest, settings)
+    job = _prepare(folder, manifest, base or Base.resolve(manifest.recipe.base), settings)
     size = sum(one.size for one in job.outputs)
     check_room(out, size)
     with staged(out) as stage:
         write_shards(stage, cut(job.outputs, settings.shard_bytes), tell)
         _write_rest(stage, job, settings.dtype)
-        error = measure(folder, manifest, stage, settings.onto, job.other, tell) if settings.measured else None
+        error = (
+            measure(folder, manifest, job.base, stage, settings.onto, other=job.other, tell=tell)
+            if settings.measured
+            else None
+        )
         card = merge_card(manifest, settings.onto, error, job.sources.merged, plain=job.sources.plain, size=size)
         atomic_write(stage / "README.md", card)
         publish(stage, out.absolute())
@@ -123,28 +134,33 @@ class _Job:
 
     folder: Path
     manifest: Manifest
+    base: Base
     sources: Sources
     outputs: list[Output]
     other: list[Output] | None
 
 
-def _prepare(folder: Path, manifest: Manifest, settings: Settings) -> _Job:
+def _prepare(folder: Path, manifest: Manifest, base: Base, settings: Settings) -> _Job:
     """Every check that needs the base, and the list of what will be written; no weight is read.
 
     Raises:
         ModelError: A004, A005, A017, A030, A032 for a base that is not the adapter's, or cannot be merged into.
     """
-    shape = blueprint(manifest.recipe.base)
-    check_fits(folder, manifest)
-    sources = Sources.of(manifest, shape)
-    held = held_by(manifest, shape)
+    check_fits(folder, manifest, base)
+    sources = Sources.of(manifest, base)
+    held = held_by(manifest, base)
     dtype = DTYPES[settings.dtype] if settings.dtype is not None else None
-    trained, original = (Deltas(folder, shape.model, one, settings.without) for one in (held, None))
+    trained, original = (Deltas(folder, base.shape.model, one, settings.without) for one in (held, None))
     written, other = (trained, original) if settings.onto == "trained" else (original, trained)
     same = not held.quantised and sources.fit_into(held.dtype)
-    return _Job(
-        folder, manifest, sources, sources.outputs(written, dtype), None if same else sources.values(other, dtype)
-    )
+    beside = None if same else sources.values(other, dtype)
+    return _Job(folder, manifest, base, sources, sources.outputs(written, dtype), beside)
+
+
+def _measured(job: _Job, stage: Path, settings: Settings, tell: Callable[[str], None]) -> MergeError | None:
+    if not settings.measured:
+        return None
+    return measure(job.folder, job.manifest, job.base, stage, settings.onto, other=job.other, tell=tell)
 
 
 def _write_rest(stage: Path, job: _Job, dtype: Dtype | None) -> None:
@@ -156,13 +172,11 @@ def _write_rest(stage: Path, job: _Job, dtype: Dtype | None) -> None:
             continue
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(job.folder / name, stage / name)
-    base = job.manifest.recipe.base
-    spoken, key = (base.model, "base.model") if base.model is not None else (base.language, "base.language")
-    located = locate(spoken or "")
+    located, key = job.base.text_place
     settings = base_file(located, "generation_config.json", key)
     if settings is not None:
         shutil.copyfile(settings, stage / "generation_config.json")
-    agree(job.sources.model, load_saved_processor(base, job.folder))
+    agree(job.sources.model, job.base.saved_processor(job.folder))
     if job.sources.assembled:
         job.sources.merged.config.save_pretrained(stage)
         config = json.loads((stage / "config.json").read_text("utf-8"))

@@ -30,7 +30,6 @@ from qlmm.core.errors import Problem, UsageError
 from qlmm.core.events import Finished, Resumed
 from qlmm.core.files import atomic_write, file_sha256
 from qlmm.core.naming import NAME_RULE
-from qlmm.data.reading.readers import BUILTIN
 from qlmm.proof.records import PlanFacts, Proof, from_json
 from qlmm.recipe import zoo as shelf
 from qlmm.recipe.library import ZOO_RECIPE
@@ -145,13 +144,11 @@ def _weights(hub: str | None, adapter: Path) -> HubWeights | None:
 
 def _refuse_local(adapter: Path, manifest: Manifest) -> None:
     """Stop at what nobody else has: a base in a folder, a path or an access key in any text that is copied."""
-    parts = manifest.base["parts"].values()
+    parts = manifest.base.parts.values()
     problems = [
-        Problem("Z013", f"the base {part['id']} is a folder of this machine", help=_LOCAL)
-        for part in parts
-        if not (part["revision"] or part["id"].startswith(BUILTIN))
+        Problem("Z013", f"the base {part.id} is a folder of this machine", help=_LOCAL) for part in parts if part.local
     ]
-    commits = {part["revision"] for part in parts if part["revision"]}
+    commits = {part.revision for part in parts if part.revision}
     commits |= {commit for _, commit in _PINNED.findall(manifest.model_dump_json())}
     for name in (*manifest.files, MANIFEST, CARD):
         if not _NO_TEXT.fullmatch(name.rpartition("/")[2]):
@@ -177,8 +174,8 @@ def _local(adapter: Path, name: str, commits: Iterable[str]) -> Iterator[Problem
 
 
 def _entry(request: Request, adapter: Path, manifest: Manifest, proof: Proof, weights: HubWeights | None) -> Entry:
-    connector = manifest.base.get("connector")
-    parts = {role: facts["id"] for role, facts in manifest.base["parts"].items()}
+    connector = manifest.base.connector
+    parts = {role: part.id for role, part in manifest.base.parts.items()}
     try:
         return Entry(
             summary=request.summary,
@@ -186,7 +183,7 @@ def _entry(request: Request, adapter: Path, manifest: Manifest, proof: Proof, we
             weights=weights or "here",
             size_bytes=(adapter / WEIGHTS).stat().st_size,
             trained=sum(part.trained_parameters for part in proof.parts),
-            base=parts | ({"connector": connector["kind"]} if connector is not None else {}),
+            base=parts | ({"connector": connector.kind} if connector is not None else {}),
             results=Results(
                 before=proof.before, after=proof.after, pairs_before=proof.pairs_before, pairs_after=proof.pairs_after
             ),

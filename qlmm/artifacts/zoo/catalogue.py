@@ -194,9 +194,9 @@ def _base(manifest: Manifest, adapter: Path) -> BaseSection:
 
 
 def _write_processor(base: BaseSection, folder: Path) -> None:
-    from qlmm.model.loading.base import load_processor
+    from qlmm.model.loading.base import Base
 
-    load_processor(base).save_pretrained(str(folder))
+    Base.resolve(base).processor.save_pretrained(str(folder))
 
 
 def _take(written: Path, stage: Path, absent: list[str], manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ from qlmm.builtin import registry as builtin
 from qlmm.core.errors import ModelError
 from qlmm.model.contract import own_tower
 
-__all__ = ["Located", "commit_of", "config_of", "config_sha256", "locate", "reading"]
+__all__ = ["Located", "config_of", "config_sha256", "locate", "pinned", "reading"]
 
-BUILTIN = "builtin:"
 # How transformers names a package that is not there, the surest way first.
 _PACKAGE = (r"pip install (?:-\S+ )*([\w.-]*\w)", r"[Pp]ackage `([\w.-]+)`", r"requires the ([\w.-]+) library")
 # Packages that an extra of qlmm brings in the version it needs.
@@ -51,8 +50,8 @@ def locate(name: str) -> Located:
     Raises:
         UsageError: B001 and following when a packaged model cannot be prepared.
     """
-    if name.startswith(BUILTIN):
-        return Located(name, str(builtin.path(name.removeprefix(BUILTIN))), None)
+    if name.startswith(builtin.BUILTIN):
+        return Located(name, str(builtin.path(name.removeprefix(builtin.BUILTIN))), None)
     if _is_folder(name):
         return Located(name, name, None)
     model, _, revision = name.partition("@")
@@ -166,20 +165,22 @@ def config_of(located: Located, key: str) -> PreTrainedConfig:
         if Path(located.path).is_file():
             message = f"{key}: {located.name} is a file, not a model folder"
             raise ModelError.one("M003", message, help="name the folder that it lies in")
-        _register_tower(located.path)
+        stated, _ = PreTrainedConfig.get_config_dict(located.path, revision=located.revision)
+        # Importing a tower's file makes its class known to transformers' Auto classes.
+        own_tower(str(stated.get("model_type", "")))
         config: PreTrainedConfig = AutoConfig.from_pretrained(located.path, **located.options)
     return config
 
 
-def commit_of(located: Located) -> str | None:
-    """The commit that the files of a model on the Hub come from; None for a folder.
+def pinned(located: Located) -> Located:
+    """The same part at the commit that its branch points to, so that all of its files come from one state.
 
-    Asked after its configuration was read: that has put the commit a branch points to into the cache.
+    Asked after its configuration was read: that has put the commit into the cache. A folder has none.
     """
     if _is_folder(located.path):
-        return None
+        return located
     found = try_to_load_from_cache(located.path, "config.json", revision=located.revision)
-    return Path(found).parent.name if isinstance(found, str) else None
+    return replace(located, revision=Path(found).parent.name) if isinstance(found, str) else located
 
 
 def config_sha256(config: PreTrainedConfig) -> str:
@@ -189,10 +190,3 @@ def config_sha256(config: PreTrainedConfig) -> str:
 
 
 _INCIDENTAL = {"transformers_version", "_name_or_path", "_commit_hash", "dtype", "architectures"}
-
-
-def _register_tower(path: str) -> None:
-    """Import the tower file that a folder's configuration names, so that transformers' Auto classes know it."""
-    file = Path(path) / "config.json"
-    if file.is_file():
-        own_tower(str(json.loads(file.read_text("utf-8")).get("model_type", "")))

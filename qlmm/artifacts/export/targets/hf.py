@@ -29,15 +29,16 @@ def merged_size(job: Job) -> int:
     Raises:
         ModelError: as `merge` for the base's files, M003 and following for those that cannot be had.
     """
-    held = held_by(job.manifest, job.shape) if job.wishes.onto == "trained" else None
-    outputs = Sources.of(job.manifest, job.shape).outputs(Deltas(job.folder, job.shape.model, held), None)
+    held = held_by(job.manifest, job.base) if job.wishes.onto == "trained" else None
+    outputs = Sources.of(job.manifest, job.base).outputs(Deltas(job.folder, job.shape.model, held), None)
     return sum(one.size for one in outputs)
 
 
 def merged(job: Job, folder: Path) -> None:
     """Merge the adapter into a folder that is empty or not there."""
     # Measuring loads three models; the export proves what it needs itself.
-    merge(str(job.folder), folder, Settings(onto=job.wishes.onto, measured=False), job.tell)
+    settings = Settings(onto=job.wishes.onto, measured=False)
+    merge(str(job.folder), folder, settings, job.tell, base=job.base)
 
 
 def stored(folder: Path) -> str:
@@ -61,8 +62,8 @@ def write(job: Job, made: Path, way: Path) -> Written:
     """Merge, load by transformers, compare."""
     merged(job, made)
     job.tell("comparing answers")
-    ours = reference(job.folder, job.manifest, onto=job.wishes.onto)
-    theirs = by_transformers(str(made), None, job.folder, job.manifest, processor=made, onto=job.wishes.onto)
+    ours = reference(job, onto=job.wishes.onto)
+    theirs = by_transformers(str(made), None, job, processor=made, onto=job.wishes.onto)
     line = same(ours, theirs, "the merged model, loaded by transformers,", stored=stored(made))
     return Written((line,), lambda place: ())
 
