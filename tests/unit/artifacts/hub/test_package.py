@@ -126,8 +126,9 @@ def test_a_key_in_the_recipe_is_taken_out(tmp_path: Path) -> None:
 def test_a_base_of_this_machine_is_told(tmp_path: Path) -> None:
     folder = shared_adapter(tmp_path)
     manifest = read_manifest(folder)
-    part = manifest.base["parts"]["model"] | {"id": "models/mine", "revision": None}
-    changed = manifest.model_copy(update={"base": {"kind": "native", "parts": {"model": part}}})
+    part = manifest.base.parts["model"].model_copy(update={"id": "models/mine", "revision": None})
+    base = manifest.base.model_copy(update={"parts": {"model": part}})
+    changed = manifest.model_copy(update={"base": base})
     (folder / MANIFEST).write_text(changed.model_dump_json(), "utf-8")
     assert packed(folder).local_base
 
