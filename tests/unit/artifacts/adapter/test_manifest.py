@@ -120,5 +120,5 @@ def test_no_file_of_a_manifest_leads_out_of_its_folder(name: str, tmp_path: Path
 )
 def test_a_base_that_is_not_described_is_refused(base: dict[str, object], tmp_path: Path) -> None:
     write_manifest(tmp_path, manifest().model_copy(update={"base": base}))
-    with pytest.raises(ModelError, match=r"A002.*does not say what the base is"):
+    with pytest.raises(ModelError, match=r"A002.*is damaged: base\."):
         read_manifest(tmp_path)
