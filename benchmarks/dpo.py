@@ -35,7 +35,6 @@ from benchmarks.shapes import PICTURE, Shape
 from qlmm.cli.output.library_noise import quiet
 from qlmm.data.media.images import decode
 from qlmm.data.sample import Preference
-from qlmm.model.loading.base import load_model
 from qlmm.model.peft.adapter import lora_config
 from qlmm.recipe.load import parse_recipe
 from qlmm.training.plan import Plan, make_plan
@@ -180,7 +179,7 @@ def run_trl(ready: Plan) -> Timed:
     ours, _ = build(ready)
     values = {name: value.detach().clone() for name, value in ours.named_parameters() if value.requires_grad}
     del ours
-    base = load_model(ready.recipe.base, ready.precision, seed=ready.recipe.training.seed)
+    base = ready.base.load(ready.precision, seed=ready.recipe.training.seed)
     timed = Timed()
     trainer = _trl(ready, base, timed)
     own = dict(trainer.model.named_parameters())

@@ -32,7 +32,7 @@ from qlmm.artifacts.merge.merge import Settings, merge
 from qlmm.artifacts.safetensors_stream import Output, Reader, cut, header, write_shards
 from qlmm.core.filenames import MANIFEST
 from qlmm.data.fingerprint import DataFingerprint
-from qlmm.model.loading.base import blueprint, identity, load_processor
+from qlmm.model.loading.base import Base
 from qlmm.model.peft.adapter import attach, place
 from qlmm.recipe.load import parse_recipe
 
@@ -151,7 +151,8 @@ def _processor(words: Any) -> LlavaProcessor:
 def _write_adapter(folder: Path) -> None:
     """LoRA and a connector with random weights, as a run would leave them."""
     recipe = parse_recipe(RECIPE.format(folder=folder), "merge.yaml").recipe
-    shape = blueprint(recipe.base)
+    base = Base.resolve(recipe.base)
+    shape = base.shape
     with torch.device("meta"):
         model = attach(shape.model, place(shape.model, shape.parts, recipe.adapter), recipe.adapter, seed=0)
     drawn = torch.Generator().manual_seed(0)
@@ -160,9 +161,9 @@ def _write_adapter(folder: Path) -> None:
             around, _, last = name.rpartition(".")
             value = 0.02 * torch.randn(parameter.shape, generator=drawn)
             model.get_submodule(around).register_parameter(last, torch.nn.Parameter(value))
-    stage = stage_adapter(model, load_processor(recipe.base), folder, recipe.base)
+    stage = stage_adapter(model, base.processor, folder, recipe.base)
     manifest = Manifest(
-        base=identity(recipe.base),
+        base=base.identity,
         recipe=recipe,
         precision="bf16",
         seed=0,

@@ -22,7 +22,6 @@ from benchmarks.machine import write_result
 from benchmarks.peer import plain_trl
 from benchmarks.shapes import TINY
 from qlmm.cli.output.library_noise import quiet
-from qlmm.model.loading.base import load_model
 from qlmm.model.parts.split import split
 from qlmm.proof.fingerprint import Start
 from qlmm.proof.records import PartProof
@@ -70,7 +69,7 @@ def _qlmm(*overrides: str) -> Arm:
 def _trl(recipe: Recipe, folder: Path) -> PartProof:
     """TRL alone on an NF4 base that is loaded correctly, computing in bf16, which is its default."""
     ready = _plan(recipe, folder, "base.quantize=nf4", "training.precision=bf16")
-    base = load_model(ready.recipe.base, ready.precision, seed=0)
+    base = ready.base.load(ready.precision, seed=0)
     parts = split(base)
     trainer = plain_trl(ready, base, steps=STEPS)
     start = Start.of(trainer.model, parts, ready.placement.asked)

@@ -27,7 +27,6 @@ from qlmm.cli.output.screens import plan_screen, proof_screen
 from qlmm.core.errors import QlmmError
 from qlmm.core.events import Answered, Evaluated, Event, Finished, StepDone
 from qlmm.core.units import memory
-from qlmm.model.loading.base import load_model
 from qlmm.model.peft.adapter import attach
 from qlmm.proof.records import PlanFacts, ReloadProof, to_json
 from qlmm.recipe.load import LoadedRecipe
@@ -183,7 +182,7 @@ def compare(bench: Bench) -> None:
         return
     ready = _short(bench, "short", bench.batch)
     with bench.stage("load the base again"):
-        base = load_model(ready.recipe.base, ready.precision, seed=0)
+        base = ready.base.load(ready.precision, seed=0)
     with bench.stage("TRL alone"):
         base = _time_trl(bench, ready, base)
     if bench.left_s < SPARE_S:

@@ -171,15 +171,15 @@ def _refuse_local(adapter: Path, name: str) -> None:
 
 
 def _entry(request: Request, adapter: Path, manifest: Manifest, proof: Proof) -> Entry:
-    connector = manifest.base.get("connector")
-    parts = {role: facts["id"] for role, facts in manifest.base["parts"].items()}
+    connector = manifest.base.connector
+    parts: dict[str, str] = {role: part.id for role, part in manifest.base.parts.items()}
     return Entry(
         summary=request.summary,
         command=f"qlmm finetune {shelf.PREFIX}{request.name}",
         weights="here",
         size_bytes=(adapter / ADAPTER_WEIGHTS).stat().st_size,
         trained=sum(part.trained_parameters for part in proof.parts),
-        base=parts | ({"connector": connector["kind"]} if connector is not None else {}),
+        base=parts | ({"connector": connector.kind} if connector is not None else {}),
         results=_results(proof),
         minutes=_minutes(adapter.parent),
         machine=request.machine or _machine(adapter.parent),

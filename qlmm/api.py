@@ -30,7 +30,6 @@ from qlmm.core.staging import publish
 from qlmm.data.sample import Sample
 from qlmm.evaluation.measures import Measures
 from qlmm.generation.answers import answer, open_question, thumbnail
-from qlmm.model.loading.base import identity
 from qlmm.proof.fingerprint import Start
 from qlmm.proof.probe import write_probe
 from qlmm.proof.promises import judge
@@ -306,7 +305,7 @@ def _record(loaded: LoadedRecipe, ready: Plan) -> RunRecord:
         recipe_file=loaded.file,
         overrides=loaded.overrides,
         versions=versions(),
-        base=identity(loaded.recipe.base),
+        base=ready.base.identity,
         data=ready.data,
         plan=ready.facts,
     )

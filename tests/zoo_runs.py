@@ -20,7 +20,7 @@ from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import write_manifest
 from qlmm.artifacts.cards.adapter_card import card
 from qlmm.core.events import Event, Finished
-from qlmm.model.loading.base import chat_template
+from qlmm.model.loading.chat_template import chat_template
 from qlmm.proof.records import Proof, to_json
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import BaseSection, Recipe
@@ -103,7 +103,7 @@ class Zoo:
 
     def write(self, section: BaseSection, folder: Path) -> None:
         """Stand in for the base's processor."""
-        template = chat_template(section)
+        template = chat_template(section.chat_template)
         texts = self.written | ({"chat_template.jinja": template} if template is not None else {})
         for name, text in texts.items():
             (folder / name).write_text(text)

@@ -20,8 +20,10 @@ from qlmm.core.files import atomic_write
 from qlmm.core.naming import close, load
 from qlmm.core.naming import names as files
 
-__all__ = ["Packaged", "Talk", "names", "path", "prepare", "present"]
+__all__ = ["BUILTIN", "Packaged", "Talk", "names", "path", "prepare", "present"]
 
+# What packaged things are called by in a recipe.
+BUILTIN = "builtin:"
 PACKAGE = "qlmm.builtin.assets"
 NOTICE = "NOTICE.txt"
 Talk = Callable[[str], None]

@@ -37,7 +37,7 @@ def load_adapter(adapter: Path) -> LoadedAdapter:
     Answers need not be those of the run to the last bit, so the run's own precision is not asked for.
     """
     from qlmm.artifacts.adapter.load import load
-    from qlmm.model.loading.precision import choose
+    from qlmm.model.numerics.precision import choose
 
     out.talk(f"loading {adapter}")
     return load(adapter, precision=choose("auto", "auto"))

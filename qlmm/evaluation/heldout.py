@@ -19,7 +19,7 @@ from torch import nn
 
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.sample import ImageRef, Row, Sample
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.model.token_losses import token_losses
 from qlmm.proof.records import PictureProof
 

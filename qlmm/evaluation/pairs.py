@@ -20,7 +20,7 @@ from torch import nn
 from qlmm.data.encoding.encoder import IGNORED, Encoder
 from qlmm.data.sample import Preference
 from qlmm.evaluation.heldout import swap_pictures
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.model.token_losses import supervised
 from qlmm.proof.records import PairProof
 from qlmm.training.trainers.reference import REFERENCE

@@ -1,4 +1,4 @@
 """Recipe sections -> a model in parts: blueprint, weights, quantisation, adapter.
 
-Usage: ``from qlmm.model.loading.base import blueprint, load_model``
+Usage: ``from qlmm.model.loading.base import Base``
 """

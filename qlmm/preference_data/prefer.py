@@ -25,8 +25,9 @@ from qlmm.core.filenames import MANIFEST
 from qlmm.core.signals import Stop, stop_signals
 from qlmm.data.sample import Sample
 from qlmm.generation.sampling import Draw, draw
-from qlmm.model.loading.base import blueprint, identity, load_processor
-from qlmm.model.loading.precision import choose
+from qlmm.model.loading.base import Base
+from qlmm.model.loading.identity import BaseIdentity
+from qlmm.model.numerics.precision import choose
 from qlmm.preference_data.judge import Asked, Judge, Split, asks_with_pictures, question_about
 from qlmm.preference_data.pairing import Settings, Verdict, candidates, chosen_pairs, refuted, score
 from qlmm.preference_data.pairs_file import PairsFile
@@ -116,11 +117,12 @@ def prefer(
     source = Source(path=prompts, image_root=image_root)
     questions = read_questions(source, limit=how.limit, resolve=builtin.path, frames=manifest.recipe.data.max_frames)
     judge = None if judge is not None and Path(judge).resolve() == adapter.resolve() else judge
+    seen_by = _seeing(judge) if judge is not None and not _is_adapter(judge) else None
     total = len(questions.samples)
-    with Records.open(records_of(out), _begun_with(manifest, judge, questions, how)) as records:
+    with Records.open(records_of(out), _begun_with(manifest, judge, seen_by, questions, how)) as records:
         if len(records.done) < total:
             with stop_signals() as stop:
-                maker = _Maker.load(adapter, judge, questions.samples, how)
+                maker = _Maker.load(adapter, judge, seen_by, questions.samples, how)
                 _work(maker, questions.samples, records, stop, listener)
             if stop.by is not None and len(records.done) < total:
                 return Outcome("stopped", len(records.done), total, signal=stop.by)
@@ -156,8 +158,10 @@ class _Maker:
     how: Settings
 
     @classmethod
-    def load(cls, adapter: Path, judge: str | None, samples: Sequence[Sample], how: Settings) -> _Maker:
-        """Load the model that answers and, where it is another, the one that judges.
+    def load(
+        cls, adapter: Path, judge: str | None, base: Base | None, samples: Sequence[Sample], how: Settings
+    ) -> _Maker:
+        """Load the model that answers and, where it is another, the one that judges: an adapter, or a base alone.
 
         Raises:
             UsageError: D042 for a prompt without a picture that a model needs, and what loading raises.
@@ -166,7 +170,8 @@ class _Maker:
         _check_pictures(samples, str(adapter), needed=asks_with_pictures(answering))
         if judge is None:
             return cls(answering, Judge.of(answering), how)
-        judging = Judge.of((load if _is_adapter(judge) else load_base)(judge, precision=answering.precision))
+        where = answering.precision
+        judging = Judge.of(load(judge, precision=where) if base is None else load_base(base, precision=where))
         _check_pictures(samples, judge, needed=judging.needs_pictures)
         return cls(answering, judging, how)
 
@@ -244,13 +249,15 @@ def _check_pictures(samples: Sequence[Sample], name: str, *, needed: bool) -> No
         raise DataError.one("D042", message, where=where, help="leave rows without a picture out")
 
 
-def _begun_with(manifest: Manifest, judge: str | None, questions: Questions, how: Settings) -> RecordSettings:
+def _begun_with(
+    manifest: Manifest, judge: str | None, base: Base | None, questions: Questions, how: Settings
+) -> RecordSettings:
     """All that decides what records say, as their file names it."""
     settings = asdict(how)
     del settings["limit"]  # more prompts may follow later
     return {
         **_adapter_facts(manifest),
-        "judge": "the adapter itself" if judge is None else _judge_facts(judge),
+        "judge": "the adapter itself" if judge is None else _judge_facts(judge, base),
         "prompts": questions.fingerprint,
         **settings,
     }
@@ -258,22 +265,30 @@ def _begun_with(manifest: Manifest, judge: str | None, questions: Questions, how
 
 def _adapter_facts(manifest: Manifest) -> RecordSettings:
     files = json.dumps(manifest.files, sort_keys=True).encode()
-    return {"adapter": hashlib.sha256(files).hexdigest(), "base": manifest.base["parts"]}
+    return {"adapter": hashlib.sha256(files).hexdigest(), "base": _parts(manifest.base)}
 
 
-def _judge_facts(judge: str) -> RecordSettings:
-    """What exactly the judge is; one that cannot see is refused here, before any weights are loaded.
+def _judge_facts(judge: str, base: Base | None) -> RecordSettings:
+    """What exactly the judge is: an adapter, or a base alone."""
+    return {"base": _parts(base.identity)} if base is not None else _adapter_facts(read_manifest(Path(judge)))
+
+
+def _parts(base: BaseIdentity) -> RecordSettings:
+    parts: RecordSettings = base.model_dump(mode="json")["parts"]
+    return parts
+
+
+def _seeing(judge: str) -> Base:
+    """The base that judges; one that cannot see is refused here, before any weights are loaded.
 
     Raises:
-        ModelError: A002 for a damaged adapter, M003 and following for a base that cannot be had, M010 and J007 for
-            one that sees nothing, M041 for one without a chat template.
+        ModelError: M003 and following for a base that cannot be had, M010 and J007 for one that sees nothing, M041 for
+            one without a chat template.
     """
-    if _is_adapter(judge):
-        return _adapter_facts(read_manifest(Path(judge)))
-    base = plain_base(judge)
     try:
-        sees = blueprint(base).parts.has("vision")
-        load_processor(base)
+        base = Base.resolve(plain_base(judge))
+        # A missing chat template is found before anything is loaded.
+        sees, _ = base.shape.parts.has("vision"), base.processor
     except NotVisionLanguage as error:
         raise error.about("--judge", A_JUDGE) from error
     except NoTemplate as error:
@@ -282,7 +297,7 @@ def _judge_facts(judge: str) -> RecordSettings:
         raise error.about("--judge") from error
     if not sees:
         raise ModelError.one("J007", f"--judge {judge} has no vision part: it cannot see what it judges", help=A_JUDGE)
-    return {"base": identity(base)["parts"]}
+    return base
 
 
 def _is_adapter(name: str) -> bool:

@@ -26,7 +26,7 @@ from qlmm.core.files import atomic_write
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.media.images import decode, size
 from qlmm.data.sample import ImageRef, Origin, Part, Role, Sample, Turn
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.model.token_losses import last_logits
 
 __all__ = [

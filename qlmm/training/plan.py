@@ -29,10 +29,9 @@ from qlmm.data.media.images import BadImage, decode
 from qlmm.data.reading.dataset import Bad
 from qlmm.data.sample import Example, Preference, Sample
 from qlmm.model.inspection.memory import Load, estimate, trained_parameters, trained_sizes
-from qlmm.model.loading.base import Blueprint, blueprint, identity, load_processor, pinned
-from qlmm.model.loading.encoder import make_encoder
-from qlmm.model.loading.precision import Precision, choose
-from qlmm.model.loading.quantization import check_experts
+from qlmm.model.loading.base import Base, Blueprint
+from qlmm.model.numerics.precision import Precision, choose
+from qlmm.model.numerics.quantization import check_experts
 from qlmm.model.parts.split import PART_NAMES, PartName
 from qlmm.model.peft.adapter import Placement, check_variant, place
 from qlmm.model.peft.warm_start import Earlier
@@ -54,6 +53,7 @@ class Plan:
     """A run that can start: what will be loaded, learned and measured.
 
     Attributes:
+        base: the recipe's base; what is loaded is the state that was looked at.
         train: rows to learn from, all of them within `data.max_length`; pairs for a preference objective.
         lengths: tokens of each of them.
         held_out: rows to measure on; of pairs, their chosen sides.
@@ -66,6 +66,7 @@ class Plan:
     """
 
     recipe: Recipe
+    base: Base
     facts: PlanFacts
     precision: Precision
     placement: Placement
@@ -102,7 +103,8 @@ def make_plan(recipe: Recipe) -> Plan:
     check_variant(recipe.adapter, recipe.base.quantize)
     _check_trackers(recipe)
     trainer_config(recipe.training, recipe.output, precision, steps=1)
-    shape = blueprint(recipe.base)
+    base = Base.resolve(recipe.base)
+    shape = base.shape
     _check_objective(recipe, shape)
     check_experts(shape.model, shape.parts, recipe.base.quantize)
     start = recipe.adapter.start_from
@@ -115,29 +117,28 @@ def make_plan(recipe: Recipe) -> Plan:
         keep_bare=objective(recipe.training.objective).reference,
     )
     if earlier is not None:
-        earlier.check_base(identity(recipe.base))
+        earlier.check_base(base.identity)
         earlier.check_scale(recipe.adapter)
         earlier.check_fits(shape.model, shape.parts, placement)
-    processor = load_processor(recipe.base)
-    encoder, pictures = make_encoder(recipe.base, recipe.data, processor)
+    encoder, pictures = base.encoder(recipe.data)
     rows = read_rows(recipe, encoder)
     needs = not encoder.takes_text_only or needs_pictures(shape.model)
-    _check_kinds_of_rows(recipe, rows, needs=needs)
+    _check_kinds_of_rows(recipe, base, rows, needs=needs)
     _check_pictures(recipe, placement, rows)
     steps = _steps(recipe, len(rows.mixture))
     views = _views(recipe, rows, steps)
     keeps = "vision" in recipe.training.reuse and "vision" not in placement.asked and views >= MANY_VIEWS
     notes = (f"features of a picture are kept: it is shown {views:.1f} times",) if keeps else ()
-    facts = replace(_facts(recipe, precision, shape, placement, rows, steps), pictures=pictures, notes=notes)
+    facts = replace(_facts(recipe, precision, base, placement, rows, steps), pictures=pictures, notes=notes)
     _check_disk(facts)
     return Plan(
-        # The configuration has been read by now: what is loaded is the commit that was looked at.
-        recipe=recipe.model_copy(update={"base": pinned(recipe.base)}),
+        recipe=recipe.model_copy(update={"base": base.pinned()}),
+        base=base,
         facts=facts,
         precision=precision,
         placement=placement,
         earlier=earlier,
-        processor=processor,
+        processor=rows.encoder.processor,
         encoder=rows.encoder,
         train=rows.train.samples,
         lengths=rows.train.lengths,
@@ -171,11 +172,9 @@ def _views(recipe: Recipe, rows: Rows, steps: int) -> float:
     return objective(training.objective).passes * in_epoch * epochs / max(1, different)
 
 
-def _facts(
-    recipe: Recipe, precision: Precision, shape: Blueprint, placement: Placement, rows: Rows, steps: int
-) -> PlanFacts:
+def _facts(recipe: Recipe, precision: Precision, base: Base, placement: Placement, rows: Rows, steps: int) -> PlanFacts:
     """The plan screen's figures."""
-    tokens = _tokens(rows.train.lengths)
+    shape, tokens = base.shape, _tokens(rows.train.lengths)
     training = recipe.training
     # A pair is two rows where its answers cannot share their prompt, which is only known with the model in memory.
     sides = 2 if any(isinstance(row, Preference) for row in rows.train.samples) else 1
@@ -191,7 +190,7 @@ def _facts(
     need = estimate(shape.model, shape.parts, placement, load)
     trained = trained_parameters(shape.model, placement)
     return PlanFacts(
-        base=_named(recipe),
+        base=base.name,
         parts=tuple(_part(part, shape, placement, recipe, precision) for part in PART_NAMES if shape.parts.has(part)),
         targets=tuple(f"{ending} ({count})" for ending, count in placement.endings.items()),
         rows_kept=len(rows.train.samples),
@@ -209,14 +208,6 @@ def _facts(
         output_dir=recipe.output.dir,
         warnings=_warnings(recipe, rows),
     )
-
-
-def _named(recipe: Recipe) -> str:
-    base = recipe.base
-    if base.model is not None:
-        return base.model
-    kind = base.connector.kind if base.connector else ""
-    return f"{base.vision} + {kind} + {base.language}"
 
 
 def _part(part: PartName, shape: Blueprint, placement: Placement, recipe: Recipe, precision: Precision) -> PartFacts:
@@ -291,7 +282,7 @@ def _check_trackers(recipe: Recipe) -> None:
             )
 
 
-def _check_kinds_of_rows(recipe: Recipe, rows: Rows, *, needs: bool) -> None:
+def _check_kinds_of_rows(recipe: Recipe, base: Base, rows: Rows, *, needs: bool) -> None:
     """Refuse rows that this base cannot be given, before anything is loaded.
 
     Raises:
@@ -302,7 +293,7 @@ def _check_kinds_of_rows(recipe: Recipe, rows: Rows, *, needs: bool) -> None:
         where = Where(bare.origin.file, bare.origin.line)
         raise DataError.one(
             "D042",
-            f"this row has no picture, and {_named(recipe)} cannot do without",
+            f"this row has no picture, and {base.name} cannot do without",
             where=where,
             help="leave rows without a picture out, or choose another base",
         )

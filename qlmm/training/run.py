@@ -18,7 +18,6 @@ from qlmm.core.errors import RunError
 from qlmm.core.events import Listener, Warned
 from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.model.image_budget.budget import agree
-from qlmm.model.loading.base import load_model
 from qlmm.model.parts.split import PEFT_PREFIX
 from qlmm.model.peft.adapter import attach, to_fp32
 from qlmm.proof.fingerprint import Start
@@ -49,7 +48,7 @@ def build(plan: Plan) -> tuple[PeftModel, Start]:
     The result depends on recipe and seed alone, so that a continued run starts from the very same bits.
     """
     recipe, seed = plan.recipe, plan.recipe.training.seed
-    base = load_model(recipe.base, plan.precision, seed=seed)
+    base = plan.base.load(plan.precision, seed=seed)
     agree(base, plan.processor)
     model = attach(base, plan.placement, recipe.adapter, seed=seed)
     if plan.earlier is not None:

@@ -5,11 +5,12 @@ Usage: ``record = RunRecord.model_validate_json(text); record.status``
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from qlmm.data.fingerprint import DataFingerprint
+from qlmm.model.loading.identity import BaseIdentity
 from qlmm.proof.records import IN_JSON, Answer, HeldOutProof, PlanFacts, Proof
 from qlmm.recipe.schema import Recipe
 
@@ -52,7 +53,7 @@ class RunRecord(BaseModel):
     recipe_file: str
     overrides: tuple[str, ...] = ()
     versions: dict[str, str]
-    base: dict[str, Any]
+    base: BaseIdentity
     data: DataFingerprint
     plan: PlanFacts
     status: Status = "new"

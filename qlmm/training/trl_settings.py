@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from qlmm.core.errors import UsageError
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
 from qlmm.training.objective import Objective, objective, objectives, refused
 

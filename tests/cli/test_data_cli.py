@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,11 +41,13 @@ def rows(folder: Path, *more: Any) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import qlmm.model.loading.base
-    import qlmm.model.loading.encoder
+    from qlmm.model.loading.base import Base
 
-    monkeypatch.setattr(qlmm.model.loading.base, "load_processor", lambda base: tiny_processor(base.chat_template))
-    monkeypatch.setattr(qlmm.model.loading.encoder, "answers_in_decoder", lambda base: False)
+    def resolve(section: Any) -> Base:
+        source: Any = SimpleNamespace(processor=tiny_processor(section.chat_template), answers_in_decoder=False)
+        return Base(section, source)
+
+    monkeypatch.setattr(Base, "resolve", resolve)
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE.format(rows=rows(tmp_path), folder=tmp_path))
     return path
@@ -102,12 +105,12 @@ def test_a_recipe_adds_tokens(recipe: Path, capsys: pytest.CaptureFixture[str]) 
 def test_without_the_base_rows_are_checked_all_the_same(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import qlmm.model.loading.base
+    from qlmm.model.loading.base import Base
 
     def fail(base: object) -> None:
         raise ModelError.one("M003", "some/llava is not within reach")
 
-    monkeypatch.setattr(qlmm.model.loading.base, "load_processor", fail)
+    monkeypatch.setattr(Base, "resolve", fail)
     check(str(recipe))
     said = capsys.readouterr()
     assert "1 usable" in said.out

@@ -357,6 +357,12 @@ def test_a_bare_parameter_is_adapted_under_its_name() -> None:
     assert wrapper.parameter_name == "weight"
 
 
+def test_ties_prunes_elects_a_sign_and_averages_what_agrees() -> None:
+    first, second = torch.tensor([4.0, -3.0, 0.1, 0.2]), torch.tensor([2.0, 5.0, 0.3, 0.1])
+    merged = peft_private.ties([first, second], torch.tensor([1.0, 1.0]), 0.5)
+    assert merged.tolist() == [3.0, 5.0, 0.0, 0.0]
+
+
 # ---- bitsandbytes, huggingface_hub, efficientnet-lite-pytorch
 
 

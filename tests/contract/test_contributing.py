@@ -18,7 +18,7 @@ from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.reading.dataset import FORMATS, load_format
 from qlmm.data.sample import Origin, Sample, Turn
 from qlmm.model.contract import CONNECTORS, TOWERS, own_tower
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.recipe.library import LABELS, header
 from qlmm.recipe.load import load_recipe
 from qlmm.recipe.schema import OBJECTIVES, OutputSection, TrainingSection

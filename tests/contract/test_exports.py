@@ -18,7 +18,7 @@ from qlmm.artifacts.export.export import EXPORTS, Export, Job, Wishes, target, t
 from qlmm.artifacts.export.targets.peft import carried
 from qlmm.core.errors import ModelError, UsageError
 from qlmm.core.filenames import ADAPTER_WEIGHTS
-from qlmm.model.loading.base import Blueprint
+from qlmm.model.loading.base import Base, Blueprint
 from qlmm.model.parts.split import split
 from tests.tiny import tiny_llava, tiny_processor
 from tests.unit.artifacts.adapters import adapter_folder, manifest
@@ -55,9 +55,10 @@ def job(tmp_path: Path) -> Job:
     facts = read_manifest(folder)
     base = facts.recipe.base.model_copy(update={"quantize": "nf4", "model": str(tmp_path / "base")})
     changes = {"recipe": facts.recipe.model_copy(update={"base": base}), "files": file_hashes(folder)}
-    made = Job(folder, facts.model_copy(update=changes), Wishes(onto="original"), "run", lambda line: None)
-    vars(made)["shape"] = Blueprint(model, split(model))
-    return made
+    resolved, wishes = Base.resolve(base), Wishes(onto="original")
+    # With weights, which one of the tests saves.
+    vars(resolved.source)["shape"] = Blueprint(model, split(model))
+    return Job(folder, facts.model_copy(update=changes), resolved, wishes, "run", lambda line: None)
 
 
 def _write_lora(folder: Path) -> None:
@@ -126,7 +127,7 @@ def test_a_converter_that_is_not_there_is_refused(name: str, job: Job) -> None:
 
 
 def test_peft_refuses_an_assembled_base_and_says_what_works(tmp_path: Path) -> None:
-    made = Job(tmp_path, manifest("assembled"), Wishes(), "run", lambda line: None)
+    made = Job(tmp_path, manifest("assembled"), None, Wishes(), "run", lambda line: None)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"E010[^$]*export --to hf"):
         target("peft").plan(made)
 
@@ -144,8 +145,7 @@ def test_peft_refuses_an_assembled_base_and_says_what_works(tmp_path: Path) -> N
 def test_vllm_refuses_what_it_cannot_serve(changes: dict[str, object], code: str, job: Job) -> None:
     section = job.manifest.recipe.adapter.model_copy(update=changes)
     recipe = job.manifest.recipe.model_copy(update={"adapter": section})
-    made = Job(job.folder, job.manifest.model_copy(update={"recipe": recipe}), Wishes(), "run", lambda line: None)
-    vars(made)["shape"] = job.shape
+    made = replace(job, manifest=job.manifest.model_copy(update={"recipe": recipe}), wishes=Wishes())
     with pytest.raises(ModelError, match=code) as caught:
         target("vllm").plan(made)
     assert "export --to hf" in str(caught.value)

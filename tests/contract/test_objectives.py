@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from qlmm.core.errors import RecipeError, UsageError
 from qlmm.core.naming import names
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import OBJECTIVES, OutputSection, TrainingSection
 from qlmm.training.objective import objective as objective_of

@@ -15,7 +15,6 @@ from transformers import AutoModelForImageTextToText
 from qlmm.artifacts.adapter.folder import file_hashes, stage_adapter
 from qlmm.artifacts.adapter.manifest import Manifest, versions, write_manifest
 from qlmm.artifacts.merge.merge import Settings, merge
-from qlmm.model.loading.base import identity
 from qlmm.training.plan import Plan
 from qlmm.training.run import build
 
@@ -63,7 +62,7 @@ def adapter_of(plan: Plan, model: PeftModel, folder: Path) -> Path:
     recipe = plan.recipe
     stage = stage_adapter(model, plan.processor, folder, recipe.base, bare=plan.placement.bare)
     manifest = Manifest(
-        base=identity(recipe.base),
+        base=plan.base.identity,
         recipe=recipe,
         precision=plan.precision.name,
         seed=recipe.training.seed,

@@ -11,7 +11,7 @@ from torch import nn
 
 from qlmm.core.errors import ModelError
 from qlmm.model.inspection.memory import trained_parameters
-from qlmm.model.loading.quantization import check_experts, skip_names
+from qlmm.model.numerics.quantization import check_experts, skip_names
 from qlmm.model.parts.experts import fused_experts, routers
 from qlmm.model.parts.known_names import CONNECTOR_IN_TOWER, CROSS_ATTENTION, OTHER, UNSPLIT
 from qlmm.model.parts.split import Parts, linear_names, split

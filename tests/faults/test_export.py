@@ -91,10 +91,12 @@ def _quantised_only(place: Path) -> None:
     stated = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     path.write_text(json.dumps(stated))
     from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
-    from qlmm.model.loading.base import identity
+    from qlmm.model.loading.base import Base
 
     manifest = read_manifest(Path(adapter(place)))
-    write_manifest(Path(adapter(place)), manifest.model_copy(update={"base": identity(manifest.recipe.base)}))
+    write_manifest(
+        Path(adapter(place)), manifest.model_copy(update={"base": Base.resolve(manifest.recipe.base).identity})
+    )
 
 
 SPOILT: dict[str, tuple[str, Callable[[Path], Any]]] = {

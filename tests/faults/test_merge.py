@@ -90,9 +90,9 @@ def _flipped_bit(place: Path) -> None:
 def _fewer_layers(place: Path) -> None:
     """Another base whose configuration the manifest knows: only the tensors can tell."""
     edited(place / "base" / "config.json", lambda stated: stated["text_config"].update(TEXT_LAYERS))
-    from qlmm.model.loading.base import identity
+    from qlmm.model.loading.base import Base
 
-    rehashed(place, base=identity(read_manifest(place / "adapter").recipe.base))
+    rehashed(place, base=Base.resolve(read_manifest(place / "adapter").recipe.base).identity)
 
 
 def _other_tokens(place: Path) -> None:
@@ -155,9 +155,9 @@ SPOILT: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 def _known(place: Path) -> None:
-    from qlmm.model.loading.base import identity
+    from qlmm.model.loading.base import Base
 
-    rehashed(place, base=identity(read_manifest(place / "adapter").recipe.base))
+    rehashed(place, base=Base.resolve(read_manifest(place / "adapter").recipe.base).identity)
 
 
 def _without(place: Path, word: str, *, keep: bool = False) -> None:

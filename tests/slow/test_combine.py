@@ -18,12 +18,13 @@ from qlmm.api import finetune, load
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
 from qlmm.artifacts.adapter.verify import verify
-from qlmm.artifacts.combine.checks import read_sources, size_of
+from qlmm.artifacts.combine.checks import read_sources, resolve_base, size_of
 from qlmm.artifacts.combine.combine import Settings, combine
 from qlmm.artifacts.combine.heldout import measure_on
 from qlmm.artifacts.hub.package import pack
 from qlmm.cli.app import app
 from qlmm.core.errors import UsageError
+from qlmm.model.loading.base import Base
 from qlmm.proof.probe import probe_rows
 from qlmm.proof.records import ReloadProof
 from qlmm.training.plan import make_plan
@@ -194,7 +195,7 @@ def test_no_row_is_measured_that_one_of_the_adapters_was_trained_on(tiny: TinyRu
     left = len(held_out - trained)
     assert left > 0
     said = f"{left} row{'s' * (left > 1)} that the runs held out, on none of which an adapter was trained"
-    assert measure_on(sources).rows == f"{said}, without {len(held_out) - left} on which one was"
+    assert measure_on(sources, resolve_base(sources)).rows == f"{said}, without {len(held_out) - left} on which one was"
 
 
 def test_files_in_folders_of_the_processor_are_taken_along(
@@ -217,9 +218,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_the_base_is_loaded(
     assert size * 0.9 <= (made / WEIGHTS).stat().st_size <= size + 100_000
     shutil.rmtree(made)
     monkeypatch.setattr("qlmm.core.staging.free_bytes", lambda path: size)
-    monkeypatch.setattr(
-        "qlmm.artifacts.combine.combine.load_model", lambda *_, **__: pytest.fail("the base was loaded")
-    )
+    monkeypatch.setattr(Base, "load", lambda *_, **__: pytest.fail("the base was loaded"))
     with pytest.raises(UsageError, match="A034"):
         both("cat", (0.5, 0.5))
     assert list(tmp_path.iterdir()) == []
@@ -270,8 +269,8 @@ def _adapter(manifest: Any, **changes: Any) -> Any:
 
 
 def _revision(manifest: Any) -> Any:
-    parts = {role: {**facts, "revision": "0" * 40} for role, facts in manifest.base["parts"].items()}
-    return manifest.model_copy(update={"base": {**manifest.base, "parts": parts}})
+    parts = {role: part.model_copy(update={"revision": "0" * 40}) for role, part in manifest.base.parts.items()}
+    return manifest.model_copy(update={"base": manifest.base.model_copy(update={"parts": parts})})
 
 
 @pytest.mark.parametrize(

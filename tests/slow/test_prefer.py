@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from qlmm.api import LoadedAdapter, finetune, load
-from qlmm.artifacts.adapter.load import load_base
+from qlmm.artifacts.adapter.load import load_base, plain_base
 from qlmm.cli.commands.data import check
 from qlmm.core.errors import QlmmError, RunError
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
 from qlmm.generation.answers import answer
 from qlmm.generation.sampling import Draw, draw
+from qlmm.model.loading.base import Base
 from qlmm.model.token_losses import last_logits
 from qlmm.preference_data.judge import Judge
 from qlmm.preference_data.pairing import Settings, Verdict
@@ -238,22 +239,18 @@ def test_a_verdict_in_a_batch_is_the_next_token_of_the_prompt_alone(tiny: TinyRu
 
 
 def test_a_base_answers_alone(tiny: TinyRun) -> None:
-    base = load_base(str(tiny.folder / "base"))
+    base = load_base(Base.resolve(plain_base(str(tiny.folder / "base"))))
     sample = Sample((Turn("user", (*pictures(tiny, 1), "what ?")),), Origin("here", 1))
     assert not base.model.training
     assert isinstance(answer(base.model, base.encoder, sample, 4), str)
 
 
 @pytest.mark.parametrize("name", ["florence2", "gemma3", "idefics3", "llava_next", "mllama"])
-def test_other_kinds_of_models_draw_and_judge_alike(
-    name: str, tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_kinds_of_models_draw_and_judge_alike(name: str, tiny: TinyRun, tmp_path: Path) -> None:
     one = family(name)
     save(one, tmp_path)
-    if one.processor.chat_template is None:
-        templated = BaseSection(model=str(tmp_path), quantize="none", chat_template="blip2")
-        monkeypatch.setattr("qlmm.artifacts.adapter.load.plain_base", lambda name: templated)
-    base = load_base(str(tmp_path))
+    template = "blip2" if one.processor.chat_template is None else None
+    base = load_base(Base.resolve(BaseSection(model=str(tmp_path), quantize="none", chat_template=template)))
     shown = pictures(tiny, 1 if base.model.config.is_encoder_decoder else 2)
     asked = Sample((Turn("user", (*shown, "what is this ?")),), Origin("here", 1))
     likeliest = answer(base.model, base.encoder, asked, 4)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from qlmm.api import Outcome, finetune
 from qlmm.core.errors import QlmmError
 from qlmm.core.events import PairsEvaluated, StepDone
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.recipe.load import LoadedRecipe
 from qlmm.training.logbook import read_metrics
 from qlmm.training.objective import objective as objective_of

@@ -129,5 +129,7 @@ def test_a_frozen_abstractor_is_merged_as_released(released: Released, outcome: 
     frozen = finetune(parse_recipe(RECIPE.format(folder=place), "owl.yaml", overrides))
     assert frozen.adapter is not None
     merge(str(frozen.adapter), place / "merged", Settings(measured=False))
-    merged = {name: value for file in (place / "merged").glob("*.safetensors") for name, value in load_file(file).items()}
+    merged = {
+        name: value for file in (place / "merged").glob("*.safetensors") for name, value in load_file(file).items()
+    }
     assert torch.equal(merged["model.multi_modal_projector.query_tokens"], released.weights["query_tokens"])

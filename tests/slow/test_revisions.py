@@ -12,13 +12,13 @@ from huggingface_hub import constants
 
 from qlmm import api
 from qlmm.api import finetune, load
-from qlmm.artifacts.adapter.load import check_revision
+from qlmm.artifacts.adapter.load import check_base
 from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
 from qlmm.artifacts.adapter.verify import verify
 from qlmm.artifacts.export.export import Wishes, export
 from qlmm.artifacts.merge.merge import Settings, merge
 from qlmm.core.errors import ModelError, UsageError
-from qlmm.model.loading.base import identity, pinned
+from qlmm.model.loading.base import Base
 from tests.runs import TinyRun
 from tests.tiny import tiny_llava, tiny_processor
 
@@ -60,8 +60,8 @@ def test_a_run_records_the_commit_and_everything_after_it_keeps_to_it(
     run, cache = trained
     adapter = run.folder / "run" / "adapter"
     manifest = read_manifest(adapter)
-    assert manifest.base["parts"]["model"]["id"] == "me/tiny"
-    assert manifest.base["parts"]["model"]["revision"] == FIRST
+    assert manifest.base.parts["model"].id == "me/tiny"
+    assert manifest.base.parts["model"].revision == FIRST
     assert manifest.recipe.base.model == f"me/tiny@{FIRST}"
     peft = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     assert (peft["base_model_name_or_path"], peft["revision"]) == ("me/tiny", FIRST)
@@ -92,7 +92,7 @@ def test_another_commit_is_another_base(trained: tuple[TinyRun, Cache]) -> None:
     loose = manifest.recipe.base.model_copy(update={"model": "me/tiny"})
     write_manifest(adapter, manifest.model_copy(update={"recipe": manifest.recipe.model_copy(update={"base": loose})}))
     with pytest.raises(ModelError, match=r"(?s)A005.*--revision"):
-        check_revision(read_manifest(adapter))
+        check_base(read_manifest(adapter), Base.resolve(loose), commit=True)
     assert not verify(adapter).holds
 
 
@@ -113,12 +113,12 @@ def test_a_branch_that_moves_while_the_run_goes_on_changes_nothing(
     )
     assert done.status == "finished"
     manifest = read_manifest(run.folder / "other" / "adapter")
-    assert manifest.base["parts"]["model"]["revision"] == FIRST
+    assert manifest.base.parts["model"].revision == FIRST
     assert manifest.recipe.base.model == f"me/tiny@{FIRST}"
 
 
 def test_folders_have_no_commit(trained: tuple[TinyRun, Cache]) -> None:
     run, _ = trained
-    base = run.recipe().recipe.base
-    assert identity(base)["parts"]["model"]["revision"] is None
-    assert pinned(base) == base
+    base = Base.resolve(run.recipe().recipe.base)
+    assert base.identity.parts["model"].revision is None
+    assert base.pinned() == base.section

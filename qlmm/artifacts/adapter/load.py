@@ -17,9 +17,8 @@ from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, PROBE
 from qlmm.core.files import file_sha256
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.model.image_budget.budget import agree
-from qlmm.model.loading.base import identity, load_model, load_processor, load_saved_processor
-from qlmm.model.loading.encoder import make_encoder
-from qlmm.model.loading.precision import Precision, again, choose
+from qlmm.model.loading.base import Base
+from qlmm.model.numerics.precision import Precision, again, choose
 from qlmm.model.peft.adapter import fill_bare, to_fp32
 from qlmm.recipe.schema import BaseSection, DataSection, Source
 
@@ -28,7 +27,6 @@ __all__ = [
     "LoadedBase",
     "check_base",
     "check_files",
-    "check_revision",
     "load",
     "load_base",
     "plain_base",
@@ -63,12 +61,13 @@ class LoadedBase:
     precision: Precision
 
 
-def load(folder: str | Path, *, precision: Precision | None = None) -> LoadedAdapter:
+def load(folder: str | Path, *, precision: Precision | None = None, base: Base | None = None) -> LoadedAdapter:
     """Load an adapter onto its base; works for native and assembled bases alike.
 
     Args:
         folder: the adapter folder of a run.
         precision: where and how to compute; by default as the run did where this machine can, else its own best.
+        base: the adapter's base, where it is resolved already.
 
     Raises:
         ModelError: A001 to A003 for a folder that is no whole adapter, A004 for a base that is not the one it was
@@ -77,17 +76,16 @@ def load(folder: str | Path, *, precision: Precision | None = None) -> LoadedAda
     folder = Path(folder)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    check_base(manifest)
-    base = manifest.recipe.base
+    base = base or Base.resolve(manifest.recipe.base)
+    check_base(manifest, base)
     where = precision or again(manifest.precision)
-    model = load_model(base, where, seed=manifest.seed)
+    model = base.load(where, seed=manifest.seed)
     wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     to_fp32(wrapped)
     bare = fill_bare(wrapped, folder)
-    processor = load_saved_processor(base, folder)
-    encoder, _ = make_encoder(base, manifest.recipe.data, processor)
-    agree(model, processor)
-    return LoadedAdapter(wrapped.eval(), processor, encoder, manifest, where, bare)
+    encoder, _ = base.encoder(manifest.recipe.data, base.saved_processor(folder))
+    agree(model, encoder.processor)
+    return LoadedAdapter(wrapped.eval(), encoder.processor, encoder, manifest, where, bare)
 
 
 def plain_base(name: str) -> BaseSection:
@@ -95,22 +93,20 @@ def plain_base(name: str) -> BaseSection:
     return BaseSection(model=name, quantize="none")
 
 
-def load_base(name: str, *, precision: Precision | None = None) -> LoadedBase:
+def load_base(base: Base, *, precision: Precision | None = None) -> LoadedBase:
     """Load a base alone, to be asked or to judge.
 
     Args:
-        name: Hub id (``id@commit`` pins it) or folder of a vision-language model.
+        base: the base.
         precision: where and how to compute; by default this machine's best.
 
     Raises:
-        ModelError: M003 and following for whatever makes the base impossible, D030 and following for a processor that
-            qlmm cannot ask.
+        ModelError: D030 and following for a processor that qlmm cannot ask.
     """
-    base, where = plain_base(name), precision or choose("auto", "auto")
-    processor = load_processor(base)
-    encoder, _ = make_encoder(base, DataSection(sources=(Source(path="-"),)), processor)
-    model = load_model(base, where, seed=0)
-    agree(model, processor)
+    where = precision or choose("auto", "auto")
+    encoder, _ = base.encoder(DataSection(sources=(Source(path="-"),)))
+    model = base.load(where, seed=0)
+    agree(model, encoder.processor)
     return LoadedBase(model, encoder, where)
 
 
@@ -143,34 +139,29 @@ def check_files(folder: Path, manifest: Manifest, called: str | None = None) -> 
         raise ModelError.one("A003", f"{called or folder}: {MANIFEST} has no hash of {', '.join(unknown)}", help=help)
 
 
-def check_base(manifest: Manifest) -> None:
-    """Refuse a base that is not the one the adapter was trained on, by its configuration.
+def check_base(manifest: Manifest, base: Base, *, commit: bool = False) -> None:
+    """Refuse a base that is not the one the adapter was trained on.
+
+    Args:
+        manifest: the adapter's.
+        base: what is there now.
+        commit: whether a commit known to be another is refused too; weights can change with no other sign.
 
     Raises:
-        ModelError: A004 with what was recorded and what is there now.
+        ModelError: A004 for another configuration, A005 for another commit, with what was recorded and what is there.
     """
-    recorded, present = manifest.base["parts"], identity(manifest.recipe.base)["parts"]
-    for role, facts in recorded.items():
-        if facts["config_sha256"] != present[role]["config_sha256"]:
+    for one in manifest.base.differs(base.identity):
+        then, now = one.recorded, one.present
+        if one.field in ("part", "configuration"):
+            name, revision = (then.id, then.revision) if then is not None else (base.name, None)
             raise ModelError.one(
                 "A004",
-                f"{facts['id']} is not the {role} this adapter was trained on: its configuration differs",
-                help=f"the adapter recorded revision {facts['revision'] or 'none'}; pin it as id@revision",
+                f"{name} is not the {one.role} this adapter was trained on: its configuration differs",
+                help=f"the adapter recorded revision {revision or 'none'}; pin it as id@revision",
             )
-
-
-def check_revision(manifest: Manifest) -> None:
-    """Refuse a base whose commit is known not to be the recorded one; weights change with no other sign.
-
-    Raises:
-        ModelError: A005 with both.
-    """
-    present = identity(manifest.recipe.base)["parts"]
-    for role, facts in manifest.base["parts"].items():
-        recorded, now = facts["revision"], present[role]["revision"]
-        if recorded and now and recorded != now:
+        if one.field == "revision" and commit and then is not None and now is not None:
             raise ModelError.one(
                 "A005",
-                f"{facts['id']} is at revision {now} here; the adapter was trained on {recorded}",
-                help=f"fetch that revision: hf download {facts['id'].partition('@')[0]} --revision {recorded}",
+                f"{then.id} is at revision {now.revision} here; the adapter was trained on {then.revision}",
+                help=f"fetch that revision: hf download {then.name} --revision {then.revision}",
             )

@@ -19,12 +19,12 @@ from qlmm.core.files import atomic_write
 from qlmm.core.secrets import redact
 from qlmm.core.version import __version__
 from qlmm.data.fingerprint import DataFingerprint
+from qlmm.model.loading.identity import BaseIdentity
 from qlmm.proof.records import Proof, from_json
 from qlmm.recipe.schema import Recipe
 
 __all__ = ["Combination", "CombinedSource", "Manifest", "proof_of", "read_manifest", "versions", "write_manifest"]
 
-KINDS, FACTS = ("native", "assembled"), {"id", "revision", "config_sha256"}
 _DAMAGED = "fetch the adapter again, or take it from the run directory it was made in"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
@@ -35,19 +35,6 @@ def _inside(name: str) -> str:
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
         raise ValueError(f"{name!r} leads out of the folder")
     return name
-
-
-def _described(base: dict[str, Any]) -> dict[str, Any]:
-    """A base with the facts that every reader relies on."""
-    parts = base.get("parts")
-    whole = (
-        isinstance(parts, dict)
-        and parts
-        and all(isinstance(one, dict) and one.keys() >= FACTS for one in parts.values())
-    )
-    if base.get("kind") not in KINDS or not whole:
-        raise ValueError("it does not say what the base is")
-    return base
 
 
 class CombinedSource(BaseModel):
@@ -86,7 +73,7 @@ class Manifest(BaseModel):
     """Everything needed to load the adapter again and to judge it.
 
     Attributes:
-        base: kind (native or assembled) and, per part, its id, revision and configuration hash.
+        base: what the base is, part by part.
         precision: what the run computed in; a reload computes the same way.
         frozen_sha256: one hash over every frozen tensor of the base as the run saw it, quantised form included.
         data: fingerprint of the rows, per source.
@@ -98,7 +85,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: Literal[1] = 1
-    base: Annotated[dict[str, Any], AfterValidator(_described)]
+    base: BaseIdentity
     recipe: Recipe
     precision: Literal["bf16", "fp16", "fp32"]
     seed: int

@@ -1,6 +1,6 @@
 """What must be true of an adapter, and of the base it is put onto, before anything is made of them.
 
-Usage: ``manifest = check_adapter(folder); check_fits(folder, manifest)``
+Usage: ``manifest = check_adapter(folder); check_fits(folder, manifest, base)``
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from qlmm.artifacts.adapter.allowed_files import check_no_pickle
-from qlmm.artifacts.adapter.load import check_base, check_files, check_revision
+from qlmm.artifacts.adapter.load import check_base, check_files
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.artifacts.adapter.tensors import check_tensors
 from qlmm.artifacts.adapter.verify import check_finite
 from qlmm.core.errors import ModelError
-from qlmm.model.loading.base import load_saved_processor, vocabulary
+from qlmm.model.loading.base import Base
 
 __all__ = ["check_adapter", "check_fits"]
 
@@ -31,22 +31,20 @@ def check_adapter(folder: Path) -> Manifest:
     return manifest
 
 
-def check_fits(folder: Path, manifest: Manifest) -> None:
+def check_fits(folder: Path, manifest: Manifest, base: Base) -> None:
     """Compare the base within reach with the one that the adapter was trained on; no weight is read.
 
     Raises:
-        ModelError: A004, A005, A017, A032 for another base, M003 and following for one that is not within reach.
+        ModelError: A004, A005, A017, A032 for another base.
     """
-    check_base(manifest)
-    check_revision(manifest)
-    check_tensors(folder, manifest)
-    _check_tokenizer(folder, manifest)
+    check_base(manifest, base, commit=True)
+    check_tensors(folder, manifest, base)
+    _check_tokenizer(folder, base)
 
 
-def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
+def _check_tokenizer(folder: Path, base: Base) -> None:
     """Refuse a base whose tokens mean something else than the adapter's."""
-    base = manifest.recipe.base
-    ours, theirs = load_saved_processor(base, folder).tokenizer.get_vocab(), vocabulary(base)
+    ours, theirs = base.saved_processor(folder).tokenizer.get_vocab(), base.vocabulary
     if ours != theirs:
         apart = len(ours.items() ^ theirs.items())
         raise ModelError.one(

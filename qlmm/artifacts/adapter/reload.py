@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qlmm.artifacts.adapter.load import load
 from qlmm.core.errors import RunError
-from qlmm.model.loading.precision import Precision, choose
+from qlmm.model.numerics.precision import Precision, choose
 from qlmm.proof.fingerprint import base_digest
 from qlmm.proof.probe import difference, probe_rows, tolerance
 from qlmm.proof.records import ReloadProof

@@ -1,6 +1,6 @@
 """The rows that an adapter's run learnt from and held out, read again.
 
-Usage: ``rows = rows_of_run(folder, manifest); rows.held_out``
+Usage: ``rows = rows_of_run(folder, manifest, base); rows.held_out``
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from pathlib import Path
 
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.core.errors import ModelError
-from qlmm.model.loading.base import load_saved_processor
-from qlmm.model.loading.encoder import make_encoder
+from qlmm.model.loading.base import Base
 from qlmm.training.rows import Rows, read_rows
 
 __all__ = ["rows_of_run"]
 
 
-def rows_of_run(folder: Path, manifest: Manifest) -> Rows:
+def rows_of_run(folder: Path, manifest: Manifest, base: Base) -> Rows:
     """Read a run's rows, as long as they are here and those of then; where it ran is of no interest.
 
     Args:
         folder: the adapter folder, whose processor says which rows fit.
         manifest: its manifest.
+        base: its base.
 
     Raises:
         DataError: when they cannot be read.
         ModelError: A037 when they have changed.
     """
     recipe = manifest.recipe
-    encoder, _ = make_encoder(recipe.base, recipe.data, load_saved_processor(recipe.base, folder))
+    encoder, _ = base.encoder(recipe.data, base.saved_processor(folder))
     rows = read_rows(recipe, encoder)
     if rows.loaded.fingerprint != manifest.data.sha256:
         raise ModelError.one("A037", "the rows have changed since the run", help="put them back as they were")

@@ -2,11 +2,12 @@
 
 PEFT loads an adapter for a base with fewer layers, or with a tensor missing, with a warning at most.
 
-Usage: ``check_tensors(folder, manifest)``
+Usage: ``check_tensors(folder, manifest, base)``
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.safetensors_stream import DTYPES
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from qlmm.model.loading.base import Blueprint, blueprint
+from qlmm.model.loading.base import Base, Blueprint
 from qlmm.model.parts.split import PEFT_PREFIX, PartName, Parts
 from qlmm.model.peft.adapter import attach, place
 
@@ -33,19 +34,19 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Shape = tuple[int, ...]
 
 
-def check_tensors(folder: Path, manifest: Manifest, shape: Blueprint | None = None) -> str:
+def check_tensors(folder: Path, manifest: Manifest, base: Base) -> str:
     """Compare names, shapes and dtypes of an adapter's tensors with what its recipe makes of its base.
 
     Args:
         folder: the adapter folder.
         manifest: its manifest.
-        shape: the base on the meta device, if it is there already; attaching the adapter changes it.
+        base: its base.
 
     Raises:
         ModelError: A017 with the first tensors that are missing, too many or different.
     """
     found = found_tensors(folder)
-    expected = expected_tensors(folder, manifest, shape or blueprint(manifest.recipe.base))
+    expected = expected_tensors(folder, manifest, base.shape)
     wrong = [
         f"{name} is {_said(found.get(name))}, not {_said(expected.get(name))}"
         for name in sorted(expected.keys() | found.keys())
@@ -76,7 +77,7 @@ def found_tensors(folder: Path) -> dict[str, tuple[Shape, tuple[str, ...]]]:
 
 
 def expected_tensors(folder: Path, manifest: Manifest, shape: Blueprint) -> dict[str, tuple[Shape, tuple[str, ...]]]:
-    """Shape and allowed dtypes of what PEFT stores for the recipe's placement; attaches an adapter to `shape`.
+    """Shape and allowed dtypes of what PEFT stores for the recipe's placement.
 
     Parts that an earlier adapter trained and this one carries are named in PEFT's configuration only.
     """
@@ -85,7 +86,7 @@ def expected_tensors(folder: Path, manifest: Manifest, shape: Blueprint) -> dict
     # Initialisations that decompose weights change no name and no shape, and have nothing to decompose here.
     plain = section if section.variant == "dora" else section.model_copy(update={"variant": "plain"})
     with torch.device("meta"):
-        wrapped = attach(shape.model, placement, plain, seed=0)
+        wrapped = attach(copy.deepcopy(shape.model), placement, plain, seed=0)
     state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     values = dict(wrapped.named_parameters())
     state |= {f"{PEFT_PREFIX}{name}": values[f"{PEFT_PREFIX}{name}"] for name in placement.bare}

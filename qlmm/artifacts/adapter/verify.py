@@ -17,11 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qlmm.artifacts.adapter.allowed_files import check_no_pickle
-from qlmm.artifacts.adapter.load import check_base, check_files, check_revision, load
+from qlmm.artifacts.adapter.load import check_base, check_files, load
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.artifacts.adapter.tensors import check_tensors
 from qlmm.core.errors import ModelError, QlmmError, Unavailable
 from qlmm.core.filenames import ADAPTER_WEIGHTS
+from qlmm.model.loading.base import Base
 from qlmm.proof.probe import check_answers
 
 __all__ = ["Check", "Verdict", "check_finite", "run_check", "verify"]
@@ -69,17 +70,20 @@ def verify(folder: Path, *, tell: Callable[[str], None] = lambda line: None) -> 
         run_check("values", lambda: check_finite(folder)),
     )
     tell("looking at the base")
-    base = run_check("base", lambda: _base(manifest))
+    found: list[Base] = []
+    base = run_check("base", lambda: _base(manifest, found))
     if base.status == "not checked":
         why = "the base is not at hand"
     elif any(one.status != "ok" for one in (*folder_checks, base)):
         why = "nothing is loaded from what is not as it was written"
     else:
         tell("loading base and adapter")
-        tensors = run_check("tensors", lambda: check_tensors(folder, manifest))
+        tensors = run_check("tensors", lambda: check_tensors(folder, manifest, found[0]))
         fit = tensors.status == "ok"
         answers = (
-            run_check("answers", lambda: _answers(folder)) if fit else _unchecked("answers", "the tensors do not fit")
+            run_check("answers", lambda: _answers(folder, found[0]))
+            if fit
+            else _unchecked("answers", "the tensors do not fit")
         )
         return Verdict(folder, (*folder_checks, base, tensors, answers))
     return Verdict(folder, (*folder_checks, base, *(_unchecked(name, why) for name in ("tensors", "answers"))))
@@ -126,12 +130,13 @@ def check_finite(folder: Path) -> str:
     return f"{len(names)} tensors, all of them finite"
 
 
-def _base(manifest: Manifest) -> str:
-    check_base(manifest)
-    check_revision(manifest)
-    return ", ".join(f"{facts['id']}" for facts in manifest.base["parts"].values())
+def _base(manifest: Manifest, found: list[Base]) -> str:
+    base = Base.resolve(manifest.recipe.base)
+    check_base(manifest, base, commit=True)
+    found.append(base)
+    return ", ".join(part.id for part in manifest.base.parts.values())
 
 
-def _answers(folder: Path) -> str:
-    loaded = load(folder)
+def _answers(folder: Path, base: Base) -> str:
+    loaded = load(folder, base=base)
     return check_answers(folder, loaded.model, loaded.encoder, loaded.precision)

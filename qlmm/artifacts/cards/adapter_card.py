@@ -96,9 +96,9 @@ def placed(text: str, manifest: Manifest, repo: str, licences: Mapping[str, str]
 
 def public_ids(manifest: Manifest) -> tuple[list[str], list[str]]:
     """Hub ids of the base's parts, and of the data sets, without revisions; folders and packaged things have none."""
-    parts = manifest.base["parts"].values()
+    parts = manifest.base.parts.values()
     # Only what came from the Hub has a revision.
-    bases = [str(part["id"]).partition("@")[0] for part in parts if part["revision"] and HUB_ID.fullmatch(part["id"])]
+    bases = [part.name for part in parts if part.revision and HUB_ID.fullmatch(part.id)]
     data = [source.path.partition("@")[0] for source in manifest.data.sources if is_data_set(source.path)]
     return list(dict.fromkeys(bases)), list(dict.fromkeys(data))
 
@@ -110,7 +110,7 @@ def _address(path: str) -> str:
 def _metadata(manifest: Manifest, proof: Proof) -> ModelCardData:
     bases, data = public_ids(manifest)
     recipe, results = manifest.recipe, _results(manifest, proof)
-    tags = ["lora", "vision", "qlmm", manifest.base["kind"]]
+    tags = ["lora", "vision", "qlmm", manifest.base.kind]
     tags += ["qlora"] if recipe.base.quantize != "none" else []
     tags += [recipe.training.objective] if recipe.training.objective != "sft" else []
     return ModelCardData(
@@ -153,7 +153,7 @@ def _results(manifest: Manifest, proof: Proof) -> list[EvalResult]:
 def _title(manifest: Manifest) -> str:
     return (
         f"# Adapter trained with qlmm {manifest.versions['qlmm']}\n\n"
-        f"{manifest.steps} steps on {'an assembled' if manifest.base['kind'] == 'assembled' else 'a native'} base, "
+        f"{manifest.steps} steps on {'an assembled' if manifest.base.kind == 'assembled' else 'a native'} base, "
         f"language model stored as {manifest.recipe.base.quantize}, computed in {manifest.precision}."
     )
 
@@ -162,10 +162,9 @@ def base_table(manifest: Manifest, licences: Mapping[str, str]) -> str:
     """Markdown: the parts of the base, each with its revision and licence."""
     public = public_ids(manifest)[0]
     rows = []
-    for role, facts in manifest.base["parts"].items():
-        name = facts["id"].partition("@")[0] if facts["revision"] else facts["id"]
-        shown = f"[{name}](https://huggingface.co/{name})" if name in public else f"`{name}`"
-        rows.append(f"| {role} | {shown} | {facts['revision'] or '—'} | {licences.get(name, SEE_BASE)} |")
+    for role, part in manifest.base.parts.items():
+        shown = f"[{part.name}](https://huggingface.co/{part.name})" if part.name in public else f"`{part.name}`"
+        rows.append(f"| {role} | {shown} | {part.revision or '—'} | {licences.get(part.name, SEE_BASE)} |")
     return "| part | from | revision | licence |\n|---|---|---|---|\n" + "\n".join(rows)
 
 

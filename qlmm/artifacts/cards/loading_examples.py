@@ -21,7 +21,7 @@ def usage(manifest: Manifest, repo: str | None) -> str:
         repo: its id on the Hub; None for a folder on this machine, which is called PATH.
     """
     ours = f"With qlmm:\n\n{_ours(repo)}"
-    if manifest.base["kind"] == "assembled":
+    if manifest.base.kind == "assembled":
         return f"Only qlmm can load it: its base is put together from parts.\n\n{ours}"
     peft = f"With plain PEFT, without qlmm:\n\n{_peft(manifest, repo or FOLDER)}"
     return f"{peft}\n\n{ours}\n\n{_vllm(manifest, repo or FOLDER)}"

@@ -27,7 +27,7 @@ def combine_card(manifest: Manifest) -> str:
         library_name="peft",
         pipeline_tag="image-text-to-text",
         datasets=data or None,
-        tags=["lora", "vision", "qlmm", "merge", manifest.base["kind"]],
+        tags=["lora", "vision", "qlmm", "merge", manifest.base.kind],
     ).to_yaml()
     sections = [
         f"# Adapter combined with qlmm {manifest.versions['qlmm']}",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from qlmm.artifacts.adapter.folder import run_name
-from qlmm.artifacts.adapter.load import check_base, check_revision
+from qlmm.artifacts.adapter.load import check_base
 from qlmm.artifacts.adapter.local_paths import secrets_in
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.adapter.preconditions import check_adapter
@@ -20,6 +20,8 @@ from qlmm.artifacts.adapter.tensors import found_tensors
 from qlmm.artifacts.zoo.find import find_adapter
 from qlmm.core.errors import ModelError, UsageError
 from qlmm.core.staging import check_place
+from qlmm.model.loading.base import Base
+from qlmm.model.loading.identity import PartIdentity
 from qlmm.recipe.zoo import PREFIX
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "check_same_base",
     "check_settings",
     "read_sources",
+    "resolve_base",
     "size_of",
 ]
 
@@ -112,16 +115,26 @@ def read_sources(targets: Sequence[str]) -> list[Source]:
     """The adapters, each checked for itself.
 
     Raises:
-        UsageError: A001 and following for what is no whole adapter, or whose base is not at hand.
+        UsageError: A001 and following for what is not a whole adapter.
     """
     sources: list[Source] = []
     for target in targets:
         folder = find_adapter(target)
         manifest = check_adapter(folder)
         sources.append(Source(_name(target, folder, {NAME, *(one.name for one in sources)}), folder, manifest))
-    check_base(sources[0].manifest)
-    check_revision(sources[0].manifest)
     return sources
+
+
+def resolve_base(sources: Sequence[Source]) -> Base:
+    """The base of the adapters, resolved by the first one's recipe.
+
+    Raises:
+        ModelError: M003 and following when it is not at hand, A004, A005 when another one is.
+    """
+    first = sources[0].manifest
+    base = Base.resolve(first.recipe.base)
+    check_base(first, base, commit=True)
+    return base
 
 
 def _name(target: str, folder: Path, taken: set[str]) -> str:
@@ -170,16 +183,21 @@ def check_same_base(sources: Sequence[Source], method: str) -> None:
 
 def _check_base(first: Source, other: Source) -> None:
     """Configuration and commit say which part differs; the hash of the frozen weights has the last word."""
-    for role, facts in first.manifest.base["parts"].items():
-        theirs = other.manifest.base["parts"].get(role)
-        for key, what in (("config_sha256", "configuration"), ("revision", "revision")):
-            if theirs is None or theirs[key] != facts[key]:
-                named = "nothing" if theirs is None else f"{theirs['id']} ({what} {theirs[key]})"
-                raise _other_base(first, other, f"{role}: {facts['id']} ({what} {facts[key]}) against {named}")
+    for one in first.manifest.base.differs(other.manifest.base):
+        # Copies of one checkpoint may have two names.
+        if one.field != "id":
+            ours, theirs = (_part(part, one.field) for part in (one.recorded, one.present))
+            raise _other_base(first, other, f"{one.role}: {ours} against {theirs}")
     if _names(first) == _names(other) and first.manifest.frozen_sha256 != other.manifest.frozen_sha256:
         raise _other_base(
             first, other, "their frozen weights differ: another quantisation, precision, seed, or weights of that name"
         )
+
+
+def _part(part: PartIdentity | None, field: str) -> str:
+    if part is None:
+        return "nothing"
+    return f"{part.id} (revision {part.revision})" if field == "revision" else f"{part.id} ({part.config_sha256})"
 
 
 def _other_base(first: Source, other: Source, why: str) -> ModelError:

@@ -18,7 +18,6 @@ from math import sqrt
 from pathlib import Path
 
 import torch
-from peft.utils.merge_utils import ties
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,15 +34,17 @@ from qlmm.artifacts.combine.checks import (
     check_same_base,
     check_settings,
     read_sources,
+    resolve_base,
     size_of,
 )
+from qlmm.compat.peft_private import ties
 from qlmm.core.errors import RunError
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, PICTURES, PROBE
 from qlmm.core.files import atomic_write
 from qlmm.core.staging import check_place, check_room, publish, staged
 from qlmm.data.fingerprint import DataFingerprint
-from qlmm.model.loading.base import load_model
-from qlmm.model.loading.precision import Precision, choose
+from qlmm.model.loading.base import Base
+from qlmm.model.numerics.precision import Precision, choose
 from qlmm.model.parts.split import PEFT_PREFIX
 from qlmm.proof.probe import probe_rows, write_probe
 from qlmm.proof.records import ReloadProof
@@ -102,7 +103,7 @@ def combine(
     out: Path,
     settings: Settings,
     *,
-    measuring: Callable[[Sequence[Source]], Measure] = lambda sources: Measure("not measured", None),
+    measuring: Callable[[Sequence[Source], Base], Measure] = lambda sources, base: Measure("not measured", None),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Combined:
     """Combine adapters of one base.
@@ -120,14 +121,15 @@ def combine(
     """
     check_settings(targets, out, settings.method, settings.weights, settings.density)
     sources = read_sources(targets)
+    base = resolve_base(sources)
     check_same_base(sources, settings.method)
     check_place(out, [place for source in sources for place in sources_of(source.folder, source.manifest)])
     check_room(out, size_of(sources, settings.method))
-    measure = measuring(sources)
+    measure = measuring(sources, base)
     with staged(out) as stage:
-        rank = _write_weights(stage, sources, settings, tell)
+        rank = _write_weights(stage, sources, base, settings, tell)
         manifest = _manifest(sources, settings, rank)
-        _write_rest(stage, sources, manifest, tell)
+        _write_rest(stage, sources, base, manifest, tell)
         proof = _proven(stage, manifest, tell)
         losses = _losses(stage, sources, measure, tell)
         _finish(stage, manifest, proof, losses, measure.rows)
@@ -135,13 +137,15 @@ def combine(
     return Combined(out, rank, proof, losses, measure.rows)
 
 
-def _write_weights(stage: Path, sources: Sequence[Source], settings: Settings, tell: Callable[[str], None]) -> int:
+def _write_weights(
+    stage: Path, sources: Sequence[Source], base: Base, settings: Settings, tell: Callable[[str], None]
+) -> int:
     """Weights and PEFT's configuration; the rank of the result."""
     tensors = [load_file(source.folder / ADAPTER_WEIGHTS) for source in sources]
     whole = [name for name in tensors[0] if ".lora_" not in name]
-    base = _base_weights(sources[0].manifest, whole, tell) if whole else {}
+    start = _before_training(base, sources[0].manifest, whole, tell) if whole else {}
     tell("combining")
-    combined = {name: _linear(base[name], [held[name] for held in tensors], _shares(settings)) for name in whole}
+    combined = {name: _linear(start[name], [held[name] for held in tensors], _shares(settings)) for name in whole}
     scales = [_scale(source.manifest.recipe.adapter) for source in sources]
     lora = {
         name: _factor(name, [held[name].float() for held in tensors], scales, settings)
@@ -158,10 +162,12 @@ def _write_weights(stage: Path, sources: Sequence[Source], settings: Settings, t
     return rank
 
 
-def _base_weights(manifest: Manifest, names: Sequence[str], tell: Callable[[str], None]) -> dict[str, Tensor]:
+def _before_training(
+    base: Base, manifest: Manifest, names: Sequence[str], tell: Callable[[str], None]
+) -> dict[str, Tensor]:
     """What modules that adapters hold whole were before training."""
     tell("loading the base")
-    state = load_model(manifest.recipe.base, _precision(manifest), seed=manifest.seed).state_dict()
+    state = base.load(_precision(manifest), seed=manifest.seed).state_dict()
     return {name: state[name.removeprefix(PEFT_PREFIX)].detach().cpu() for name in names}
 
 
@@ -250,7 +256,9 @@ def _recorded(source: Source) -> CombinedSource:
     )
 
 
-def _write_rest(stage: Path, sources: Sequence[Source], manifest: Manifest, tell: Callable[[str], None]) -> None:
+def _write_rest(
+    stage: Path, sources: Sequence[Source], base: Base, manifest: Manifest, tell: Callable[[str], None]
+) -> None:
     """Processor, and what the combined adapter says to the rows of its sources' probes."""
     first = sources[0]
     for name in first.manifest.files:
@@ -259,7 +267,7 @@ def _write_rest(stage: Path, sources: Sequence[Source], manifest: Manifest, tell
             shutil.copyfile(first.folder / name, stage / name)
     write_manifest(stage, _with_files(stage, manifest))
     tell("asking the combined adapter")
-    loaded = load(stage, precision=_precision(manifest))
+    loaded = load(stage, precision=_precision(manifest), base=base)
     rows = [row for source in sources for row in probe_rows(source.folder)]
     write_probe(stage, loaded.model, loaded.encoder, loaded.precision, rows)
     write_manifest(stage, _with_files(stage, manifest))

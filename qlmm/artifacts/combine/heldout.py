@@ -3,7 +3,7 @@
 Two runs that split the same file may each hold out rows that the other one learned from. Such rows are left out. Where
 it cannot be known what an adapter was trained on, the result says so.
 
-Usage: ``measure = measure_on(sources, Path("rows.jsonl")); measure.rows; measure.losses(folders)``
+Usage: ``measure = measure_on(sources, base, Path("rows.jsonl")); measure.rows; measure.losses(folders)``
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from qlmm.core.errors import QlmmError
 from qlmm.data.reading.dataset import load_samples
 from qlmm.data.sample import Example, Sample
 from qlmm.evaluation.heldout import HeldOut
+from qlmm.model.loading.base import Base
 from qlmm.recipe import schema
 from qlmm.training.rows import measured
 
@@ -42,18 +43,21 @@ class _Rows:
     unsure: str = ""
 
 
-def measure_on(sources: Sequence[Source], file: Path | None = None, image_root: Path | None = None) -> Measure:
+def measure_on(
+    sources: Sequence[Source], base: Base, file: Path | None = None, image_root: Path | None = None
+) -> Measure:
     """Rows that none of the adapters was trained on, as far as that is known, and how to measure on them.
 
     Args:
         sources: the adapters.
+        base: their base.
         file: rows in any format that can be trained on; unset: those that the adapters' runs held out.
         image_root: where the pictures of these rows are.
 
     Raises:
         DataError: when the file cannot be read.
     """
-    runs = {source.name: _rows(source) for source in sources}
+    runs = {source.name: _rows(source, base) for source in sources}
     unsure = {name: run.unsure for name, run in runs.items() if run.unsure}
     if file is not None:
         rows, whose = _rows_of(file, image_root), f"of {file.name}"
@@ -74,15 +78,15 @@ def measure_on(sources: Sequence[Source], file: Path | None = None, image_root: 
     said += "" if unsure else ", on none of which an adapter was trained"
     said += f", without {len(rows) - len(unseen)} on which one was" if len(unseen) < len(rows) else ""
     doubts = [f"{name} may have been trained on some of them ({reason})" for name, reason in unsure.items()]
-    return Measure("; ".join([said, *doubts]), partial(_losses, rows=chosen))
+    return Measure("; ".join([said, *doubts]), partial(_losses, base=base, rows=chosen))
 
 
-def _rows(source: Source) -> _Rows:
+def _rows(source: Source, base: Base) -> _Rows:
     """The rows of an adapter's run, as far as they can be read here and are those of then."""
     if source.manifest.combined is not None:
         return _Rows(unsure="it was combined from others")
     try:
-        rows = rows_of_run(source.folder, source.manifest)
+        rows = rows_of_run(source.folder, source.manifest, base)
     except (QlmmError, OSError) as error:
         # A message may name a folder of this machine, and this goes into a manifest.
         code = f" ({error.problems[0].code})" if isinstance(error, QlmmError) else ""
@@ -98,11 +102,11 @@ def _rows_of(path: Path, image_root: Path | None) -> list[Sample]:
     return [measured(row) for row in found]
 
 
-def _losses(folders: Sequence[Path], *, rows: Sequence[Sample]) -> list[float]:
+def _losses(folders: Sequence[Path], *, base: Base, rows: Sequence[Sample]) -> list[float]:
     """Loss of each adapter in nats per supervised token; one model is loaded at a time."""
     found = []
     for folder in folders:
-        loaded = load(folder)
+        loaded = load(folder, base=base)
         found.append(HeldOut(rows, loaded.encoder, loaded.precision, BATCH).loss(loaded.model, rows))
         del loaded
         gc.collect()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from qlmm.artifacts.adapter.base_files import sources_of
@@ -25,7 +24,7 @@ from qlmm.core.files import atomic_write
 from qlmm.core.naming import load, names
 from qlmm.core.staging import check_place, check_room, publish, staged
 from qlmm.core.version import __version__
-from qlmm.model.loading.base import Blueprint, blueprint
+from qlmm.model.loading.base import Base, Blueprint
 
 __all__ = [
     "EXPORTS",
@@ -65,20 +64,22 @@ class Job:
 
     Attributes:
         folder: the adapter folder.
+        base: its base.
         name: what the export is called where it needs a name.
         tell: receives a line about what is going on.
     """
 
     folder: Path
     manifest: Manifest
+    base: Base
     wishes: Wishes
     name: str
     tell: Callable[[str], None]
 
-    @cached_property
+    @property
     def shape(self) -> Blueprint:
         """The base on the meta device."""
-        return blueprint(self.manifest.recipe.base)
+        return self.base.shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +171,9 @@ def export(
     wanted, folder = target(to), find_adapter(source)
     manifest = check_adapter(folder)
     check_place(out, sources_of(folder, manifest))
-    check_fits(folder, manifest)
-    job = Job(folder, manifest, wishes, _name(source, folder), tell)
+    base = Base.resolve(manifest.recipe.base)
+    check_fits(folder, manifest, base)
+    job = Job(folder, manifest, base, wishes, _name(source, folder), tell)
     plan = wanted.plan(job)
     check_room(out, plan.size)
     for drop in plan.drops:
@@ -218,6 +220,6 @@ def _write_readme(path: Path, to: str, job: Job, plan: Plan, written: Written) -
 
 
 def _title(to: str, job: Job) -> str:
-    parts = ", ".join(f"{role} `{facts['id']}`" for role, facts in job.manifest.base["parts"].items())
+    parts = ", ".join(f"{role} `{part.id}`" for role, part in job.manifest.base.parts.items())
     made = f"Made by qlmm {__version__} from an adapter of {job.manifest.steps} steps on {parts}."
     return f"# {job.name} for {to}\n\n{made}"

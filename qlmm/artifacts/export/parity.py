@@ -3,7 +3,7 @@
 The rows are those of the adapter's probe. The reference is the adapter as qlmm loads it, on the base an export was made
 for; the other side is loaded as a stranger would, by transformers and PEFT alone.
 
-Usage: ``line = same(reference(folder, manifest, onto="original"), by_peft(base, adapter, …), "base + adapter")``
+Usage: ``line = same(reference(job, onto="original"), by_transformers(…), "base + adapter")``
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 import qlmm.model.assembled.model  # noqa: F401  makes assembled checkpoints known to transformers
 from qlmm.artifacts.adapter.load import load
 from qlmm.artifacts.adapter.manifest import Manifest
+from qlmm.artifacts.export.export import Job
 from qlmm.artifacts.merge.base_storage import held_by
 from qlmm.artifacts.merge.deltas import Way, requantised
 from qlmm.core.errors import RunError
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.model.image_budget.budget import agree
-from qlmm.model.loading.base import blueprint, load_model, load_saved_processor
-from qlmm.model.loading.encoder import make_encoder
-from qlmm.model.loading.precision import Precision, again, choose
+from qlmm.model.loading.base import Base
+from qlmm.model.numerics.precision import Precision, again, choose
 from qlmm.model.peft.adapter import fill_bare, to_fp32
 from qlmm.model.token_losses import last_logits
 from qlmm.proof.probe import POSITIONS, check_answers, explained, probe_rows
-from qlmm.recipe.schema import BaseSection
 
 __all__ = ["Said", "by_transformers", "reference", "same"]
 
@@ -47,18 +46,18 @@ class Said:
     stored: str
 
 
-def reference(folder: Path, manifest: Manifest, *, onto: Way) -> Said:
+def reference(job: Job, *, onto: Way) -> Said:
     """What the adapter says on its base, as published (`original`) or as the run held it (`trained`).
 
     Args:
-        folder: the adapter folder.
-        manifest: its manifest.
-        onto: which base.
+        job: the export.
+        onto: as published, or as the run held it.
 
     Raises:
         ModelError: A016 when base and adapter, loaded as the run did, do not say what was recorded.
     """
-    loaded, kind = load(folder), manifest.recipe.base.quantize
+    folder, manifest, base = job.folder, job.manifest, job.base
+    loaded, kind = load(folder, base=base), manifest.recipe.base.quantize
     check_answers(folder, loaded.model, loaded.encoder, loaded.precision)
     if kind == "none" or (onto == "trained" and kind != "int8"):
         return _said(loaded.model, loaded.encoder, folder, loaded.precision)
@@ -66,43 +65,40 @@ def reference(folder: Path, manifest: Manifest, *, onto: Way) -> Said:
     del loaded
     gc.collect()
     precision = _precision(manifest, onto)
-    whole = manifest.recipe.base.model_copy(update={"quantize": "none"})
-    base = load_model(whole, precision, seed=manifest.seed)
+    whole = base.load(precision, seed=manifest.seed, quantize="none")
     if onto == "trained":
-        _round(base, manifest)
-    model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+        _round(whole, manifest, base)
+    model = PeftModel.from_pretrained(whole, str(folder), is_trainable=False)
     to_fp32(model)
     fill_bare(model, folder)
     return _said(model.eval(), encoder, folder, precision)
 
 
-def _round(model: PreTrainedModel, manifest: Manifest) -> None:
+def _round(model: PreTrainedModel, manifest: Manifest, base: Base) -> None:
     """Give layers the weights that int8 leaves; what they multiply is rounded too, which no export can repeat."""
-    held = held_by(manifest, blueprint(manifest.recipe.base))
+    held = held_by(manifest, base)
     for name in held.quantised:
         weight = model.get_parameter(name)
         weight.data = requantised(weight.data, held.kind, held.dtype).to(weight.device, weight.dtype)
 
 
-def by_transformers(
-    base: str, adapter: Path | None, probe: Path, manifest: Manifest, *, processor: Path, onto: Way, **options: Any
-) -> Said:
+def by_transformers(base: str, adapter: Path | None, job: Job, *, processor: Path, onto: Way, **options: Any) -> Said:
     """What a folder says that transformers, and PEFT where there is an adapter, load without qlmm.
 
     Args:
         base: folder or Hub id of the model.
         adapter: an adapter for it.
-        probe: the adapter folder with the rows.
-        manifest: its manifest, for how rows are encoded.
+        job: the export, for the rows of the probe and how they are encoded.
         processor: the folder with the processor.
         onto: decides the precision, as for the reference.
         **options: of ``from_pretrained``, such as the revision.
     """
-    precision = _precision(manifest, onto)
+    precision = _precision(job.manifest, onto)
     model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=precision.compute, **options)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
-    return _said(model.to(precision.device).eval(), _encoder(processor, manifest, None), probe, precision)
+    encoder, _ = job.base.encoder(job.manifest.recipe.data, job.base.saved_processor(processor))
+    return _said(model.to(precision.device).eval(), encoder, job.folder, precision)
 
 
 def same(ours: Said, theirs: Said, what: str, *, stored: str) -> str:
@@ -137,14 +133,6 @@ def _precision(manifest: Manifest, onto: Way) -> Precision:
     """The run's own where the base is as it had it, else this machine's best."""
     as_it_was = onto == "trained" or manifest.recipe.base.quantize == "none"
     return again(manifest.precision) if as_it_was else choose("auto", "auto")
-
-
-def _encoder(folder: Path, manifest: Manifest, base: BaseSection | None) -> Encoder:
-    """An encoder with the processor of a folder, which a stranger loads without knowing the base."""
-    plain = manifest.recipe.base.model is not None
-    known = base or manifest.recipe.base
-    processor = AutoProcessor.from_pretrained(str(folder)) if plain else load_saved_processor(known, folder)
-    return make_encoder(known, manifest.recipe.data, processor)[0]
 
 
 @torch.no_grad()

@@ -26,7 +26,6 @@ from qlmm.artifacts.adapter.manifest import Manifest, proof_of, read_manifest
 from qlmm.artifacts.cards.adapter_card import card, placed
 from qlmm.core.errors import ModelError, Problem
 from qlmm.core.filenames import ADAPTER_WEIGHTS, CARD, LOCAL_RECIPE, MANIFEST, PROBE, UNPROVEN
-from qlmm.data.reading.readers import BUILTIN
 from qlmm.proof.records import Proof
 
 __all__ = ["Item", "Package", "pack"]
@@ -119,9 +118,7 @@ def pack(folder: Path, repo: str, *, unproven: bool) -> Package:
         left=tuple(name for name in files_below(folder) if name not in (*names, LOCAL_RECIPE)),
         manifest=manifest,
         proven=proven,
-        local_base=any(
-            not (one["revision"] or one["id"].startswith(BUILTIN)) for one in manifest.base["parts"].values()
-        ),
+        local_base=any(part.local for part in manifest.base.parts.values()),
     )
 
 
@@ -150,7 +147,7 @@ def _refuse_incomplete(manifest: Manifest) -> None:
 
 def _refuse_private(texts: Mapping[str, str], manifest: Manifest) -> None:
     """Stop at texts with access keys, or with folders of this machine; the probe's rows belong to the data."""
-    commits = {part["revision"] for part in manifest.base["parts"].values() if part["revision"]}
+    commits = {part.revision for part in manifest.base.parts.values() if part.revision}
     commits |= set(_PINNED.findall(manifest.model_dump_json()))
     revoke = "take it out of the file, and revoke it where it was issued: it lay in a folder meant to be shared"
     cut = "nothing was sent; take it out of the file, and run the same command again"

@@ -224,16 +224,11 @@ def _refuse_other(head: _Head, package: Package) -> None:
                 "H005", f"{package.repo} holds something else than an adapter of qlmm: {shown}", help=help
             )
         return
-    ours, theirs = _parts(package.manifest), _parts(head.manifest) if head.manifest is not None else {}
-    if ours != theirs:
-        bases = " + ".join(sorted(name for name, _ in theirs.values())) or "an unknown one"
+    theirs = head.manifest.base if head.manifest is not None else None
+    # A newer revision is still the same base.
+    if theirs is None or any(one.field != "revision" for one in theirs.differs(package.manifest.base)):
+        bases = " + ".join(sorted(part.name for part in theirs.parts.values())) if theirs else "an unknown one"
         raise UsageError.one("H006", f"{package.repo} holds an adapter of another base: {bases}", help=help)
-
-
-def _parts(manifest: Manifest) -> dict[str, tuple[str, str]]:
-    """Id and configuration of every part of a base, without revisions: a newer one is still the same base."""
-    parts = manifest.base["parts"]
-    return {role: (one["id"].partition("@")[0], one["config_sha256"]) for role, one in parts.items()}
 
 
 def _is_stale(name: str, head: _Head, package: Package) -> bool:

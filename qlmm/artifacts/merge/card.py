@@ -51,13 +51,13 @@ def _metadata(manifest: Manifest) -> Mapping[str, JsonValue]:
     return facts | {
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
-        "tags": ["vision", "qlmm", "merged", manifest.base["kind"]],
+        "tags": ["vision", "qlmm", "merged", manifest.base.kind],
     }
 
 
 def _title(manifest: Manifest, way: Way, size: int) -> str:
     parts = "\n".join(
-        f"| {role} | `{facts['id']}` | {facts['revision'] or '—'} |" for role, facts in manifest.base["parts"].items()
+        f"| {role} | `{part.id}` | {part.revision or '—'} |" for role, part in manifest.base.parts.items()
     )
     return (
         f"# Merged with qlmm {manifest.versions['qlmm']}\n\n"

@@ -1,6 +1,6 @@
 """What lies beside the weights of a merged checkpoint: processor, configuration, generation settings.
 
-Usage: ``write_config_files(stage, folder, manifest, sources, torch.bfloat16)``
+Usage: ``write_config_files(stage, folder, manifest, base, sources, dtype=torch.bfloat16)``
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from qlmm.artifacts.merge.tensor_plan import Sources
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, MANIFEST, PICTURES, PROBE
 from qlmm.core.files import atomic_write
 from qlmm.model.image_budget.budget import agree
-from qlmm.model.loading.base import load_saved_processor
-from qlmm.model.loading.hub import locate, locate_part
+from qlmm.model.loading.base import Base
 
 __all__ = ["write_config_files"]
 
@@ -29,24 +28,25 @@ OF_ADAPTER = frozenset({ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, PROBE, CARD})
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
-def write_config_files(stage: Path, folder: Path, manifest: Manifest, sources: Sources, dtype: torch.dtype) -> None:
+def write_config_files(
+    stage: Path, folder: Path, manifest: Manifest, base: Base, sources: Sources, *, dtype: torch.dtype
+) -> None:
     """Write them beside weights that lie there already.
 
     Args:
         stage: the folder of the merged model.
         folder: the adapter's.
         manifest: the adapter's.
-        sources: the base, as it was merged into.
+        base: the adapter's.
+        sources: the tensors of the base, as they were merged into.
         dtype: that most weights are written in.
     """
     _copy_processor(stage, folder, manifest)
-    base = manifest.recipe.base
-    key = "base.model" if base.model is not None else "base.language"
-    located = locate(base.model) if base.model is not None else locate_part(base.language or "", "language")
+    located, key = base.text_place
     if (settings := base_file(located, GENERATION, key)) is not None:
         shutil.copyfile(settings, stage / GENERATION)
     # The processor may have been given another pixel budget, which some configurations repeat.
-    agree(sources.model, load_saved_processor(base, folder))
+    agree(sources.model, base.saved_processor(folder))
     if sources.assembled:
         sources.merged.config.save_pretrained(stage)
         stated: Path | None = stage / CONFIG

@@ -4,7 +4,7 @@ Each adapted layer is rebuilt alone, under its full name, with its real weight: 
 starts decompositions (PiSSA, OLoRA) and merges as it would in the whole model. Everything is fp32; the caller rounds
 once.
 
-Usage: ``deltas = Deltas(folder, meta_model, as_trained(manifest, blueprint)); merged = deltas.apply(name, weight)``
+Usage: ``deltas = Deltas(folder, meta_model, held_by(manifest, base)); merged = deltas.apply(name, weight)``
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from transformers import Conv1D
 from qlmm.compat.peft_private import Linear, LoraLayer, ParamWrapper
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_WEIGHTS
-from qlmm.model.loading.quantization import QuantKind
+from qlmm.model.numerics.quantization import QuantKind
 from qlmm.model.parts.split import PEFT_PREFIX
 
 __all__ = ["AsTrained", "Deltas", "Way", "requantised"]

@@ -3,7 +3,7 @@
 The reference is the adapter on its base as `qlmm.load` loads them. Rows are those of the adapter's probe and, where
 they can still be read, rows that the run held out; every supervised token counts.
 
-Usage: ``error = measure(folder, manifest, merged_folder, "trained", other_outputs, tell)``
+Usage: ``error = measure(folder, manifest, base, merged_folder, "trained", other=outputs, tell=tell)``
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from qlmm.core.errors import ModelError, QlmmError
 from qlmm.core.filenames import PROBE
 from qlmm.data.encoding.encoder import IGNORED
 from qlmm.data.sample import Sample
-from qlmm.model.loading.precision import Precision
+from qlmm.model.loading.base import Base
+from qlmm.model.numerics.precision import Precision
 from qlmm.model.token_losses import supervised
 from qlmm.proof.probe import check_answers, probe_rows
 from qlmm.training.rows import measured
@@ -85,8 +86,10 @@ class MergeError:
 def measure(
     folder: Path,
     manifest: Manifest,
+    base: Base,
     merged: Path,
     way: Way,
+    *,
     other: Sequence[Output] | None,
     tell: Callable[[str], None],
 ) -> MergeError:
@@ -95,6 +98,7 @@ def measure(
     Args:
         folder: the adapter folder.
         manifest: its manifest.
+        base: its base.
         merged: the folder of the merged model.
         way: how that was merged.
         other: the tensors of the other way; None where it is the same.
@@ -105,7 +109,7 @@ def measure(
             merged model says nothing that is a number.
     """
     probed = probe_rows(folder) if (folder / PROBE).is_file() else ()
-    held_out = _held_out(folder, manifest, tell)
+    held_out = _held_out(folder, manifest, base, tell)
     rows = [*probed, *held_out]
     if not rows:
         raise ModelError.one(
@@ -114,7 +118,7 @@ def measure(
             help="merge with --no-measure",
         )
     tell("measuring base and adapter")
-    batches, expected, precision = _reference(folder, rows)
+    batches, expected, precision = _reference(folder, base, rows)
     gc.collect()
     tell("measuring the merged model")
     model: Any = AutoModelForImageTextToText.from_pretrained(
@@ -129,11 +133,11 @@ def measure(
     return MergeError(tuple(ways), len(rows), len(held_out), tokens)
 
 
-def _held_out(folder: Path, manifest: Manifest, tell: Callable[[str], None]) -> tuple[Sample, ...]:
+def _held_out(folder: Path, manifest: Manifest, base: Base, tell: Callable[[str], None]) -> tuple[Sample, ...]:
     """Rows that the run held out, as long as its data are still there and the same."""
     tell("looking for the run's held-out rows")
     try:
-        rows = rows_of_run(folder, manifest)
+        rows = rows_of_run(folder, manifest, base)
     except (QlmmError, OSError) as error:
         tell(f"the run's held-out rows cannot be had any more ({_first(error)}); only the probe's are compared")
         return ()
@@ -144,9 +148,9 @@ def _first(error: QlmmError | OSError) -> str:
     return error.text if isinstance(error, QlmmError) else str(error)
 
 
-def _reference(folder: Path, rows: Sequence[Sample]) -> tuple[list[Batch], list[Tensor], Precision]:
+def _reference(folder: Path, base: Base, rows: Sequence[Sample]) -> tuple[list[Batch], list[Tensor], Precision]:
     """Encoded rows, and what base and adapter say; both are let go of afterwards."""
-    loaded = load(folder)
+    loaded = load(folder, base=base)
     if (folder / PROBE).is_file():
         check_answers(folder, loaded.model, loaded.encoder, loaded.precision)
     batches = [loaded.encoder.batch([row]) for row in rows]

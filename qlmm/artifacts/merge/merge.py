@@ -31,7 +31,7 @@ from qlmm.artifacts.zoo.find import find_adapter
 from qlmm.core.filenames import CARD
 from qlmm.core.files import atomic_write
 from qlmm.core.staging import check_place, check_room, publish, staged
-from qlmm.model.loading.base import Blueprint, blueprint
+from qlmm.model.loading.base import Base
 
 __all__ = [
     "DTYPES",
@@ -93,6 +93,7 @@ def merge(target: str, out: Path, settings: Settings, tell: Tell = lambda line: 
         out: the folder to make; it appears when everything is in it.
         settings: what is asked for.
         tell: receives a line about what is going on.
+        base: the adapter's base, where it is resolved already.
 
     Raises:
         UsageError: whatever stands against it; nothing was written by then.
@@ -102,13 +103,13 @@ def merge(target: str, out: Path, settings: Settings, tell: Tell = lambda line: 
     manifest = check_adapter(folder)
     check_place(out, sources_of(folder, manifest))
     tell("looking at the base")
-    shape = blueprint(manifest.recipe.base)
-    check_fits(folder, manifest)
-    plan = plan_merge(folder, manifest, shape, settings)
+    base = Base.resolve(manifest.recipe.base)
+    check_fits(folder, manifest, base)
+    plan = plan_merge(folder, manifest, base, settings)
     check_room(out, plan.size)
     with staged(out) as stage:
         write_checkpoint(plan, stage, tell)
-        error = measure(folder, manifest, stage, settings.onto, plan.other, tell) if settings.measured else None
+        error = _measured(plan, stage, tell)
         write_card(plan, stage, error)
         publish(stage, out.absolute())
     return Merged(out, plan.sources.plain, plan.size, error)
@@ -125,6 +126,7 @@ class MergePlan:
 
     folder: Path
     manifest: Manifest
+    base: Base
     settings: Settings
     sources: Sources
     outputs: list[Output]
@@ -146,27 +148,27 @@ class MergePlan:
         return max(DTYPES.values(), key=lambda dtype: sizes[dtype])
 
 
-def plan_merge(folder: Path, manifest: Manifest, shape: Blueprint, settings: Settings) -> MergePlan:
+def plan_merge(folder: Path, manifest: Manifest, base: Base, settings: Settings) -> MergePlan:
     """List what will be written, from the headers of the base's files.
 
     Args:
         folder: the adapter's.
         manifest: the adapter's.
-        shape: the base on the meta device.
+        base: the adapter's.
         settings: what is asked for.
 
     Raises:
         ModelError: A020 to A030 for a base whose files cannot be merged into, M003 and following for files that cannot
             be had.
     """
-    sources, held = Sources.of(manifest, shape), held_by(manifest, shape)
-    trained, original = (Deltas(folder, shape.model, one, settings.without) for one in (held, None))
+    sources, held = Sources.of(manifest, base), held_by(manifest, base)
+    trained, original = (Deltas(folder, base.shape.model, one, settings.without) for one in (held, None))
     chosen, other = (trained, original) if settings.onto == "trained" else (original, trained)
     dtype = DTYPES[settings.dtype] if settings.dtype is not None else None
     outputs = sources.outputs(chosen, dtype)
     same = not held.quantised and sources.fit_into(held.dtype)
     rest = sources.values(other, dtype) if settings.measured and not same else None
-    return MergePlan(folder, manifest, settings, sources, outputs, rest)
+    return MergePlan(folder, manifest, base, settings, sources, outputs, rest)
 
 
 def write_checkpoint(plan: MergePlan, stage: Path, tell: Tell) -> None:
@@ -177,7 +179,14 @@ def write_checkpoint(plan: MergePlan, stage: Path, tell: Tell) -> None:
         ModelError: A021, A023 when a merged weight is not finite.
     """
     write_shards(stage, cut(plan.outputs, plan.settings.shard_bytes), tell)
-    write_config_files(stage, plan.folder, plan.manifest, plan.sources, plan.dtype)
+    write_config_files(stage, plan.folder, plan.manifest, plan.base, plan.sources, dtype=plan.dtype)
+
+
+def _measured(plan: MergePlan, stage: Path, tell: Tell) -> MergeError | None:
+    settings = plan.settings
+    if not settings.measured:
+        return None
+    return measure(plan.folder, plan.manifest, plan.base, stage, settings.onto, other=plan.other, tell=tell)
 
 
 def write_card(plan: MergePlan, stage: Path, error: MergeError | None) -> None:

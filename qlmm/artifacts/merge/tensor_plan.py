@@ -3,7 +3,7 @@
 A native base is one checkpoint, whose names are kept. An assembled base is two checkpoints and a connector; put
 together under the names of LLaVA's class, it is an ordinary LLaVA checkpoint where that class can compute it.
 
-Usage: ``outputs = Sources.of(manifest, blueprint(manifest.recipe.base)).outputs(deltas, dtype=None)``
+Usage: ``outputs = Sources.of(manifest, base).outputs(deltas, dtype=None)``
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from qlmm.artifacts.safetensors_stream import Output, Reader, header
 from qlmm.core.errors import ModelError
 from qlmm.model.assembled.config import AssembledConfig
 from qlmm.model.contract import connector as find_connector
-from qlmm.model.loading.base import Blueprint
+from qlmm.model.loading.base import Base
 from qlmm.model.loading.connector_weights import published_state
-from qlmm.model.loading.hub import Located, locate, locate_part
+from qlmm.model.loading.hub import Located
 
 __all__ = ["Sources", "is_plain"]
 
@@ -63,22 +63,21 @@ class Sources:
     checkpoints: tuple[_Checkpoint, ...]
 
     @classmethod
-    def of(cls, manifest: Manifest, shape: Blueprint) -> Sources:
+    def of(cls, manifest: Manifest, base: Base) -> Sources:
         """Look into the headers of the base's files; no weight is read.
 
         Args:
             manifest: the adapter's.
-            shape: its base on the meta device.
+            base: its base.
 
         Raises:
             ModelError: A030 for a base that is stored quantised, A020, A025, A026 for files that are damaged, missing
                 or no safetensors, M003 and following for those that cannot be had.
         """
-        base = manifest.recipe.base
-        model = shape.model
+        model, places = base.shape.model, base.places
         _check_unquantised(model.config)
-        if base.model is not None:
-            whole = _checkpoint(locate(base.model), "base.model", model, lambda name: name)
+        if "model" in places:
+            whole = _checkpoint(places["model"], "base.model", model, lambda name: name)
             return cls(manifest, model, model, False, "", (whole,))
         with torch.device("meta"):
             language = AutoModelForCausalLM.from_config(model.config.text_config)
@@ -90,10 +89,9 @@ class Sources:
                 return f"model.language_model.{name.removeprefix(inside)}"
             return f"lm_head.{name.rpartition('.')[2]}"
 
-        (tower,), (projector,) = shape.parts.vision, shape.parts.connector
-        vision, text = locate_part(base.vision or "", "vision"), locate_part(base.language or "", "language")
-        seen = _checkpoint(vision, "base.vision", model.get_submodule(tower), lambda name: f"{tower}.{name}")
-        said = _checkpoint(text, "base.language", language, spoken)
+        (tower,), (projector,) = base.shape.parts.vision, base.shape.parts.connector
+        seen = _checkpoint(places["vision"], "base.vision", model.get_submodule(tower), lambda name: f"{tower}.{name}")
+        said = _checkpoint(places["language"], "base.language", language, spoken)
         return cls(manifest, model, merged, True, projector, (seen, said))
 
     @property
@@ -329,10 +327,10 @@ def _always(tensor: Tensor) -> Make:
     return lambda reader: tensor
 
 
-def _checkpoint(located: Located, key: str, model: nn.Module, renamed: Callable[[str], str]) -> _Checkpoint:
+def _checkpoint(place: Located, key: str, model: nn.Module, renamed: Callable[[str], str]) -> _Checkpoint:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"{key} is no model of transformers")
-    stored = [one for path in weight_files(located, key) for one in header(path)]
+    stored = [one for path in weight_files(place, key) for one in header(path)]
     keys = Keys(model)
     groups = sorted(keys.groups(stored), key=lambda group: str(group.sources[0].file))
     return _Checkpoint(keys, tuple(groups), renamed)

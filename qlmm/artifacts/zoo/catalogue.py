@@ -129,9 +129,9 @@ def base_of(manifest: Manifest, adapter: Path) -> BaseSection:
 
 def write_processor(base: BaseSection, folder: Path) -> None:
     """Write the files of a base's processor into a folder."""
-    from qlmm.model.loading.base import load_processor
+    from qlmm.model.loading.base import Base
 
-    load_processor(base).save_pretrained(str(folder))
+    Base.resolve(base).processor.save_pretrained(str(folder))
 
 
 def _take(written: Path, stage: Path, absent: list[str], manifest: Manifest) -> None:

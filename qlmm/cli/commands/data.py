@@ -167,10 +167,9 @@ def _builtin(name: str) -> Path:
 
 
 def _encoder(recipe: schema.Recipe) -> Encoder:
-    from qlmm.model.loading.base import load_processor
-    from qlmm.model.loading.encoder import make_encoder
+    from qlmm.model.loading.base import Base
 
-    return make_encoder(recipe.base, recipe.data, load_processor(recipe.base))[0]
+    return Base.resolve(recipe.base).encoder(recipe.data)[0]
 
 
 def _tell_progress(done: int, total: int) -> None:

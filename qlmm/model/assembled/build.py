@@ -23,7 +23,7 @@ from qlmm.model.assembled.language import check_same_answers, embedding_width
 from qlmm.model.assembled.model import AssembledForConditionalGeneration, build_connector
 from qlmm.model.assembled.vision import VisionFacts, choose_layer
 from qlmm.model.contract import connector as find_connector
-from qlmm.model.loading.quantization import keep_trainable
+from qlmm.model.numerics.quantization import keep_trainable
 
 __all__ = ["assemble", "assembled_config", "connector_for", "put_together"]
 

@@ -21,7 +21,16 @@ from qlmm.compat.transformers_models import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from qlmm.core.errors import ModelError, QlmmError
 from qlmm.model.contract import Connector, Fit, own_tower
 
-__all__ = ["VisionFacts", "choose_layer", "final_tokens", "picture_size", "prepared", "vision_config", "vision_facts"]
+__all__ = [
+    "VisionFacts",
+    "choose_layer",
+    "final_tokens",
+    "picture_size",
+    "prepared",
+    "vision_config",
+    "vision_facts",
+    "vision_half",
+]
 
 # Towers whose `last_hidden_state` is the last block's output as it is: they norm the class token only, for the pooled
 # output. Every other tower of transformers (SigLIP, ViT, DINOv2, DeiT, …) returns its tokens already normalised.
@@ -81,7 +90,15 @@ def vision_config(source: str, revision: str | None = None) -> PreTrainedConfig:
     """
     raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     own_tower(str(raw.get("model_type", "")))
-    config = AutoConfig.from_pretrained(source, revision=revision)
+    return vision_half(AutoConfig.from_pretrained(source, revision=revision), source)
+
+
+def vision_half(config: PreTrainedConfig, source: str) -> PreTrainedConfig:
+    """The vision tower's part of a configuration: all of it, or half of one that holds both towers.
+
+    Raises:
+        ModelError: M110 when it is a language model's.
+    """
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" not in config.sub_configs:
         raise ModelError.one(
             "M110",

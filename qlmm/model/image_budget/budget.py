@@ -8,6 +8,7 @@ Usage: ``apply(processor, Budget(max_pixels=1_003_520))`` gives ``("size.longest
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from qlmm.model.image_budget.processors import KINDS, Asked, Budget, check_order
 
-__all__ = ["Budget", "agree", "apply"]
+__all__ = ["Budget", "agree", "apply", "budgeted"]
 
 
 def apply(processor: Any, budget: Budget) -> tuple[str, ...]:
@@ -53,6 +54,17 @@ def apply(processor: Any, budget: Budget) -> tuple[str, ...]:
         # Of this processor alone: the mapping that the class holds is shared by all of its kind.
         processor.images_kwargs = {**passed, **{name: changes[name] for name in changes.keys() & passed.keys()}}
     return tuple(words for name, value in changes.items() for words in _said(name, value))
+
+
+def budgeted(processor: Any, budget: Budget) -> tuple[Any, tuple[str, ...]]:
+    """A copy of a processor that follows the budget, and what was set in words; the processor itself stays as it is.
+
+    Raises:
+        ModelError: M060 and following as ``apply``.
+    """
+    own = copy.copy(processor)
+    own.image_processor = copy.deepcopy(processor.image_processor)
+    return own, apply(own, budget)
 
 
 def agree(model: PreTrainedModel, processor: Any) -> None:

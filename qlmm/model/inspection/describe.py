@@ -18,15 +18,15 @@ from torch import nn
 from qlmm.core.errors import ModelError
 from qlmm.model.inspection.memory import Load, estimate, frozen_bytes, lora_parameters, trained_parameters
 from qlmm.model.inspection.pictures import SIZES, PicturesShown, look
-from qlmm.model.loading.base import Blueprint, answers_in_decoder, blueprint
-from qlmm.model.loading.precision import Precision
-from qlmm.model.loading.quantization import QuantKind, check_experts, skip_names
+from qlmm.model.loading.base import Base, Blueprint
+from qlmm.model.numerics.precision import Precision
+from qlmm.model.numerics.quantization import QuantKind, check_experts, skip_names
 from qlmm.model.parts.experts import expert_layers, fused_experts, routers
 from qlmm.model.parts.split import PART_NAMES, PartName, Parts
 from qlmm.model.peft.adapter import Placement, check_variant, place
 from qlmm.model.peft.targets import linear_targets
 from qlmm.model.peft.vllm_lora import refused_variant, trained_whole
-from qlmm.recipe.schema import AdapterSection, BaseSection, Recipe, TrainingSection
+from qlmm.recipe.schema import AdapterSection, Recipe, TrainingSection
 
 __all__ = ["AdapterShown", "ExpertsShown", "LoraShown", "ModelShown", "PartShown", "alike", "describe"]
 
@@ -159,9 +159,9 @@ def describe(recipe: Recipe, sizes: Sequence[tuple[int, int]] = ()) -> ModelShow
         ModelError: M003 and following for whatever makes the base impossible, M030 and following for an adapter
             section that does not fit it. A processor that cannot be used is told in ``unseen`` instead.
     """
-    base = recipe.base
-    shape = blueprint(base)
-    quantize, refused = _storage(shape, base.quantize)
+    base = Base.resolve(recipe.base)
+    shape = base.shape
+    quantize, refused = _storage(shape, recipe.base.quantize)
     check_variant(recipe.adapter, quantize)
     placement = place(shape.model, shape.parts, recipe.adapter)
     precision = _precision(recipe.training)
@@ -175,12 +175,12 @@ def describe(recipe: Recipe, sizes: Sequence[tuple[int, int]] = ()) -> ModelShow
     )
     pictures, unseen = look(base, recipe.data, sizes or SIZES)
     return ModelShown(
-        base=_named(base),
-        kind="assembled" if base.model is None else "native",
+        base=base.name,
+        kind=base.identity.kind,
         class_name=type(shape.model).__name__,
         model_type=shape.model.config.model_type,
         parameters=sum(parameter.numel() for parameter in shape.model.parameters()),
-        encoder_decoder=answers_in_decoder(base),
+        encoder_decoder=base.answers_in_decoder,
         quantize=quantize,
         refused=refused,
         compute=precision.name,
@@ -203,12 +203,6 @@ def alike(names: Sequence[str]) -> dict[str, list[str]]:
     for name in names:
         found.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name), []).append(name)
     return found
-
-
-def _named(base: BaseSection) -> str:
-    if base.model is not None:
-        return base.model
-    return f"{base.vision} + {base.connector.kind if base.connector else ''} + {base.language}"
 
 
 def _storage(shape: Blueprint, wanted: QuantKind) -> tuple[QuantKind, str | None]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from qlmm.model.loading.quantization import QuantKind, skip_names
+from qlmm.model.numerics.quantization import QuantKind, skip_names
 from qlmm.model.parts.split import PartName, Parts
 from qlmm.model.peft.adapter import Placement
 

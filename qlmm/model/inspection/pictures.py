@@ -2,28 +2,25 @@
 
 All of it is tried on blank pictures, because processors can do less than their settings say.
 
-Usage: ``pictures, why_not = look(recipe.base, recipe.data, [(336, 336)])``
+Usage: ``pictures, why_not = look(Base.resolve(recipe.base), recipe.data, [(336, 336)])``
 """
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from transformers import ProcessorMixin
 
 from qlmm.core.errors import ModelError, QlmmError
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.sample import ImageRef, Origin, Part, Sample, Turn
-from qlmm.model.image_budget.budget import Budget, apply
+from qlmm.model.image_budget.budget import Budget, budgeted
 from qlmm.model.image_budget.processors import NotFollowed
-from qlmm.model.loading.base import load_processor
-from qlmm.model.loading.encoder import make_encoder
-from qlmm.recipe.schema import BaseSection, DataSection
+from qlmm.model.loading.base import Base
+from qlmm.recipe.schema import DataSection
 
 __all__ = ["SIZES", "PicturesShown", "SizeShown", "Tried", "look"]
 
@@ -80,13 +77,11 @@ class PicturesShown:
     several: Tried
 
 
-def look(
-    base: BaseSection, data: DataSection, sizes: Sequence[tuple[int, int]]
-) -> tuple[PicturesShown | None, str | None]:
+def look(base: Base, data: DataSection, sizes: Sequence[tuple[int, int]]) -> tuple[PicturesShown | None, str | None]:
     """Try a base's processor on blank pictures.
 
     Args:
-        base: the recipe's section.
+        base: the base.
         data: the recipe's section; its pixel budget is tried besides the model's own.
         sizes: widths and heights in pixels.
 
@@ -95,16 +90,15 @@ def look(
     """
     own = data.model_copy(update=dict.fromkeys(("max_pixels", "min_pixels", "max_tiles")))
     try:
-        processor = load_processor(base)
-        encoder, _ = make_encoder(base, own, processor)
+        encoder, _ = base.encoder(own)
     except QlmmError as error:
         return None, _reason(error)
     tokens = [_tokens(encoder, size) for size in sizes]
-    ignores = _ignored(processor)
+    ignores = _ignored(base.processor)
     without, several = _row(encoder, 0), _row(encoder, 2)
-    budget, budgeted, refused = _under_budget(base, data, processor, sizes)
+    budget, budgeted, refused = _under_budget(base, data, sizes)
     return PicturesShown(
-        processor=type(processor).__name__,
+        processor=type(base.processor).__name__,
         sizes=tuple(SizeShown(*size, plain, other) for size, plain, other in zip(sizes, tokens, budgeted, strict=True)),
         follows=tuple(key for key in KEYS if key not in ignores),
         ignores=ignores,
@@ -121,14 +115,14 @@ def _reason(error: QlmmError) -> str:
 
 
 def _under_budget(
-    base: BaseSection, data: DataSection, processor: ProcessorMixin, sizes: Sequence[tuple[int, int]]
+    base: Base, data: DataSection, sizes: Sequence[tuple[int, int]]
 ) -> tuple[tuple[str, ...], list[int | None], str | None]:
     """What the recipe's budget sets, the tokens under it, and why it is refused."""
     nothing: list[int | None] = [None] * len(sizes)
     if Budget.of(data) == Budget():
         return (), nothing, None
     try:
-        encoder, words = make_encoder(base, data, processor)
+        encoder, words = base.encoder(data)
     except QlmmError as error:
         return (), nothing, _reason(error)
     return words, [_tokens(encoder, size) for size in sizes], None
@@ -145,10 +139,8 @@ def _ignored(processor: Any) -> dict[str, str]:
     """Keys of the budget that the processor cannot follow, each with the reason."""
     found = {}
     for key, budget in KEYS.items():
-        trial = copy.copy(processor)
-        trial.image_processor = copy.deepcopy(processor.image_processor)
         try:
-            apply(trial, budget)
+            budgeted(processor, budget)
         except NotFollowed as error:
             found[key] = error.problems[0].message
         except ModelError:

@@ -1,349 +1,169 @@
-"""From a recipe's `base` section to a model: first as a blueprint without weights, then loaded and quantised.
+"""The base: what a recipe's `base` section names, resolved once a command and handed down from there.
 
-Both kinds of base go through the same three functions, and nothing after them asks which kind it was.
+Each configuration, tokenizer and image processor is read at most once; only weights are read as often as they are
+asked for. Both kinds of base stand behind one interface, and nothing after asks which it is.
 
 Usage:
-    shape = blueprint(recipe.base)          # configurations only
-    processor = load_processor(recipe.base)
-    model = load_model(recipe.base, precision, seed=0)
+    base = Base.resolve(recipe.base)
+    base.shape.parts, base.processor  # no weight is read
+    model = base.load(precision, seed=0)
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    BaseImageProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
+from transformers import PreTrainedModel, ProcessorMixin
 
-from qlmm.compat.transformers_models import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from qlmm.core.errors import ModelError, NoTemplate, NotVisionLanguage
-from qlmm.core.naming import close
-from qlmm.model.assembled.build import assemble, assembled_config, connector_for, put_together
-from qlmm.model.assembled.language import add_image_token, check_language, embedding_width
-from qlmm.model.assembled.processor import assembled_processor
-from qlmm.model.assembled.processor import load_processor as load_assembled_processor
-from qlmm.model.assembled.vision import VisionFacts, picture_size, prepared, vision_config, vision_facts
-from qlmm.model.contract import connector as find_connector
-from qlmm.model.loading.connector_weights import begin, check_fits, take_over, weights_identity
-from qlmm.model.loading.hub import Located, commit_of, config_of, config_sha256, locate, locate_part, reading
-from qlmm.model.loading.precision import Precision
-from qlmm.model.loading.quantization import keep_trainable, quantization, skip_names
-from qlmm.model.parts.split import Parts, split
-from qlmm.recipe.schema import BaseSection, ConnectorSection
+from qlmm.core.errors import NoTemplate
+from qlmm.data.encoding.encoder import Encoder
+from qlmm.model.image_budget.budget import Budget, budgeted
+from qlmm.model.loading.assembled import AssembledSource
+from qlmm.model.loading.chat_template import chat_template, template_names
+from qlmm.model.loading.hub import Located
+from qlmm.model.loading.identity import BaseIdentity, Role
+from qlmm.model.loading.native import NativeSource
+from qlmm.model.loading.source import BaseSource, Blueprint
+from qlmm.model.numerics.precision import Precision
+from qlmm.model.numerics.quantization import QuantKind
+from qlmm.recipe.schema import BaseSection, DataSection
 
-__all__ = [
-    "Blueprint",
-    "answers_in_decoder",
-    "blueprint",
-    "identity",
-    "load_model",
-    "load_processor",
-    "load_saved_processor",
-    "pinned",
-    "vocabulary",
-]
-
-TEMPLATES = Path(__file__).parents[1] / "templates"
+__all__ = ["Base", "Blueprint"]
 
 
-@dataclass(frozen=True, slots=True)
-class Blueprint:
-    """A base without weights: every module and parameter is there, on the meta device."""
+@dataclass(frozen=True)
+class Base:
+    """A base whose configurations were read and found possible.
 
-    model: PreTrainedModel
-    parts: Parts
-
-
-@dataclass(frozen=True, slots=True)
-class _Pieces:
-    """What an assembled base is made of, before any weights."""
+    Attributes:
+        section: the recipe's section, as it was written.
+        source: its kind's implementation.
+    """
 
     section: BaseSection
-    connector: ConnectorSection
-    vision: Located
-    vision_config: PreTrainedConfig
-    facts: VisionFacts
-    image_processor: BaseImageProcessor
-    language: Located
-    language_config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    source: BaseSource
 
+    @classmethod
+    def resolve(cls, section: BaseSection) -> Base:
+        """Read a base's configurations and check them; no weight is read.
 
-def blueprint(base: BaseSection) -> Blueprint:
-    """The base on the meta device, from configurations and tokenizers alone.
+        Raises:
+            UsageError: B001 and following for packaged weights that cannot be prepared, N001 for an unknown connector.
+            ModelError: M003 and following for a part that cannot be had, M010 and M101 and following for what makes
+                the base impossible.
+        """
+        if section.model is not None:
+            return cls(section, NativeSource.read(section.model))
+        return cls(section, AssembledSource.read(section))
 
-    Raises:
-        ModelError: M003 and following for whatever makes the base impossible.
-    """
-    with torch.device("meta"):
-        model = _native_shape(base) if base.model is not None else _assembled_shape(base)
-    return Blueprint(model, split(model))
+    @property
+    def name(self) -> str:
+        """What people call it: the model, or its three parts."""
+        if self.section.connector is None:
+            return str(self.section.model)
+        return f"{self.section.vision} + {self.section.connector.kind} + {self.section.language}"
 
+    @property
+    def identity(self) -> BaseIdentity:
+        """What exactly it is: kind, and per part its id, revision and a hash of its configuration."""
+        return self.source.identity
 
-def load_model(base: BaseSection, precision: Precision, *, seed: int) -> PreTrainedModel:
-    """The base with its weights: language model quantised as asked, a fresh connector in fp32, the rest in `precision`.
+    @property
+    def places(self) -> Mapping[Role, Located]:
+        """The checkpoints it consists of, each at the commit that was looked at."""
+        return self.source.places
 
-    Args:
-        base: the recipe's section.
-        precision: where the model goes and what it computes in.
-        seed: decides a fresh connector's weights, so that they can be rebuilt bit for bit.
-    """
-    model = _load_native(base, precision) if base.model is not None else _load_assembled(base, precision, seed)
-    model.config.use_cache = False
-    return model.eval()
+    @property
+    def text_place(self) -> tuple[Located, str]:
+        """The checkpoint that generates text, and its recipe key."""
+        return self.places[self.source.speaks], f"base.{self.source.speaks}"
 
+    @property
+    def answers_in_decoder(self) -> bool:
+        """Whether answers go to a decoder of their own, as in T5, instead of following the question."""
+        return self.source.answers_in_decoder
 
-def load_processor(base: BaseSection) -> ProcessorMixin:
-    """The processor that turns conversations and pictures into the base's inputs, with the recipe's chat template.
+    @property
+    def shape(self) -> Blueprint:
+        """The base on the meta device; it is shared, so attach adapters to a copy.
 
-    Raises:
-        ModelError: M040 for an unknown template, M041 when there is none at all.
-    """
-    template = chat_template(base)
-    processor = _base_processor(base, template)
-    if template is not None:
-        processor.chat_template = template
-    if not processor.chat_template:
-        raise NoTemplate.one(
-            "M041",
-            f"{base.model or base.language} has no chat template of its own",
-            key="base.chat_template",
-            help=f"set base.chat_template to one of {', '.join(template_names())}, or to a .jinja file",
-        )
-    return processor
+        Raises:
+            ModelError: M010 when its parts cannot be told apart.
+        """
+        return self.source.shape
 
+    @property
+    def unquantised(self) -> frozenset[str]:
+        """Linear layers that stay as they are when the base is quantised, by their names in `shape`."""
+        return self.source.unquantised
 
-def vocabulary(base: BaseSection) -> dict[str, int]:
-    """The base's tokens and their numbers; the recipe's chat template need not be at hand for it."""
-    tokens: dict[str, int] = _base_processor(base, None).tokenizer.get_vocab()
-    return tokens
+    @cached_property
+    def processor(self) -> ProcessorMixin:
+        """The processor that turns conversations and pictures into inputs, with the recipe's chat template.
 
+        Raises:
+            ModelError: M040 for an unknown template, M041 when there is none at all.
+        """
+        template = chat_template(self.section.chat_template)
+        processor = copy.copy(self.source.processor)
+        if template is not None:
+            processor.chat_template = template
+        if not processor.chat_template:
+            raise NoTemplate.one(
+                "M041",
+                f"{self.section.model or self.section.language} has no chat template of its own",
+                key="base.chat_template",
+                help=f"set base.chat_template to one of {', '.join(template_names())}, or to a .jinja file",
+            )
+        return processor
 
-def _base_processor(base: BaseSection, template: str | None) -> ProcessorMixin:
-    if base.model is None:
-        return _join_processor(_pieces(base), template)
-    located = locate(base.model)
-    with reading("base.model", located):
-        return AutoProcessor.from_pretrained(located.path, **located.options)
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Tokens and their numbers; the recipe's chat template need not be at hand for it."""
+        tokens: dict[str, int] = self.source.processor.tokenizer.get_vocab()
+        return tokens
 
+    def saved_processor(self, folder: Path) -> ProcessorMixin:
+        """The processor that was saved with an adapter of this base."""
+        return self.source.saved_processor(folder)
 
-def load_saved_processor(base: BaseSection, folder: Path) -> ProcessorMixin:
-    """The processor that was saved with an adapter."""
-    if base.model is None:
-        _pieces(base)  # makes a tower of ours known, whose image processor may be its own
-        return load_assembled_processor(folder)
-    return AutoProcessor.from_pretrained(str(folder))
+    def encoder(self, data: DataSection, processor: ProcessorMixin | None = None) -> tuple[Encoder, tuple[str, ...]]:
+        """An encoder under a recipe's pixel budget, and what the budget set, in words.
 
+        Args:
+            data: the recipe's section.
+            processor: a saved one instead of the base's own; it is copied, never changed.
 
-def identity(base: BaseSection) -> dict[str, Any]:
-    """What exactly the base is: kind, and per part its id, revision and a hash of its configuration."""
-    if base.model is not None:
-        return {"kind": "native", "parts": {"model": _facts(locate(base.model), "base.model")}}
-    pieces = _pieces(base)
-    parts = {
-        "vision": _facts(pieces.vision, "base.vision"),
-        "language": _facts(pieces.language, "base.language"),
-    }
-    weights = weights_identity(pieces.connector)
-    parts |= {"connector": weights} if weights is not None else {}
-    return {"kind": "assembled", "parts": parts, "connector": pieces.connector.model_dump()}
+        Raises:
+            ModelError: D030 and following when the processor cannot be used for training, M060 and following when it
+                cannot follow the budget.
+        """
+        own, words = budgeted(processor or self.processor, Budget.of(data))
+        decoder = self.answers_in_decoder
+        return Encoder.make(own, max_length=data.max_length, overlong=data.overlong, decoder=decoder), words
 
+    def load(self, precision: Precision, *, seed: int, quantize: QuantKind | None = None) -> PreTrainedModel:
+        """The base with its weights, in evaluation mode: a new model with every call.
 
-def _facts(located: Located, key: str) -> dict[str, str | None]:
-    config = config_of(located, key)
-    revision = commit_of(located) or located.revision
-    return {"id": located.name, "revision": revision, "config_sha256": config_sha256(config)}
+        Args:
+            precision: where the model goes and what it computes in.
+            seed: decides a fresh connector's weights, so that they can be rebuilt bit for bit.
+            quantize: how the language model's linear layers are stored; None as the recipe says.
+        """
+        model = self.source.load(precision, quantize or self.section.quantize, seed)
+        model.config.use_cache = False
+        return model.eval()
 
-
-def pinned(base: BaseSection) -> BaseSection:
-    """The same base with each Hub id at the commit that is used now: what a branch points to changes."""
-    names = {"model": base.model, "vision": base.vision, "language": base.language}
-    changed: dict[str, object] = {key: _pinned(name) for key, name in names.items() if name is not None}
-    if base.connector is not None and base.connector.weights is not None:
-        changed["connector"] = base.connector.model_copy(update={"weights": _pinned(base.connector.weights)})
-    return base.model_copy(update=changed)
-
-
-def _pinned(name: str) -> str:
-    place = locate(name)
-    commit = commit_of(place)
-    return f"{place.path}@{commit}" if commit else name
-
-
-def answers_in_decoder(base: BaseSection) -> bool:
-    """Whether the base has a decoder of its own for answers, as T5 has; those of assembled bases never do."""
-    return base.model is not None and bool(_native_config(base)[1].is_encoder_decoder)
-
-
-def template_names() -> list[str]:
-    """The packaged chat templates a recipe can name."""
-    return sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
-
-
-def chat_template(base: BaseSection) -> str | None:
-    """The template the recipe names, as Jinja source; None leaves the tokenizer's own.
-
-    Raises:
-        ModelError: M040 when there is no such template.
-    """
-    name = base.chat_template
-    if name is None:
-        return None
-    path = Path(name) if name.endswith(".jinja") else TEMPLATES / f"{name}.jinja"
-    if not path.is_file():
-        raise ModelError.one(
-            "M040", f"there is no template `{name}`", key="base.chat_template", help=close(name, template_names())
-        )
-    return path.read_text("utf-8")
-
-
-def _native_config(base: BaseSection) -> tuple[Located, PreTrainedConfig]:
-    located = locate(base.model or "")
-    config = config_of(located, "base.model")
-    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise NotVisionLanguage.one(
-            "M010",
-            f"{located.name} is not a vision-language model (it is of kind {config.model_type})",
-            key="base.model",
-            help="a language model can be given eyes: name it as base.language, a vision encoder such as CLIP as "
-            "base.vision, and say what joins them in base.connector",
-        )
-    return located, config
-
-
-def _native_shape(base: BaseSection) -> PreTrainedModel:
-    located, config = _native_config(base)
-    with reading("base.model", located):
-        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
-    return model
-
-
-def _load_native(base: BaseSection, precision: Precision) -> PreTrainedModel:
-    located, _ = _native_config(base)
-    shape = blueprint(base)
-    keep = skip_names(shape.model, shape.parts)
-    model: PreTrainedModel = _load(AutoModelForImageTextToText, located, base, precision, keep)
-    return model
-
-
-def _load(auto: Any, located: Located, base: BaseSection, precision: Precision, keep: list[str]) -> PreTrainedModel:
-    """Load a model with language layers quantised, straight onto its device."""
-    with reading("base", located):
-        model: PreTrainedModel = auto.from_pretrained(
-            located.path,
-            dtype=precision.compute,
-            quantization_config=quantization(base.quantize, keep=keep, compute=precision.compute),
-            device_map={"": 0} if precision.device == "cuda" else None,
-            **located.options,
-        )
-    keep_trainable(model)
-    return model
-
-
-def _pieces(base: BaseSection) -> _Pieces:
-    """Configurations, tokenizer and image processor of an assembled base, each checked before the next is read."""
-    if base.vision is None or base.language is None or base.connector is None:
-        raise ValueError("the recipe's schema lets only whole bases through")
-    wanted, connector = find_connector(base.connector.kind), take_over(base.connector)
-    vision, language = locate_part(base.vision, "vision"), locate_part(base.language, "language")
-    with reading("base.vision", vision):
-        seen = vision_config(vision.path, vision.revision)
-        pictures = AutoImageProcessor.from_pretrained(vision.path, **vision.options)
-    spoken = config_of(language, "base.language")
-    check_language(spoken, language.name)
-    with reading("base.language", language):
-        tokenizer = AutoTokenizer.from_pretrained(language.path, **language.options)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    pictures = prepared(pictures, wanted.fit)
-    return _Pieces(
-        section=base,
-        connector=connector,
-        vision=vision,
-        vision_config=seen,
-        facts=vision_facts(seen, picture_size(pictures)),
-        image_processor=pictures,
-        language=language,
-        language_config=spoken,
-        tokenizer=tokenizer,
-    )
-
-
-def _language_shape(pieces: _Pieces) -> PreTrainedModel:
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(pieces.language_config)
-    return model
-
-
-def _assembled_shape(base: BaseSection) -> PreTrainedModel:
-    with torch.device("cpu"):  # picture sizes are found by preparing blank pictures, which needs real memory
-        pieces = _pieces(base)
-    tower = AutoModel.from_config(pieces.vision_config)
-    return _join(pieces, tower, _language_shape(pieces), seed=0, whole=False)
-
-
-def _load_assembled(base: BaseSection, precision: Precision, seed: int) -> PreTrainedModel:
-    pieces = _pieces(base)
-    with reading("base.vision", pieces.vision):
-        tower = AutoModel.from_pretrained(
-            pieces.vision.path, config=pieces.vision_config, dtype=precision.compute, **pieces.vision.options
-        )
-    tower = tower.to(precision.device)
-    shape = _language_shape(pieces)
-    head = shape.get_output_embeddings()
-    keep = [name for name, module in shape.named_modules() if module is head]
-    language = _load(AutoModelForCausalLM, pieces.language, base, precision, keep)
-    return _join(pieces, tower, language, seed=seed, whole=True)
-
-
-def _join(
-    pieces: _Pieces, tower: PreTrainedModel, language: PreTrainedModel, *, seed: int, whole: bool
-) -> PreTrainedModel:
-    """One model from tower and language model, loaded (`whole`) or without weights."""
-    image_token_id = add_image_token(pieces.tokenizer, language)
-    connector, spec = connector_for(
-        pieces.connector.kind,
-        pieces.connector.settings,
-        facts=pieces.facts,
-        text_width=embedding_width(language),
-        seed=seed,
-        vision_layer=pieces.section.vision_layer,
-    )
-    config = assembled_config(pieces.vision_config, language, spec, image_token_id)
-    if not whole:
-        check_fits(pieces.connector, connector)
-        return put_together(tower, language, connector, config)
-    begin(pieces.connector, connector, language)
-    return assemble(tower, language, connector.to(language.device), config)
-
-
-def _join_processor(pieces: _Pieces, template: str | None) -> ProcessorMixin:
-    language = _language_shape(pieces)
-    with torch.device("meta"):
-        image_token_id = add_image_token(pieces.tokenizer, language)
-        _, spec = connector_for(
-            pieces.connector.kind,
-            pieces.connector.settings,
-            facts=pieces.facts,
-            text_width=embedding_width(language),
-            seed=0,
-            vision_layer=pieces.section.vision_layer,
-        )
-    config = assembled_config(pieces.vision_config, language, spec, image_token_id)
-    return assembled_processor(
-        pieces.image_processor, pieces.tokenizer, config=config, facts=pieces.facts, chat_template=template
-    )
+    def pinned(self) -> BaseSection:
+        """The recipe's section with each Hub id at the commit that was looked at: what a branch points to changes."""
+        at: dict[str, object] = {
+            role: self.identity.parts[role].pinned for role, place in self.places.items() if place.at
+        }
+        weights = self.identity.parts.get("connector")
+        if weights is not None and self.section.connector is not None:
+            at["connector"] = self.section.connector.model_copy(update={"weights": weights.pinned})
+        return self.section.model_copy(update=at)

@@ -23,6 +23,7 @@ from qlmm.model.assembled.language import word_statistics
 from qlmm.model.assembled.published import Checkpoint, check_whole, converted, open_checkpoint
 from qlmm.model.contract import connector as find_connector
 from qlmm.model.loading.hub import Located, locate, reading
+from qlmm.model.loading.identity import PartIdentity
 from qlmm.recipe.schema import ConnectorSection
 
 __all__ = ["begin", "check_fits", "published_state", "take_over", "weights_identity"]
@@ -95,12 +96,12 @@ def published_state(section: ConnectorSection) -> dict[str, Tensor] | None:
     return state
 
 
-def weights_identity(section: ConnectorSection) -> dict[str, str | None] | None:
+def weights_identity(section: ConnectorSection) -> PartIdentity | None:
     """What exactly the published weights are, as a part of the base: id, commit, and a hash of the weights."""
     if section.weights is None:
         return None
     located, folder = _converted(section, section.weights)
-    return {"id": located.name, "revision": located.commit, "config_sha256": file_sha256(folder / WEIGHTS)}
+    return PartIdentity(id=located.name, revision=located.commit, config_sha256=file_sha256(folder / WEIGHTS))
 
 
 def _converted(section: ConnectorSection, name: str) -> tuple[Located, Path]:

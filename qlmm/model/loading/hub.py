@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ from qlmm.core.errors import ModelError, Unavailable
 from qlmm.model.assembled.owl_checkpoint import OwlPart, owl_part
 from qlmm.model.contract import own_tower
 
-__all__ = ["Located", "commit_of", "config_of", "config_sha256", "locate", "locate_part", "reading"]
+__all__ = ["Located", "config_of", "config_sha256", "locate", "locate_part", "pinned", "reading"]
 
-BUILTIN = "builtin:"
 # How transformers names a package that is not there, the surest way first.
 _PACKAGE = (r"pip install (?:-\S+ )*([\w.-]*\w)", r"[Pp]ackage `([\w.-]+)`", r"requires the ([\w.-]+) library")
 # Packages that an extra of qlmm brings in the version it needs.
@@ -37,13 +36,19 @@ _EXTRAS = {"torchvision": "gpu"}
 class Located:
     """A part's name as written, and what transformers is asked for: a folder or an id, and a revision.
 
-    ``commit`` is the one that a converted folder's content came from.
+    Attributes:
+        commit: the one that the content of a converted folder came from.
     """
 
     name: str
     path: str
     revision: str | None
     commit: str | None = None
+
+    @property
+    def at(self) -> str | None:
+        """The commit on the Hub that its files come from, once it is pinned; None for a folder."""
+        return self.commit or self.revision
 
     @property
     def options(self) -> dict[str, Any]:
@@ -57,8 +62,8 @@ def locate(name: str) -> Located:
     Raises:
         UsageError: B001 and following when a packaged model cannot be prepared.
     """
-    if name.startswith(BUILTIN):
-        return Located(name, str(builtin.path(name.removeprefix(BUILTIN))), None)
+    if name.startswith(builtin.BUILTIN):
+        return Located(name, str(builtin.path(name.removeprefix(builtin.BUILTIN))), None)
     if _is_folder(name):
         return Located(name, name, None)
     model, _, revision = name.partition("@")
@@ -191,29 +196,24 @@ def config_of(located: Located, key: str) -> PreTrainedConfig:
         if Path(located.path).is_file():
             message = f"{located.name} is a file, not a model folder"
             raise Unavailable.one("M003", message, help="name the folder that it lies in", key=key)
-        _register_tower(located.path)
+        stated, _ = PreTrainedConfig.get_config_dict(located.path, revision=located.revision)
+        # Importing a tower's file makes its class known to transformers' Auto classes.
+        own_tower(str(stated.get("model_type", "")))
         config: PreTrainedConfig = AutoConfig.from_pretrained(located.path, **located.options)
     return config
 
 
-def commit_of(located: Located) -> str | None:
-    """The commit that the files of a model on the Hub come from; None for a folder.
+def pinned(located: Located) -> Located:
+    """The same part at the commit that its branch points to, so that all of its files come from one state.
 
-    Asked after its configuration was read: that has put the commit a branch points to into the cache.
+    Asked after its configuration was read: that has put the commit into the cache. A folder has none.
     """
     if located.commit is not None or _is_folder(located.path):
-        return located.commit
+        return located
     found = try_to_load_from_cache(located.path, "config.json", revision=located.revision)
-    return Path(found).parent.name if isinstance(found, str) else None
+    return replace(located, revision=Path(found).parent.name) if isinstance(found, str) else located
 
 
 def config_sha256(config: PreTrainedConfig) -> str:
     """Hash of a configuration's meaning: what differs between library versions or machines is left out."""
     return hashlib.sha256(json.dumps(lasting_facts(config), sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _register_tower(path: str) -> None:
-    """Import the tower file that a folder's configuration names, so that transformers' Auto classes know it."""
-    file = Path(path) / "config.json"
-    if file.is_file():
-        own_tower(str(json.loads(file.read_text("utf-8")).get("model_type", "")))

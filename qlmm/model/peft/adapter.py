@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_WEIGHTS
-from qlmm.model.loading.quantization import QuantKind
+from qlmm.model.numerics.quantization import QuantKind
 from qlmm.model.parts.split import PEFT_PREFIX, PartName, Parts
 from qlmm.model.peft.targets import expert_targets, language_targets, linear_targets, pattern, unread, whole_modules
 from qlmm.recipe.schema import AdapterSection

@@ -9,18 +9,19 @@ Usage: ``earlier = Earlier.read(Path("runs/owl_pretrain/adapter"), parts); earli
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, set_peft_model_state_dict
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST
+from qlmm.model.loading.identity import BaseIdentity
 from qlmm.model.parts.split import PEFT_PREFIX, PartName, Parts
 from qlmm.model.peft.adapter import Placement
 from qlmm.recipe.schema import AdapterSection
@@ -66,27 +67,29 @@ class Earlier:
             ) from error
         return cls(path, frozenset(whole), bool(lora))
 
-    def check_base(self, base: Mapping[str, Any]) -> None:
+    def check_base(self, present: BaseIdentity) -> None:
         """Compare the base that the adapter names with this run's; weights of one shape can be of two models.
 
         Args:
-            base: as ``identity`` describes it.
+            present: of this run's base.
 
         Raises:
             ModelError: M053 with both names. A folder may be a copy of a model on the Hub: its configuration decides.
         """
-        recorded = _read(self.path.with_name(MANIFEST)).get("base", {}).get("parts", {})
-        for role, now in base["parts"].items():
-            then = recorded.get(role, now)
-            copied = any(Path(str(facts["id"])).exists() for facts in (then, now))
-            moved = then["revision"] and now["revision"] and then["revision"] != now["revision"]
-            if then["config_sha256"] != now["config_sha256"] or moved or (_named(then) != _named(now) and not copied):
-                raise ModelError.one(
-                    "M053",
-                    f"adapter.start_from: {self.path.parent} was trained on {_at(then)}, and this run's {role} is "
-                    f"{_at(now)}",
-                    help=f"use {_at(then)}, or leave adapter.start_from out",
-                )
+        stated = _read(self.path.with_name(MANIFEST)).get("base")
+        if stated is None:
+            return
+        try:
+            recorded = BaseIdentity.model_validate(stated)
+        except ValidationError as error:
+            raise _damaged(self.path.with_name(MANIFEST), "it does not say what the base is") from error
+        for one in recorded.differs(present):
+            then, now = (part.pinned if part is not None else "none" for part in (one.recorded, one.present))
+            raise ModelError.one(
+                "M053",
+                f"adapter.start_from: {self.path.parent} was trained on {then}, and this run's {one.role} is {now}",
+                help=f"use {then}, or leave adapter.start_from out",
+            )
 
     def check_scale(self, section: AdapterSection) -> None:
         """Compare how LoRA is scaled: with another scale the adapter would be another one from the first step on.
@@ -147,15 +150,6 @@ class Earlier:
             raise _does_not_fit(self.path, str(error).splitlines()[-1].strip()) from error
         if result.unexpected_keys:
             raise _does_not_fit(self.path, f"there is no place for {result.unexpected_keys[0]}")
-
-
-def _at(facts: Mapping[str, Any]) -> str:
-    """A part of a base, with its commit where that is known."""
-    return f"{_named(facts)}@{facts['revision']}" if facts["revision"] else _named(facts)
-
-
-def _named(facts: Mapping[str, Any]) -> str:
-    return str(facts["id"]).partition("@")[0] if facts["revision"] else str(facts["id"])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlavaForConditionalGeneration
 from qlmm.data.encoding.encoder import IGNORED, Encoder
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
 from qlmm.evaluation.heldout import HeldOut, swap_pictures
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.model.token_losses import token_losses
 from tests.tiny import tiny_llava, tiny_processor
 from tests.unit.evaluation.pictures import colour

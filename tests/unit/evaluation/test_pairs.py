@@ -12,7 +12,7 @@ from torch import nn
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.sample import ImageRef, Origin, Preference, Turn
 from qlmm.evaluation.pairs import HeldOutPairs
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.proof.records import PairProof
 from tests.tiny import tiny_llava, tiny_processor
 from tests.unit.evaluation.pictures import colour

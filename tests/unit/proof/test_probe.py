@@ -15,7 +15,7 @@ from qlmm.core.filenames import PROBE
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.media.images import decode
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.proof.probe import MOST_BYTES, ROWS, check_answers, difference, explained, probe_rows, tolerance, write_probe
 from tests.tiny import tiny_llava, tiny_processor
 

@@ -8,7 +8,7 @@ import pytest
 from trl import SFTConfig, SFTTrainer
 
 from qlmm.core.errors import UsageError
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
 from qlmm.training import trl_settings as arguments
 from qlmm.training.objective import objective

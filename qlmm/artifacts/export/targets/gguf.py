@@ -21,7 +21,6 @@ from qlmm.artifacts.export.llamacpp.language import Language, plan_language
 from qlmm.artifacts.export.llamacpp.vision import Vision, plan_vision
 from qlmm.artifacts.export.targets.hf import merge_of, merged, merging_drops
 from qlmm.core.errors import ModelError, RunError, UsageError
-from qlmm.model.loading.base import load_saved_processor
 
 __all__ = ["EXPORT", "LANGUAGE", "VISION", "text_template"]
 
@@ -94,7 +93,7 @@ def _written_size(job: Job, known: Files | None) -> int:
 
 def _files(job: Job) -> Files | None:
     """Both files, or None where they are not known and a converter is there to write them."""
-    processor = load_saved_processor(job.manifest.recipe.base, job.folder)
+    processor = job.base.saved_processor(job.folder)
     try:
         language = plan_language(job.shape.model, job.folder, job.wishes.outtype, text_template(processor))
         return Files(language, plan_vision(job.shape.model, processor, language.outtype))

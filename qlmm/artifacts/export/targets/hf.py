@@ -33,7 +33,7 @@ def merge_of(job: Job, *, without: frozenset[str] = frozenset()) -> MergePlan:
     """
     # Measuring loads three models; an export proves what it needs itself.
     settings = Settings(onto=job.wishes.onto, measured=False, without=without)
-    return plan_merge(job.folder, job.manifest, job.shape, settings)
+    return plan_merge(job.folder, job.manifest, job.base, settings)
 
 
 def merged(job: Job, folder: Path) -> None:
@@ -64,8 +64,8 @@ def write(job: Job, made: Path, way: Path) -> Written:
     """Merge, load by transformers, compare."""
     merged(job, made)
     job.tell("comparing answers")
-    ours = reference(job.folder, job.manifest, onto=job.wishes.onto)
-    theirs = by_transformers(str(made), None, job.folder, job.manifest, processor=made, onto=job.wishes.onto)
+    ours = reference(job, onto=job.wishes.onto)
+    theirs = by_transformers(str(made), None, job, processor=made, onto=job.wishes.onto)
     line = same(ours, theirs, "the merged model, loaded by transformers,", stored=stored(made))
     return Written((line,), lambda place: ())
 

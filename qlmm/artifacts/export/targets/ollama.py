@@ -22,7 +22,6 @@ from qlmm.artifacts.export.targets.gguf import LANGUAGE, VISION
 from qlmm.artifacts.export.targets.gguf import plan as plan_gguf
 from qlmm.artifacts.export.targets.gguf import write as write_gguf
 from qlmm.core.files import atomic_write
-from qlmm.model.loading.base import load_saved_processor
 
 __all__ = ["EXPORT", "Frame", "frame", "go_template"]
 
@@ -117,7 +116,7 @@ def go_template(shape: Frame) -> str:
 def plan(job: Job) -> Plan:
     """As for llama.cpp, and the template."""
     files = plan_gguf(job)
-    processor = load_saved_processor(job.manifest.recipe.base, job.folder)
+    processor = job.base.saved_processor(job.folder)
     drops = tuple(one for one in files.drops if "--chat-template" not in one)
     if frame(processor) is None:
         drops += (
@@ -132,7 +131,7 @@ def plan(job: Job) -> Plan:
 def write(job: Job, made: Path, way: Path) -> Written:
     """Write the files and the Modelfile."""
     files = write_gguf(job, made, way)
-    processor = load_saved_processor(job.manifest.recipe.base, job.folder)
+    processor = job.base.saved_processor(job.folder)
     shape = frame(processor)
     lines = [f"FROM ./{LANGUAGE}", f"FROM ./{VISION}"]
     lines += [f'TEMPLATE """{go_template(shape)}"""'] if shape is not None else []

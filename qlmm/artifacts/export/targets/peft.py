@@ -13,7 +13,6 @@ from qlmm.artifacts.export.export import Export, Job, Plan, Written
 from qlmm.artifacts.export.parity import by_transformers, reference, same
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import CARD, MANIFEST, PICTURES, PROBE
-from qlmm.model.loading.hub import locate
 
 __all__ = ["EXPORT", "carried"]
 
@@ -55,12 +54,10 @@ def write(job: Job, made: Path, way: Path) -> Written:
     for name in carried(job):
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(job.folder / name, made / name)
-    located = locate(job.manifest.recipe.base.model or "")
+    located = job.base.places["model"]
     job.tell("comparing answers")
-    ours = reference(job.folder, job.manifest, onto="original")
-    theirs = by_transformers(
-        located.path, made, job.folder, job.manifest, processor=made, onto="original", **located.options
-    )
+    ours = reference(job, onto="original")
+    theirs = by_transformers(located.path, made, job, processor=made, onto="original", **located.options)
     line = same(ours, theirs, "the folder, loaded by transformers and PEFT on the unquantised base,", stored="fp32")
     return Written((line,), lambda place: ())
 

@@ -27,7 +27,7 @@ from qlmm.artifacts.merge.tensor_plan import is_plain
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD
 from qlmm.core.files import atomic_write
-from qlmm.model.loading.hub import Located, locate
+from qlmm.model.loading.hub import Located
 from qlmm.model.parts.split import PEFT_PREFIX
 from qlmm.model.peft.vllm_lora import max_lora_rank, refused_lora
 
@@ -120,14 +120,13 @@ def write(job: Job, made: Path, way: Path) -> Written:
         base, options, rounded = str(made / "base"), {}, stored(made / "base")
         _name_base(made / "adapter", Located("base", "base", None))
     else:
-        published = locate(job.manifest.recipe.base.model or "")
+        published = job.base.places["model"]
         base, options, rounded = published.path, published.options, "fp32"
         _name_base(made / "adapter", published)
     job.tell("comparing answers")
-    ours = reference(job.folder, job.manifest, onto=job.wishes.onto)
-    theirs = by_transformers(
-        base, made / "adapter", job.folder, job.manifest, processor=made / "adapter", onto=job.wishes.onto, **options
-    )
+    ours = reference(job, onto=job.wishes.onto)
+    adapter, onto = made / "adapter", job.wishes.onto
+    theirs = by_transformers(base, adapter, job, processor=adapter, onto=onto, **options)
     line = same(ours, theirs, "base with the LoRA adapter beside it, loaded by transformers and PEFT,", stored=rounded)
     return Written((line,), lambda place: (_command(job, place),))
 
@@ -143,9 +142,12 @@ def _write_page(job: Job, base: Path) -> None:
 
 def _command(job: Job, place: str) -> str:
     rank = max_lora_rank(job.manifest.recipe.adapter.r)
-    served = locate(job.manifest.recipe.base.model or "")
-    words = ["vllm", "serve", f"{place}/base" if _needs_copy(job) else served.path]
-    words += ["--revision", served.revision] if served.revision and not _needs_copy(job) else []
+    words = ["vllm", "serve"]
+    if _needs_copy(job):
+        words += [f"{place}/base"]
+    else:
+        served = job.base.places["model"]
+        words += [served.path, *(["--revision", served.revision] if served.revision else [])]
     words += ["--enable-lora", "--lora-modules", f"{job.name}={place}/adapter", "--max-lora-rank", str(rank)]
     return shlex.join(words)
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qlmm.artifacts.adapter import load as module
 from qlmm.artifacts.adapter.load import check_base, check_files, load
 from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
 from qlmm.core.errors import ModelError
-from qlmm.model.loading.base import identity
+from qlmm.model.loading.base import Base
 from qlmm.recipe.load import parse_recipe
 from tests.unit.artifacts.adapters import RECIPE, adapter_folder, manifest
 
@@ -56,8 +55,7 @@ def test_files_are_checked_before_anything_is_read_into_a_model(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the base was loaded")
 
-    monkeypatch.setattr(module, "load_model", never)
-    monkeypatch.setattr(module, "identity", never)
+    monkeypatch.setattr(Base, "resolve", never)
     with pytest.raises(ModelError) as caught:
         load(folder)
     assert _code(caught) == "A003"
@@ -75,23 +73,24 @@ def base(tmp_path: Path) -> Path:
 
 def test_the_base_it_was_trained_on_is_accepted(base: Path) -> None:
     recipe = parse_recipe(RECIPE.format(base=f"model: {base}"), "r.yaml").recipe
-    check_base(manifest(recipe=recipe, base=identity(recipe.base)))
+    found = Base.resolve(recipe.base)
+    check_base(manifest(recipe=recipe, base=found.identity), found)
 
 
 def test_a_base_of_another_shape_is_refused(base: Path) -> None:
     recipe = parse_recipe(RECIPE.format(base=f"model: {base}"), "r.yaml").recipe
-    recorded = identity(recipe.base)
+    recorded = Base.resolve(recipe.base).identity
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"text_config": {"model_type": "llama", "hidden_size": 64}}))
     with pytest.raises(ModelError, match="is not the model this adapter was trained on") as caught:
-        check_base(manifest(recipe=recipe, base=recorded))
+        check_base(manifest(recipe=recipe, base=recorded), Base.resolve(recipe.base))
     assert _code(caught) == "A004"
     assert str(base) in str(caught.value)
 
 
 def test_what_only_a_library_version_writes_is_no_other_base(base: Path) -> None:
     recipe = parse_recipe(RECIPE.format(base=f"model: {base}"), "r.yaml").recipe
-    recorded = identity(recipe.base)
+    recorded = Base.resolve(recipe.base).identity
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"transformers_version": "9.9", "dtype": "bfloat16"}))
-    check_base(manifest(recipe=recipe, base=recorded))
+    check_base(manifest(recipe=recipe, base=recorded), Base.resolve(recipe.base))

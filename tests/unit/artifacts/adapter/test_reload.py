@@ -9,7 +9,7 @@ import pytest
 
 from qlmm.artifacts.adapter.reload import prove_reload
 from qlmm.core.errors import ModelError, RunError
-from qlmm.model.loading.precision import Precision
+from qlmm.model.numerics.precision import Precision
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n'
 OURS = f"{TRACEBACK}qlmm.core.errors.ModelError: {ModelError.one('A001', 'no adapter', help='name another')}\n"

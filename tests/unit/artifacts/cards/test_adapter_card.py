@@ -158,8 +158,8 @@ def test_packaged_weights_are_no_model_of_the_hub() -> None:
 
 def test_a_base_that_is_packaged_altogether_claims_no_base() -> None:
     made = manifest("assembled")
-    parts = {role: facts | {"id": "builtin:x"} for role, facts in made.base["parts"].items()}
-    facts = front(card(manifest("assembled", base=made.base | {"parts": parts}), PROOF))
+    parts = {role: part.model_copy(update={"id": "builtin:x"}) for role, part in made.base.parts.items()}
+    facts = front(card(manifest("assembled", base=made.base.model_copy(update={"parts": parts})), PROOF))
     assert "base_model" not in facts
     assert "base_model_relation" not in facts
 

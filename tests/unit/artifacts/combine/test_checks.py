@@ -53,14 +53,6 @@ def test_other_weights_are_taken(method: str, weights: tuple[float, ...], tmp_pa
     check_settings(TWO, tmp_path / "both", method, weights, 0.5)
 
 
-@pytest.fixture
-def base_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The invented adapters have an invented base."""
-    for check in ("check_base", "check_revision"):
-        monkeypatch.setattr(f"qlmm.artifacts.combine.checks.{check}", lambda manifest: None)
-
-
-@pytest.mark.usefixtures("base_at_hand")
 def test_an_adapter_is_called_by_its_id_or_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, snapshot = shared_adapter(tmp_path / "owl"), shared_adapter(tmp_path / "snapshots", name=COMMIT)
     moved = shared_adapter(tmp_path, name="combined")

@@ -18,6 +18,8 @@ from qlmm.data.sample import Example, ImageRef, Origin, Preference, Sample, Turn
 from tests.unit.artifacts.adapters import manifest
 
 Runs = Callable[..., list[Source]]
+# Nothing here looks into it.
+BASE: Any = None
 NOTHING = DataError.one("D002", "/somewhere/private/rows.jsonl cannot be read")
 
 
@@ -37,7 +39,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
         made = list(zip("abc", rows, strict=False))
         known = dict(made)
 
-        def read(folder: Path, _: Any) -> Any:
+        def read(folder: Path, *_: Any) -> Any:
             found = known[folder.name]
             if isinstance(found, QlmmError):
                 raise found
@@ -63,7 +65,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Sample]]:
 
     monkeypatch.setattr("qlmm.artifacts.combine.heldout.HeldOut", Held)
     monkeypatch.setattr(
-        "qlmm.artifacts.combine.heldout.load", lambda _: SimpleNamespace(model=None, encoder=None, precision=None)
+        "qlmm.artifacts.combine.heldout.load", lambda _, base: SimpleNamespace(model=None, encoder=None, precision=None)
     )
 
     # There is no model to let go of, and looking for one takes a second.
@@ -78,7 +80,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Sample]]:
 
 def test_rows_of_every_run_are_taken_in_turn_once(runs: Runs, measured: Callable[[Any], list[Sample]]) -> None:
     one, two, three = (text(question) for question in ("one ?", "two ?", "three ?"))
-    measure = measure_on(runs(([one, three], []), ([two, one], [])))
+    measure = measure_on(runs(([one, three], []), ([two, one], [])), BASE)
     assert measured(measure) == [one, two, three]
     assert measure.rows == "3 rows that the runs held out, on none of which an adapter was trained"
 
@@ -90,7 +92,7 @@ def test_what_one_run_held_out_and_another_was_trained_on_is_left_out(
     red = tmp_path / "red.png"
     held = [shown(red), shown(red, "which colour ?"), text("one ?"), text("two ?")]
     pair = Preference((Turn("user", ("one ?",)),), "yes", "no", Origin("pairs.jsonl", 1))
-    measure = measure_on(runs((held, []), ([], [shown(red), pair])))
+    measure = measure_on(runs((held, []), ([], [shown(red), pair])), BASE)
     assert measured(measure) == [shown(red, "which colour ?"), text("two ?")]
     assert (
         measure.rows
@@ -99,21 +101,21 @@ def test_what_one_run_held_out_and_another_was_trained_on_is_left_out(
 
 
 def test_nothing_is_measured_where_every_row_was_trained_on(runs: Runs) -> None:
-    measure = measure_on(runs(([text("one ?")], [text("two ?")]), ([text("two ?")], [text("one ?")])))
+    measure = measure_on(runs(([text("one ?")], [text("two ?")]), ([text("two ?")], [text("one ?")])), BASE)
     assert measure.losses is None
     assert measure.rows == "not measured: adapters were trained on all 2 rows that the runs held out"
 
 
 def test_a_combined_adapter_may_have_been_trained_on_anything(runs: Runs) -> None:
     combined = Combination(method="cat", weights=(1.0,), sources=())
-    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), combined=combined))
+    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), combined=combined), BASE)
     why = "it was combined from others"
     assert measure.rows == f"1 row that the runs held out; b may have been trained on some of them ({why})"
 
 
 def test_rows_that_have_changed_are_not_those_of_the_run(runs: Runs) -> None:
     changed = ModelError.one("A037", "the rows have changed since the run")
-    measure = measure_on(runs(([text("one ?")], []), changed))
+    measure = measure_on(runs(([text("one ?")], []), changed), BASE)
     why = "its rows cannot be read (A037)"
     assert measure.rows == f"1 row that the runs held out; b may have been trained on some of them ({why})"
 
@@ -127,7 +129,7 @@ def test_rows_of_a_file_are_looked_through_to_its_end(
     ]
     file.write_text("\n".join(json.dumps(line) for line in lines))
     trained = [text(f"{number} ?") for number in range(100)]
-    measure = measure_on(runs(([], trained), ([], [])), file)
+    measure = measure_on(runs(([], trained), ([], [])), BASE, file)
     assert [row.turns[0].text for row in measured(measure)] == [f"{number} ?" for number in range(100, 164)]
     assert "64 rows of rows.jsonl" in measure.rows
     assert "without 100 on which one was" in measure.rows
@@ -137,14 +139,14 @@ def test_an_earlier_adapter_s_rows_are_not_known(runs: Runs) -> None:
     one = manifest()
     section = one.recipe.adapter.model_copy(update={"start_from": "runs/earlier"})
     recipe = one.recipe.model_copy(update={"adapter": section})
-    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), recipe=recipe))
+    measure = measure_on(runs(([text("one ?")], []), ([text("two ?")], []), recipe=recipe), BASE)
     assert measure.losses is not None
     assert measure.rows.startswith("2 rows")
     assert "b may have been trained on some of them (it continued an earlier adapter)" in measure.rows
 
 
 def test_rows_that_are_gone_are_said_without_their_place(runs: Runs) -> None:
-    measure = measure_on(runs(NOTHING, NOTHING))
+    measure = measure_on(runs(NOTHING, NOTHING), BASE)
     assert measure.losses is None
     assert measure.rows.startswith("not measured: no row that a run held out can be read; a: its rows cannot be read (")
     assert "/somewhere" not in measure.rows
@@ -156,6 +158,6 @@ def test_rows_of_a_file_are_held_to_the_same(
     file = tmp_path / "mine.jsonl"
     rows = [[{"role": "user", "content": one}, {"role": "assistant", "content": "yes"}] for one in ("one ?", "two ?")]
     file.write_text("\n".join(json.dumps({"messages": row}) for row in rows), "utf-8")
-    measure = measure_on(runs(([text("three ?")], [text("one ?")]), NOTHING), file)
+    measure = measure_on(runs(([text("three ?")], [text("one ?")]), NOTHING), BASE, file)
     assert [row.turns[0].text for row in measured(measure)] == ["two ?"]
     assert measure.rows.startswith("1 row of mine.jsonl, without 1 on which one was; b may have been trained on some")

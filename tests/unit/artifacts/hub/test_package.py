@@ -113,9 +113,9 @@ def test_the_folder_is_sent_clean_and_stays_as_it_is(folder: Path, tmp_path: Pat
 def test_a_base_of_this_machine_is_told(tmp_path: Path) -> None:
     folder = shared_adapter(tmp_path)
     manifest = read_manifest(folder)
-    part = manifest.base["parts"]["model"] | {"id": "models/mine", "revision": None}
-    changed = manifest.model_copy(update={"base": {"kind": "native", "parts": {"model": part}}})
-    write_manifest(folder, changed)
+    part = manifest.base.parts["model"].model_copy(update={"id": "models/mine", "revision": None})
+    base = manifest.base.model_copy(update={"parts": {"model": part}})
+    write_manifest(folder, manifest.model_copy(update={"base": base}))
     assert packed(folder).local_base
 
 

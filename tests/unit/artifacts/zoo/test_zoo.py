@@ -109,7 +109,7 @@ def test_the_commit_of_a_base_is_no_access_key(zoo: Zoo, tmp_path: Path, name: s
     run = finished_run(tmp_path, base=base(name))
     assert re.search(rf"(?<![@/]){COMMIT}", (run / "adapter" / "README.md").read_text("utf-8"))
     entry = zoo.add(run)
-    assert read_manifest(entry).base["parts"]["model"]["revision"] == COMMIT
+    assert read_manifest(entry).base.parts["model"].revision == COMMIT
 
 
 def test_the_commit_of_rows_is_no_access_key_either(zoo: Zoo, tmp_path: Path) -> None:

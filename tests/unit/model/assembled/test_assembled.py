@@ -41,7 +41,7 @@ from qlmm.model.assembled.language import (
 )
 from qlmm.model.assembled.model import AssembledForConditionalGeneration
 from qlmm.model.assembled.vision import vision_facts
-from qlmm.model.loading.quantization import keep_trainable
+from qlmm.model.numerics.quantization import keep_trainable
 from tests.assembling import SIDE, build, llama, pictures, tower
 from tests.tiny import tiny_tokenizer
 

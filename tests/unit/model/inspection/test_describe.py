@@ -12,7 +12,7 @@ from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.model.inspection.describe import ModelShown, alike, describe
-from qlmm.model.loading.base import load_processor
+from qlmm.model.loading.base import Base
 from qlmm.model.parts.split import split
 from qlmm.model.peft.adapter import attach, place, save_adapter
 from qlmm.recipe.load import parse_recipe
@@ -173,7 +173,7 @@ def test_tokens_are_those_of_a_run_with_and_without_the_budget(
     asked = recipe(folder("qwen3_vl"), "data.max_pixels=4096")
     found = describe(asked, [(336, 336), (20, 4020)]).pictures
     assert found is not None
-    plain = Encoder.make(load_processor(asked.base)).tokens_for(336, 336)
+    plain = Encoder.make(Base.resolve(asked.base).processor).tokens_for(336, 336)
     first, refused = found.sizes
     assert first.tokens == plain
     assert first.budgeted not in (None, plain)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from qlmm.model.loading.quantization import keep_trainable, quantization, skip_names, storage_of
+from qlmm.model.numerics.quantization import keep_trainable, quantization, skip_names, storage_of
 from qlmm.model.parts.split import linear_names, split
 from tests.tiny import tiny_llava, tiny_processor
 

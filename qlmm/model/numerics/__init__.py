@@ -1,0 +1,1 @@
+"""How weights are stored and computed with: precision and quantisation, below everything that loads a model."""
