@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from qlmm.core.events import Evaluated, Event, PairsEvaluated, StepDone
 from qlmm.data.fingerprint import DataFingerprint, SourceCount
+from qlmm.model.loading.identity import BaseIdentity, PartIdentity
 from qlmm.proof.records import (
     PairProof,
     PartFacts,
@@ -78,11 +79,14 @@ output: {dir: run}
 """
 
 
+BASE = BaseIdentity(kind="native", parts={"model": PartIdentity(id="some/model", revision=None, config_sha256="c")})
+
+
 def record(seed: int = 0) -> RunRecord:
     """The record of the invented run before its first step."""
     recipe = parse_recipe(RECIPE, "r.yaml", [f"training.seed={seed}"]).recipe
     data = DataFingerprint("f" * 64, (SourceCount("rows.jsonl", "messages", 1.0, 30, 28, 2),))
-    return RunRecord(recipe=recipe, recipe_file="r.yaml", versions={"qlmm": "0"}, base={}, data=data, plan=PLAN)
+    return RunRecord(recipe=recipe, recipe_file="r.yaml", versions={"qlmm": "0"}, base=BASE, data=data, plan=PLAN)
 
 
 def step(number: int, loss: float = 5.0, total: int = 260, metrics: dict[str, float] | None = None) -> StepDone:

@@ -115,9 +115,9 @@ def _problem(fault: dict[str, Any], known: Mapping[str, Any]) -> Problem:
     """One fault found by pydantic, in the words of a recipe."""
     key = ".".join(str(step) for step in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return Problem("M101", f"base.connector: unknown key `{key}`", help=close(key, known))
+        return Problem("M101", f"unknown key `{key}`", help=close(key, known), key="base.connector")
     doc = known[key].description if key in known else None
-    return Problem("M101", f"base.connector.{key}: {fault['msg']}", help=doc)
+    return Problem("M101", f"{fault['msg']}", help=doc, key=f"base.connector.{key}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ class LoadedRecipe:
         return "override" if where.file == OVERRIDES else f"{where.file}:{where.line}"
 
     def _with_places(self, error: UsageError) -> UsageError:
-        """The error, each of its problems at the key that its message opens with unless it has a place already."""
+        """The error, each of its problems at the key that it is about unless it has a place already."""
         return error.with_problems([self._placed(problem) for problem in error.problems])
 
     @contextmanager
@@ -74,7 +74,7 @@ class LoadedRecipe:
             raise self._with_places(error) from error
 
     def _placed(self, problem: Problem) -> Problem:
-        opening = re.match(r"[a-z]+(\.\w+)+", problem.key or problem.message)
+        opening = re.match(r"[a-z]+(\.\w+)+", problem.key or "")
         known = opening is not None and re.sub(r"\.\d+", "[]", opening[0]) in {key.name for key in keys()}
         if opening is None or not known or problem.where is not None:
             return problem

@@ -180,6 +180,6 @@ def pair_collator(rows: Sequence[Example], encoder: Encoder, args: Any) -> Colla
     return PairCollator(rows, encoder)
 
 
-def refused(message: str, help: str, code: str = "T004") -> UsageError:
-    """Why a training section cannot work, and what to change."""
-    return UsageError.one(code, message, help=help)
+def refused(key: str, message: str, help: str, code: str = "T004") -> UsageError:
+    """Why a key of the training section cannot work, and what to change."""
+    return UsageError.one(code, message, help=help, key=f"training.{key}")

@@ -256,16 +256,18 @@ def _check_objective(recipe: Recipe, shape: Blueprint) -> None:
     if lacking:
         raise UsageError.one(
             "T005",
-            f"training.objective: {recipe.training.objective} needs a base with {' and '.join(lacking)}, and "
+            f"{recipe.training.objective} needs a base with {' and '.join(lacking)}, and "
             f"{type(shape.model).__name__} has none",
             help="choose another base or another objective",
+            key="training.objective",
         )
     if asked.through_head and not has_backbone(shape.model):
         raise UsageError.one(
             "T005",
-            f"training.objective: {recipe.training.objective} needs a backbone with a head on top, and "
+            f"{recipe.training.objective} needs a backbone with a head on top, and "
             f"{type(shape.model).__name__} has none",
             help="choose another base, or objective sft",
+            key="training.objective",
         )
 
 
@@ -278,7 +280,10 @@ def _check_trackers(recipe: Recipe) -> None:
     for name in recipe.output.trackers:
         if importlib.util.find_spec(name) is None:
             raise UsageError.one(
-                "T003", f"output.trackers: {name} is not installed here", help=f"pip install {name}, or leave it out"
+                "T003",
+                f"{name} is not installed here",
+                help=f"pip install {name}, or leave it out",
+                key="output.trackers",
             )
 
 
@@ -344,7 +349,10 @@ def _check_disk(facts: PlanFacts) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK):
         why = "cannot be written to" if place.is_dir() else "is not a directory"
         raise UsageError.one(
-            "O004", f"output.dir {facts.output_dir} cannot be made: {place} {why}", help="name another output.dir"
+            "O004",
+            f"{facts.output_dir} cannot be made: {place} {why}",
+            help="name another output.dir",
+            key="output.dir",
         )
     free = free_bytes(place)
     if free < facts.disk_bytes:

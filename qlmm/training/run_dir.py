@@ -121,9 +121,11 @@ def read_record(path: Path) -> RunRecord | None:
         other = path.is_symlink() or (path.exists() and not path.is_dir())
     except OSError as error:
         why = error.strerror or str(error)
-        raise UsageError.one("O001", f"output.dir cannot be used: {why}", help="name another output.dir") from error
+        raise UsageError.one(
+            "O001", f"it cannot be used: {why}", help="name another output.dir", key="output.dir"
+        ) from error
     if other:
-        raise UsageError.one("O001", f"output.dir {path} is not a directory", help="name another output.dir")
+        raise UsageError.one("O001", f"{path} is not a directory", help="name another output.dir", key="output.dir")
     if not path.exists() or all(_is_trace(entry.name) for entry in path.iterdir()):
         return None
     try:
@@ -135,8 +137,9 @@ def read_record(path: Path) -> RunRecord | None:
         why = f"its {RUN_RECORD} is not one of a run: {'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
     raise UsageError.one(
         "O001",
-        f"output.dir {path} is not ours to write in: {why}",
+        f"{path} is not ours to write in: {why}",
         help="name an empty or new directory; nothing there was touched",
+        key="output.dir",
     )
 
 
@@ -154,7 +157,7 @@ def _in_use(path: Path) -> UsageError:
     record = read_record(path)
     writer = record.writer if record is not None and record.writer else "another process"
     help = "wait for that run to end, or name another output.dir"
-    return UsageError.one("O002", f"output.dir {path} is in use by {writer}", help=help)
+    return UsageError.one("O002", f"{path} is in use by {writer}", help=help, key="output.dir")
 
 
 def _writer() -> str:

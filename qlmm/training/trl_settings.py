@@ -58,7 +58,8 @@ def _losses(training: TrainingSection, asked: Objective) -> Mapping[str, Any]:
     (name, weight), *more = losses.items()
     if more or weight != 1:
         raise refused(
-            f"training.losses: objective {training.objective} takes one loss, with weight 1",
+            "losses",
+            f"objective {training.objective} takes one loss, with weight 1",
             f"leave one of {', '.join(losses)}: 1.0; verdicts are weighed by training.extra.desirable_weight "
             "and undesirable_weight",
         )
@@ -71,12 +72,12 @@ def _not_of(name: str, asked: Objective, loss: str) -> UsageError:
     if owner is not None:
         # The one loss of DPO's that compares nothing is the likelihood itself.
         why = f"is not a loss of objective {name}" if loss == "sft" else asked.lacks
-        return refused(f"training.losses: {loss} {why}", f"use objective {owner}")
+        return refused("losses", f"{loss} {why}", f"use objective {owner}")
     if not asked.losses:
-        return refused(f"training.losses: objective {name} has one loss of its own", "leave training.losses out")
+        return refused("losses", f"objective {name} has one loss of its own", "leave training.losses out")
     close = get_close_matches(loss, asked.losses, n=1)
     help = f"did you mean `{close[0]}`?" if close else f"losses there are: {', '.join(asked.losses)}"
-    return refused(f"training.losses: TRL has no loss `{loss}`", help)
+    return refused("losses", f"TRL has no loss `{loss}`", help)
 
 
 def _check_positive(training: TrainingSection, asked: Objective) -> None:
@@ -84,7 +85,7 @@ def _check_positive(training: TrainingSection, asked: Objective) -> None:
     for name in sorted(asked.positive):
         value = training.extra.get(name, 1.0)
         if not isinstance(value, float | int) or value <= 0:
-            raise refused(f"training.extra: {name} {value} must be above 0", "leave it out for the default")
+            raise refused("extra", f"{name} {value} must be above 0", "leave it out for the default")
 
 
 def _check_extra(name: str, value: Any, ours: Mapping[str, Any], kind: type[Any], names: frozenset[str]) -> None:
@@ -93,7 +94,9 @@ def _check_extra(name: str, value: Any, ours: Mapping[str, Any], kind: type[Any]
     if name not in kinds:
         close = get_close_matches(name, sorted(names), n=1)
         hint = f"did you mean `{close[0]}`?" if close else "leave it out"
-        raise UsageError.one("T001", f"training.extra: `{name}` is not a field of TRL's {kind.__name__}", help=hint)
+        raise UsageError.one(
+            "T001", f"`{name}` is not a field of TRL's {kind.__name__}", help=hint, key="training.extra"
+        )
     if name not in names:
         why = (
             "is set by qlmm itself"
@@ -101,13 +104,13 @@ def _check_extra(name: str, value: Any, ours: Mapping[str, Any], kind: type[Any]
             else "cannot be passed on: it would break a promise of the run, or do nothing"
         )
         hint = "use the recipe's own key for it, or leave it out"
-        raise UsageError.one("T001", f"training.extra: `{name}` {why}", help=hint)
+        raise UsageError.one("T001", f"`{name}` {why}", help=hint, key="training.extra")
     try:
         TypeAdapter(kinds[name]).validate_python(value, strict=True)
     except ValidationError as error:
         rule = error.errors(include_input=False)[0]["msg"].removeprefix("Input ")
         hint = f"write the value as TRL's {kind.__name__} documents it"
-        raise UsageError.one("T001", f"training.extra: `{name}` {rule}", help=hint) from error
+        raise UsageError.one("T001", f"`{name}` {rule}", help=hint, key="training.extra") from error
 
 
 def _ours(training: TrainingSection, output: OutputSection, precision: Precision, steps: int) -> Mapping[str, Any]:

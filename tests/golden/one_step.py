@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from qlmm.training.plan import make_plan
-from qlmm.training.run import build, trainer_of
+from qlmm.training.run import build
 from tests.runs import TinyRun
 
 __all__ = ["ROWS", "Oracle", "Row", "Step", "one_step", "prepared", "trainer_for"]
@@ -134,7 +134,7 @@ def trainer_for(run: TinyRun, objective: str, losses: Mapping[str, float], rows:
     )
     plan = make_plan(recipe.recipe)
     model, _ = build(plan)
-    return trainer_of(objective)(model, plan, callbacks=[])
+    return plan.objective.trainer()(model, plan, callbacks=[])
 
 
 def one_step(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlmm.training.trl_settings import LOSSES
+from qlmm.training.objectives.dpo import LOSSES
 from tests.golden.formulas import PAIR_LOSSES, SORTED_LOSSES, Pair, dpo
 from tests.golden.one_step import ROWS, Step, one_step
 from tests.runs import TinyRun

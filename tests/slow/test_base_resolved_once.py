@@ -17,8 +17,8 @@ from qlmm.artifacts.merge.merge import Settings, merge
 from qlmm.cli.commands.ask import ask
 from qlmm.model.loading.base import Base
 from qlmm.recipe.load import LoadedRecipe
+from tests.merge_cases import CASES, assembled
 from tests.runs import TinyRun
-from tests.slow.test_merge import CASES, assembled
 
 pytestmark = pytest.mark.slow
 

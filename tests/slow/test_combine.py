@@ -18,7 +18,7 @@ from qlmm.api import finetune, load
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
 from qlmm.artifacts.adapter.verify import verify
-from qlmm.artifacts.combine.checks import read_sources, resolve_base, size_of
+from qlmm.artifacts.combine.checks import check_same_base, read_sources, resolve_base, size_of
 from qlmm.artifacts.combine.combine import Settings, combine
 from qlmm.artifacts.combine.heldout import measure_on
 from qlmm.artifacts.hub.package import pack
@@ -268,8 +268,8 @@ def _adapter(manifest: Any, **changes: Any) -> Any:
     return manifest.model_copy(update={"recipe": manifest.recipe.model_copy(update={"adapter": section})})
 
 
-def _revision(manifest: Any) -> Any:
-    parts = {role: part.model_copy(update={"revision": "0" * 40}) for role, part in manifest.base.parts.items()}
+def _revision(manifest: Any, revision: str) -> Any:
+    parts = {role: part.model_copy(update={"revision": revision}) for role, part in manifest.base.parts.items()}
     return manifest.model_copy(update={"base": manifest.base.model_copy(update={"parts": parts})})
 
 
@@ -277,11 +277,10 @@ def _revision(manifest: Any) -> Any:
     ("change", "code"),
     [
         (lambda manifest: manifest.model_copy(update={"frozen_sha256": "0" * 64}), "K004"),
-        (_revision, "K004"),
         (lambda manifest: _adapter(manifest, variant="dora"), "K005"),
         (lambda manifest: _adapter(manifest, r=8), "K007"),
     ],
-    ids=["weights", "revision", "dora", "rank"],
+    ids=["weights", "dora", "rank"],
 )
 def test_adapters_that_do_not_belong_together_are_refused(
     change: Callable[[Any], Any], code: str, tiny: TinyRun, tmp_path: Path
@@ -290,6 +289,18 @@ def test_adapters_that_do_not_belong_together_are_refused(
     with pytest.raises(UsageError, match=code):
         combine([str(tiny.folder / "a"), str(other)], tmp_path / "both", Settings("linear", (0.5, 0.5)))
     assert not (tmp_path / "both").exists()
+
+
+def test_two_commits_are_refused_and_a_folder_may_be_a_copy_of_either(tiny: TinyRun, tmp_path: Path) -> None:
+    """Of a folder no commit is known: there the hash of the frozen weights decides."""
+    here = str(tiny.folder / "a")
+    one, other = (
+        str(edited(tiny.folder / "b" / "adapter", tmp_path / digit, lambda made, at=digit * 40: _revision(made, at)))
+        for digit in "01"
+    )
+    with pytest.raises(UsageError, match=r"K004.*revision 0"):
+        check_same_base(read_sources([one, other]), "cat")
+    check_same_base(read_sources([here, one]), "cat")
 
 
 def test_other_layers_and_other_templates_are_refused(tiny: TinyRun, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from qlmm.artifacts.adapter.load import LoadedAdapter, check_base
 from qlmm.artifacts.adapter.manifest import read_manifest
 from qlmm.artifacts.merge.merge import Settings, merge
 from qlmm.core.errors import ModelError
+from qlmm.model.loading.base import Base
 from qlmm.recipe.load import parse_recipe
 from tests.assembling import pictures
 from tests.released import Released, write_owl
@@ -107,19 +108,20 @@ def test_training_started_from_the_released_abstractor(released: Released, outco
 def test_the_adapter_names_the_released_checkpoint(released: Released, outcome: Outcome) -> None:
     assert outcome.adapter is not None
     manifest = read_manifest(outcome.adapter)
-    assert {role: facts["id"] for role, facts in manifest.base["parts"].items()} == {
+    assert {role: part.id for role, part in manifest.base.parts.items()} == {
         "vision": str(released.folder), "language": str(released.folder), "connector": str(released.folder),
     }  # fmt: skip
-    check_base(manifest)
+    check_base(manifest, Base.resolve(manifest.recipe.base))
 
 
 def test_other_weights_under_the_same_name_are_refused(released: Released, outcome: Outcome) -> None:
     assert outcome.adapter is not None
+    manifest = read_manifest(outcome.adapter)
     single = released.folder / "pytorch_model.bin"
     torch.save(released.weights | {"query_tokens": torch.zeros(1, 5, 32)}, single)
     try:
         with pytest.raises(ModelError, match="is not the connector this adapter was trained on"):
-            check_base(read_manifest(outcome.adapter))
+            check_base(manifest, Base.resolve(manifest.recipe.base))
     finally:
         single.unlink()
 

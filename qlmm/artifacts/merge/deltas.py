@@ -94,6 +94,7 @@ class Deltas:
         """
         opened: Any = safe_open(str(folder / ADAPTER_WEIGHTS), framework="pt")
         self._file, self._names = opened, frozenset(opened.keys()) - without
+        self._left_out = without
         self._model = model
         self._held = held
         loaded: Any = LoraConfig.from_pretrained(str(folder))
@@ -127,6 +128,12 @@ class Deltas:
     def touched(self) -> frozenset[str]:
         """Names of all tensors whose values change."""
         return self.replaced | self.merged | self.quantised
+
+    @cached_property
+    def beside(self) -> frozenset[str]:
+        """Names of tensors whose LoRA update is left out: whoever adds it later needs them."""
+        named = {f"{layer}.weight" for layer in _adapted_layers(self._left_out)}
+        return frozenset(named & self._model.state_dict().keys())
 
     def apply(self, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """What becomes of a weight, computed in fp32 where the adapter touches it, and rounded once.

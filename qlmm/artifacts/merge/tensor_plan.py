@@ -217,11 +217,11 @@ class Sources:
         return dict(fresh.state_dict())
 
     def _check_whole(self, made: list[Output], deltas: Deltas) -> None:
-        """Every weight that is merged, and all of an assembled model, must be there."""
+        """Every weight that the adapter belongs to, and all of an assembled model, must be there."""
         state = self.merged.state_dict(keep_vars=True)
         there = {one.name for one in made}
         held = {id(state[name]) for name in there & state.keys()}
-        wanted = state.keys() if self.assembled else deltas.touched
+        wanted = state.keys() if self.assembled else deltas.touched | deltas.beside
         missing = sorted(name for name in wanted if name not in there and id(state.get(name)) not in held)
         if missing:
             raise ModelError.one(

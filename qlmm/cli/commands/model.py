@@ -154,8 +154,7 @@ def _names(names: Sequence[str]) -> str:
 def _refused(shown: ModelShown) -> Rows:
     if shown.refused is None:
         return []
-    why = shown.refused.removeprefix("base.quantize: ")
-    return [("quantised", f"refused: {why}. All figures are for base.quantize=none")]
+    return [("quantised", f"refused: {shown.refused}. All figures are for base.quantize=none")]
 
 
 def _lora(lora: LoraShown) -> Rows:

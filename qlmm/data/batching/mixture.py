@@ -85,8 +85,10 @@ def _with_text_share(counts: dict[tuple[int, bool], int], share: float) -> dict[
     pictures = sum(counts.values()) - sum(text.values())
     if pictures == 0 or (share > 0 and not text):
         lacking = "picture" if pictures == 0 else "text-only"
-        message = f"data.text_ratio is {share:g}, but there are no {lacking} rows"
-        raise DataError.one("D008", message, help="leave text_ratio out, or add a source that has them")
+        message = f"it is {share:g}, but there are no {lacking} rows"
+        raise DataError.one(
+            "D008", message, help="leave text_ratio out, or add a source that has them", key="data.text_ratio"
+        )
     wanted = round(pictures * share / (1.0 - share))
     scaled = dict(zip(text, _apportioned(wanted, list(text.values())), strict=True))
     return {**counts, **scaled}

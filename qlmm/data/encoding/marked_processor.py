@@ -110,13 +110,13 @@ class _StandIn:
     """
 
     def __init__(self, plain: Any) -> None:
-        self._plain = plain
+        self.plain = plain
 
     def __getattr__(self, name: str) -> Any:
-        return attrgetter(name)(vars(self)["_plain"])
+        return attrgetter(name)(vars(self)["plain"])
 
     def __len__(self) -> int:
-        return len(self._plain)
+        return len(self.plain)
 
 
 class _MarkReader(_StandIn):
@@ -135,11 +135,11 @@ class _MarkReader(_StandIn):
         """Ids, attention mask and, where asked for, token types (1 from the first answer on), padded on the right."""
         texts = [text] if isinstance(text, str) else text
         if not texts or not all(isinstance(one, str) and CUT in one for one in texts):
-            return self._plain(text, *further, **settings)
+            return self.plain(text, *further, **settings)
         self.rows = self._tokenizer.read(texts)
         longest = max(len(row.ids) for row in self.rows)
         columns = {
-            "input_ids": [_padded(row.ids, longest, self._plain.pad_token_id) for row in self.rows],
+            "input_ids": [_padded(row.ids, longest, self.plain.pad_token_id) for row in self.rows],
             "attention_mask": [_padded([1] * len(row.ids), longest, 0) for row in self.rows],
         }
         if settings.get("return_token_type_ids"):
@@ -157,7 +157,7 @@ class _InstructionReader(_StandIn):
         """What the tokenizer makes of the texts up to their first answers."""
         texts = [text] if isinstance(text, str) else text
         shown = [CUT.join(one.split(REST)[0].split(CUT)[: -1 if REST in one else None]) for one in texts]
-        return self._plain([one.replace(CUT, "") for one in shown], *further, **settings)
+        return self.plain([one.replace(CUT, "") for one in shown], *further, **settings)
 
 
 class _Encoded(BatchEncoding):

@@ -62,17 +62,19 @@ def check_language(config: PreTrainedConfig, source: str) -> None:
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError.one(
             "M120",
-            f"base.language: {source} is not a causal language model (it is {config.model_type})",
+            f"{source} is not a causal language model (it is {config.model_type})",
             help="are base.vision and base.language swapped? A whole vision-language model goes into base.model",
+            key="base.language",
         )
     stated = config.get_text_config().to_dict()
     for key in _AFTER_THE_HEAD:
         if stated.get(key) not in _NEUTRAL:
             raise ModelError.one(
                 "M121",
-                f"base.language: {source} has {key}={stated[key]}: its logits are changed after the output head, "
+                f"{source} has {key}={stated[key]}: its logits are changed after the output head, "
                 "which an assembled model cannot do",
                 help="choose a language model without it (Llama, Qwen, Mistral, SmolLM, Phi …)",
+                key="base.language",
             )
 
 
@@ -149,6 +151,7 @@ def check_same_answers(language: PreTrainedModel, assembled: PreTrainedModel) ->
     if (bare - ours).abs().max() > _SAME * bare.abs().max():
         raise ModelError.one(
             "M122",
-            f"base.language: {type(language).__name__} answers text differently once it is assembled",
+            f"{type(language).__name__} answers text differently once it is assembled",
             help="its class does more than stack and head; choose another language model (Llama, Qwen, Mistral …)",
+            key="base.language",
         )

@@ -102,8 +102,9 @@ def vision_half(config: PreTrainedConfig, source: str) -> PreTrainedConfig:
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" not in config.sub_configs:
         raise ModelError.one(
             "M110",
-            f"base.vision: {source} is a language model ({config.model_type})",
+            f"{source} is a language model ({config.model_type})",
             help="are base.vision and base.language swapped?",
+            key="base.vision",
         )
     return config.vision_config if "vision_config" in config.sub_configs else config
 
@@ -119,8 +120,9 @@ def picture_size(image_processor: BaseImageProcessor) -> tuple[int, int]:
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3:
         raise ModelError.one(
             "M111",
-            f"base.vision: {type(image_processor).__name__} does not bring every picture to one size",
+            f"{type(image_processor).__name__} does not bring every picture to one size",
             help=_HELP,
+            key="base.vision",
         )
     return shape[1], shape[2]
 
@@ -198,7 +200,7 @@ def _patch_size(config: PreTrainedConfig) -> int:
 
 
 def _not_a_grid(config: PreTrainedConfig, why: str) -> QlmmError:
-    return ModelError.one("M112", f"base.vision: a tower of kind {config.model_type} {why}", help=_HELP)
+    return ModelError.one("M112", f"a tower of kind {config.model_type} {why}", help=_HELP, key="base.vision")
 
 
 def choose_layer(asked: int | None, connector: Connector[Any], facts: VisionFacts) -> int | None:
@@ -217,8 +219,9 @@ def choose_layer(asked: int | None, connector: Connector[Any], facts: VisionFact
     if layer is not None and (embeddings or not -facts.states <= layer < facts.states):
         raise ModelError.one(
             "M113",
-            f"base.vision_layer: the tower has no hidden state {layer}",
+            f"the tower has no hidden state {layer}",
             help=f"there are 1 to {facts.states - 1}, or, counted from the end, -1 to -{facts.states - 1}",
+            key="base.vision_layer",
         )
     return layer
 

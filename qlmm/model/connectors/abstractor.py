@@ -181,8 +181,9 @@ class Abstractor(nn.Module):
         if hidden % settings.heads:
             raise ModelError.one(
                 "M103",
-                f"base.connector.heads: {settings.heads} heads do not divide the abstractor's width {hidden}",
+                f"{settings.heads} heads do not divide the abstractor's width {hidden}",
                 help="set base.connector.heads or base.connector.hidden so that they do",
+                key="base.connector.heads",
             )
         inner = settings.inner or swiglu_width(hidden)
         self.query_tokens = nn.Parameter(torch.empty(1, settings.queries, hidden))

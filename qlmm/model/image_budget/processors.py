@@ -123,7 +123,7 @@ def check_order(least: int | None, most: int | None, own: str = "") -> None:
     if least is not None and most is not None and least > most:
         where = f"the model's own largest picture, {most:,} pixels ({own})" if own else f"data.max_pixels ({most:,})"
         help = "lower data.min_pixels, or give a larger data.max_pixels"
-        raise ModelError.one("M061", f"data.min_pixels ({least:,}) is above {where}", help=help)
+        raise ModelError.one("M061", f"{least:,} is above {where}", help=help, key="data.min_pixels")
 
 
 def _too_small(key: str, value: int, area: int, what: str) -> ModelError:

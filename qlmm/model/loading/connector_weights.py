@@ -49,8 +49,9 @@ def take_over(section: ConnectorSection) -> ConnectorSection:
     wrong = [
         Problem(
             "M156",
-            f"base.connector.{key}: the recipe says {asked[key]}, but {section.weights} was made with {made[key]}",
+            f"the recipe says {asked[key]}, but {section.weights} was made with {made[key]}",
             help=f"leave base.connector.{key} out, or {KEY}",
+            key=f"base.connector.{key}",
         )
         for key in asked.keys() & made.keys()
         if asked[key] != made[key]

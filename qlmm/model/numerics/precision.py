@@ -50,15 +50,16 @@ def choose(device: Device, name: Name) -> Precision:
     if device == "cuda" and not has_gpu:
         raise ModelError.one(
             "M001",
-            "training.device is cuda, but PyTorch sees no CUDA GPU here",
+            "it is cuda, but PyTorch sees no CUDA GPU here",
             help="run `qlmm doctor` to see what PyTorch sees, or set training.device=auto to train on the CPU (slow)",
+            key="training.device",
         )
     where: Literal["cuda", "cpu"] = "cuda" if has_gpu and device != "cpu" else "cpu"
     if where == "cpu":
         # fp16 has no CPU training path worth the name; bf16 is emulated without AVX-512 and far slower than fp32.
         if name == "fp16":
             raise ModelError.one(
-                "M002", "training.precision: fp16 needs a GPU", help="use auto, fp32 or bf16 on the CPU"
+                "M002", "fp16 needs a GPU", help="use auto, fp32 or bf16 on the CPU", key="training.precision"
             )
         return Precision("cpu", "fp32" if name == "auto" else name)
     if name == "auto":

@@ -78,9 +78,10 @@ def check_experts(model: PreTrainedModel, parts: Parts, kind: QuantKind) -> None
     experts, whole = sum(sizes[name] for name in fused), sum(sizes.values())
     raise ModelError.one(
         "M035",
-        f"base.quantize: bitsandbytes cannot quantise fused experts, which are {experts / whole:.0%} of this language "
+        f"bitsandbytes cannot quantise fused experts, which are {experts / whole:.0%} of this language "
         f"model's {whole / 1e9:,.2f} billion weights",
         help="set base.quantize=none if the GPU holds it in 16 bits, or choose a dense model",
+        key="base.quantize",
     )
 
 

@@ -139,14 +139,16 @@ def _check_asked(
         part = min(whole_before)
         raise ModelError.one(
             "M036",
-            f"adapter.start_from: that adapter holds the {part} whole, which LoRA in the {part} cannot continue",
+            f"that adapter holds the {part} whole, which LoRA in the {part} cannot continue",
             help=f"set adapter.{part}=full to go on, or adapter.{part}=frozen to carry it along",
+            key="adapter.start_from",
         )
     if "vision" in asked and parts.discrete:
         raise ModelError.one(
             "M037",
-            f"adapter.vision: the tower of {type(model).__name__} turns pictures into tokens, which no gradient passes",
+            f"the tower of {type(model).__name__} turns pictures into tokens, which no gradient passes",
             help="set adapter.vision=frozen",
+            key="adapter.vision",
         )
     if not asked:
         raise ModelError.one(
@@ -165,8 +167,9 @@ def check_variant(section: AdapterSection, quantize: QuantKind) -> None:
     if section.language == "lora" and section.variant in _NEEDS_PLAIN_WEIGHTS and quantize != "none":
         raise ModelError.one(
             "M032",
-            f"adapter.variant: {section.variant} decomposes the base weights, which PEFT cannot do on {quantize} ones",
+            f"{section.variant} decomposes the base weights, which PEFT cannot do on {quantize} ones",
             help="set base.quantize=none, or use plain, rslora or dora, which work on quantised layers",
+            key="adapter.variant",
         )
 
 

@@ -40,8 +40,9 @@ def language_targets(model: nn.Module, parts: Parts, targets: tuple[str, ...]) -
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
             raise ModelError.one(
                 "M030",
-                f"adapter.targets: `{target}` matches no linear layer of the language model ({parts.language[0]})",
+                f"`{target}` matches no linear layer of the language model ({parts.language[0]})",
                 help=f"endings there are: {known}; or all-linear",
+                key="adapter.targets",
             )
         chosen += matched
     return sorted(set(chosen), key=linear.index)
@@ -57,12 +58,15 @@ def expert_targets(model: nn.Module, parts: Parts, section: AdapterSection) -> t
         return ()
     fused = fused_experts(model, parts)
     if not fused and not expert_layers(linear_targets(model, parts, "language")):
-        raise ModelError.one("M034", "adapter.targets: this language model has no experts", help="leave `experts` out")
+        raise ModelError.one(
+            "M034", "this language model has no experts", help="leave `experts` out", key="adapter.targets"
+        )
     if fused and section.dropout:
         raise ModelError.one(
             "M034",
-            "adapter.targets: LoRA on fused experts works without dropout only (PEFT's target_parameters)",
+            "LoRA on fused experts works without dropout only (PEFT's target_parameters)",
             help="set adapter.dropout=0",
+            key="adapter.targets",
         )
     return fused
 

@@ -52,8 +52,9 @@ class Earlier:
         if not path.is_file():
             raise ModelError.one(
                 "M050",
-                f"adapter.start_from: {folder} holds no {ADAPTER_WEIGHTS}",
+                f"{folder} holds no {ADAPTER_WEIGHTS}",
                 help="name the adapter folder of a finished run, such as runs/owl_pretrain/adapter",
+                key="adapter.start_from",
             )
         names = list(_shapes(path))
         lora = [name for name in names if ".lora_" in name]
@@ -62,8 +63,9 @@ class Earlier:
         except KeyError as error:
             raise ModelError.one(
                 "M051",
-                f"adapter.start_from: {folder} was trained on another base; this one has no {error.args[0]}",
+                f"{folder} was trained on another base; this one has no {error.args[0]}",
                 help="name an adapter that was trained on this recipe's base, or leave adapter.start_from out",
+                key="adapter.start_from",
             ) from error
         return cls(path, frozenset(whole), bool(lora))
 
@@ -87,8 +89,9 @@ class Earlier:
             then, now = (part.pinned if part is not None else "none" for part in (one.recorded, one.present))
             raise ModelError.one(
                 "M053",
-                f"adapter.start_from: {self.path.parent} was trained on {then}, and this run's {one.role} is {now}",
+                f"{self.path.parent} was trained on {then}, and this run's {one.role} is {now}",
                 help=f"use {then}, or leave adapter.start_from out",
+                key="adapter.start_from",
             )
 
     def check_scale(self, section: AdapterSection) -> None:
@@ -109,8 +112,9 @@ class Earlier:
             if config.get(name, value) != value:
                 raise ModelError.one(
                     "M054",
-                    f"adapter.start_from: {self.path.parent} has {name} {config[name]}, this recipe {value}",
+                    f"{self.path.parent} has {name} {config[name]}, this recipe {value}",
                     help="take over adapter.alpha and adapter.variant from that adapter's recipe",
+                    key="adapter.start_from",
                 )
 
     def check_fits(self, model: PreTrainedModel, parts: Parts, placement: Placement) -> None:
@@ -185,8 +189,9 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _damaged(path: Path, why: str) -> ModelError:
     return ModelError.one(
         "M050",
-        f"adapter.start_from: {path} is damaged: {why}",
+        f"{path} is damaged: {why}",
         help="fetch the adapter again, or take it from the run directory it was made in",
+        key="adapter.start_from",
     )
 
 
@@ -197,6 +202,7 @@ def _said(shape: tuple[int, ...] | None) -> str:
 def _does_not_fit(path: Path, why: str) -> ModelError:
     return ModelError.one(
         "M052",
-        f"adapter.start_from: {path} does not fit this recipe: {why}",
+        f"{path} does not fit this recipe: {why}",
         help="use the base of that adapter, and, where it holds LoRA weights, its adapter.r and adapter.targets",
+        key="adapter.start_from",
     )

@@ -36,15 +36,15 @@ def _check(training: TrainingSection) -> None:
     """
     losses, extra = set(training.losses or {"sigmoid": 1.0}), training.extra
     if "exo_pair" in losses and not extra.get("label_smoothing", 0.0):
-        raise refused("training.losses: exo_pair needs label_smoothing", "set training.extra.label_smoothing=0.001")
+        raise refused("losses", "exo_pair needs label_smoothing", "set training.extra.label_smoothing=0.001")
     for name, readers in _READ_BY.items():
         if name in extra and not losses & readers:
-            message = f"training.extra: no loss of {', '.join(sorted(losses))} reads {name}"
-            raise refused(message, f"leave it out; it belongs to {', '.join(sorted(readers))}")
+            message = f"no loss of {', '.join(sorted(losses))} reads {name}"
+            raise refused("extra", message, f"leave it out; it belongs to {', '.join(sorted(readers))}")
     divergence = extra.get("f_divergence_type", "reverse_kl")
     if divergence not in _DIVERGENCES:
-        message = f"training.extra: TRL has no f_divergence_type `{divergence}`"
-        raise refused(message, f"those there are: {', '.join(_DIVERGENCES)}")
+        message = f"TRL has no f_divergence_type `{divergence}`"
+        raise refused("extra", message, f"those there are: {', '.join(_DIVERGENCES)}")
     together = {
         f"f_divergence_type {divergence}": set() if divergence == "reverse_kl" else losses - _OF_DIVERGENCE,
         "use_weighting": losses & {"aot", "aot_unpaired", "sft"} if extra.get("use_weighting") else set(),
@@ -52,7 +52,7 @@ def _check(training: TrainingSection) -> None:
     }
     for what, which in together.items():
         if which:
-            raise refused(f"training.extra: {what} does not go with {', '.join(sorted(which))}", "drop one of the two")
+            raise refused("extra", f"{what} does not go with {', '.join(sorted(which))}", "drop one of the two")
 
 
 def _first_loss(training: TrainingSection) -> float | None:

@@ -49,7 +49,8 @@ def _check(training: TrainingSection) -> None:
     """
     if "apo_zero_unpaired" not in training.losses and training.batch_size < 2:
         raise refused(
-            "training.batch_size: objective kto sets an answer against another one of its batch, and 1 row has none",
+            "batch_size",
+            "objective kto sets an answer against another one of its batch, and 1 row has none",
             "set training.batch_size=2 or more, or training.losses={apo_zero_unpaired: 1.0}, which does without",
             "T006",
         )

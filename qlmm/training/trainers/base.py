@@ -114,9 +114,10 @@ class PartsTrainer:
         if not self.fused_head_agrees(plan.encoder.batch([measured(plan.train[0])])):
             raise UsageError.one(
                 "T005",
-                f"training.objective: {plan.recipe.training.objective} takes log-probabilities from TRL's head, which "
+                f"{plan.recipe.training.objective} takes log-probabilities from TRL's head, which "
                 f"are not those of {type(model.get_base_model()).__name__}",
                 help="choose another base, or objective sft",
+                key="training.objective",
             )
 
     def install_reuse(self, model: PeftModel, plan: Plan) -> None:

@@ -45,7 +45,7 @@ def parse(command: str) -> None:
     words = shlex.split(re.split(r"[|>]", command, maxsplit=1)[0])[1:]
     context = here.make_context("qlmm", [], resilient_parsing=True)
     name = "qlmm"
-    while isinstance(here, TyperGroup) and words:
+    while isinstance(here, TyperGroup) and words and not words[0].startswith("-"):
         name = words.pop(0)
         found = here.get_command(context, name)
         assert found is not None, f"no command `{name}`"
@@ -76,7 +76,7 @@ def test_every_command_named_in_a_sentence_exists() -> None:
     for one in NAMED:
         words, here = shlex.split(one.text.split(" > ")[0])[1:], root
         context = here.make_context("qlmm", [], resilient_parsing=True)
-        while isinstance(here, TyperGroup) and words:
+        while isinstance(here, TyperGroup) and words and not words[0].startswith("-"):
             found = here.get_command(context, words.pop(0))
             assert found is not None, f"{one}: {one.text}"
             here = found

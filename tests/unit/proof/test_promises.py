@@ -60,7 +60,7 @@ def test_a_frozen_tensor_that_changed_breaks_the_proof() -> None:
     changed = replace(GOOD, frozen_identical=False)
     assert not _holds(changed)
     for part, detail in ((changed, "changed in: connector"), (GOOD, "4 tensors, sha256")):
-        promises = judge((part,), empty_masks=0, reload=RELOAD, reference=None, steps=100)
+        promises = judge((part,), empty_masks=0, reload=RELOAD, own=(), steps=100)
         assert detail in [promise.detail for promise in promises]
 
 

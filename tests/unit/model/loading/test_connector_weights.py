@@ -131,8 +131,10 @@ def test_without_weights_nothing_changes() -> None:
 def test_identity_names_the_checkpoint_and_its_weights(owl: Released, tmp_path: Path) -> None:
     facts = weights_identity(section(owl.folder))
     assert facts is not None
-    assert (facts["id"], facts["revision"]) == (str(owl.folder), None)
+    assert (facts.id, facts.revision) == (str(owl.folder), None)
     other = write_owl(tmp_path / "other")
-    assert weights_identity(section(other.folder)) == facts | {"id": str(other.folder)}
+    assert weights_identity(section(other.folder)) == facts.model_copy(update={"id": str(other.folder)})
     torch.save(other.weights | {"query_tokens": torch.zeros(1, 5, 32)}, other.folder / "pytorch_model.bin")
-    assert (weights_identity(section(other.folder)) or {})["config_sha256"] != facts["config_sha256"]
+    changed = weights_identity(section(other.folder))
+    assert changed is not None
+    assert changed.config_sha256 != facts.config_sha256
