@@ -107,10 +107,12 @@ def test_the_card_names_base_data_and_losses_and_can_be_pushed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("field", ["revision", "config_sha256"])
-def test_adapters_of_two_bases_are_refused_with_what_differs(field: str) -> None:
+def test_adapters_of_two_bases_are_refused_with_what_differs(field: str, tmp_path: Path) -> None:
+    folder = shared_adapter(tmp_path)
+
     def of(value: str) -> Source:
         facts = {"id": "some/llava", "revision": COMMIT, "config_sha256": "aa"} | {field: value}
-        return Source(value[:1], Path(value), manifest(base={"kind": "native", "parts": {"model": facts}}))
+        return Source(value[:1], folder, manifest(base={"kind": "native", "parts": {"model": facts}}))
 
     one, other = "1" * 40, "2" * 40
     with pytest.raises(ModelError, match="K004") as caught:
