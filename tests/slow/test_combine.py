@@ -273,14 +273,20 @@ def _revision(manifest: Any, revision: str) -> Any:
     return manifest.model_copy(update={"base": manifest.base.model_copy(update={"parts": parts})})
 
 
+def _configuration(manifest: Any) -> Any:
+    parts = {role: part.model_copy(update={"config_sha256": "0" * 64}) for role, part in manifest.base.parts.items()}
+    return manifest.model_copy(update={"base": manifest.base.model_copy(update={"parts": parts})})
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
         (lambda manifest: manifest.model_copy(update={"frozen_sha256": "0" * 64}), "K004"),
+        (_configuration, "K004"),
         (lambda manifest: _adapter(manifest, variant="dora"), "K005"),
         (lambda manifest: _adapter(manifest, r=8), "K007"),
     ],
-    ids=["weights", "dora", "rank"],
+    ids=["weights", "configuration", "dora", "rank"],
 )
 def test_adapters_that_do_not_belong_together_are_refused(
     change: Callable[[Any], Any], code: str, tiny: TinyRun, tmp_path: Path

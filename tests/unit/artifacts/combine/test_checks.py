@@ -11,10 +11,11 @@ from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import Combination, read_manifest, write_manifest
 from qlmm.artifacts.cards.sections import between
 from qlmm.artifacts.combine.card import combine_card
-from qlmm.artifacts.combine.checks import check_settings, read_sources
+from qlmm.artifacts.combine.checks import Source, check_same_base, check_settings, read_sources
 from qlmm.artifacts.hub.package import pack
-from qlmm.core.errors import UsageError
+from qlmm.core.errors import ModelError, UsageError
 from tests.sharing import COMMIT, PRIVATE, contents, shared_adapter
+from tests.unit.artifacts.adapters import manifest
 
 TWO = ("runs/a", "runs/b")
 
@@ -108,3 +109,18 @@ def test_the_card_names_base_data_and_losses_and_can_be_pushed(tmp_path: Path) -
     assert PRIVATE not in parcel.card + parcel.manifest.model_dump_json()
     assert contents(folder)["README.md"] != parcel.card.encode()
     assert all(between(parcel.card, section) for section in ("base", "data", "use"))
+
+
+@pytest.mark.parametrize("field", ["revision", "config_sha256"])
+def test_adapters_of_two_bases_are_refused_with_what_differs(field: str, tmp_path: Path) -> None:
+    folder = shared_adapter(tmp_path)
+
+    def of(value: str) -> Source:
+        facts = {"id": "some/llava", "revision": COMMIT, "config_sha256": "aa"} | {field: value}
+        return Source(value[:1], folder, manifest(base={"kind": "native", "parts": {"model": facts}}))
+
+    one, other = "1" * 40, "2" * 40
+    with pytest.raises(ModelError, match="K004") as caught:
+        check_same_base([of(one), of(other)], "cat")
+    assert one in str(caught.value)
+    assert other in str(caught.value)
