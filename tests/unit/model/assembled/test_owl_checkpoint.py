@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -186,7 +187,7 @@ def test_a_located_part_keeps_the_released_name(owl: Released) -> None:
 def test_a_sentencepiece_tokenizer_needs_its_package(owl: Released, monkeypatch: pytest.MonkeyPatch) -> None:
     (owl.folder / "tokenizer.json").unlink()
     (owl.folder / "tokenizer.model").write_bytes(b"pieces")
-    monkeypatch.setattr(owl_checkpoint.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="needs the package sentencepiece") as caught:
         folder_of(owl, "language")
     assert caught.value.problems[0].code == "M005"
