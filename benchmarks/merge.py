@@ -30,7 +30,6 @@ from qlmm.artifacts.adapter.folder import file_hashes, stage_adapter
 from qlmm.artifacts.adapter.manifest import Manifest, versions, write_manifest
 from qlmm.artifacts.merge.merge import Settings, merge
 from qlmm.artifacts.safetensors_stream import Output, Reader, cut, header, write_shards
-from qlmm.core.filenames import MANIFEST
 from qlmm.data.fingerprint import DataFingerprint
 from qlmm.model.loading.base import Base
 from qlmm.model.peft.adapter import attach, place
@@ -171,7 +170,7 @@ def _write_adapter(folder: Path) -> None:
         data=DataFingerprint("", ()),
         steps=0,
         versions=versions(),
-        files=file_hashes(stage, without=frozenset({MANIFEST})),
+        files=file_hashes(stage),
     )
     write_manifest(stage, manifest)
     stage.rename(folder / "adapter")

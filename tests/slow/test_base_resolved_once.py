@@ -90,7 +90,7 @@ def _ask(trained: Trained, place: Path) -> None:
 
 COMMANDS: dict[str, Callable[[Trained, Path], Any]] = {
     "merge": lambda trained, place: merge(str(trained.adapter), place / "merged", Settings()),
-    "verify": lambda trained, place: verify(str(trained.adapter)),
+    "verify": lambda trained, place: verify(trained.adapter),
     "ask": _ask,
     "export": _export,
     "finetune": lambda trained, place: finetune(trained.recipe(f"output.dir={place / 'again'}")),

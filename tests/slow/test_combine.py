@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +302,7 @@ def test_two_commits_are_refused_and_a_folder_may_be_a_copy_of_either(tiny: Tiny
     """Of a folder no commit is known: there the hash of the frozen weights decides."""
     here = str(tiny.folder / "a")
     one, other = (
-        str(edited(tiny.folder / "b" / "adapter", tmp_path / digit, lambda made, at=digit * 40: _revision(made, at)))
+        str(edited(tiny.folder / "b" / "adapter", tmp_path / digit, partial(_revision, revision=digit * 40)))
         for digit in "01"
     )
     with pytest.raises(UsageError, match=r"K004.*revision 0"):
@@ -333,7 +334,7 @@ def test_connectors_of_assembled_bases_are_combined(tmp_path: Path) -> None:
         finetune(assembled(tmp_path, CASES["abstractor"], f"training.steps={steps}", name))
         targets.append(str(tmp_path / f"run{steps}"))
     folder = combine(targets, tmp_path / "both", Settings("cat", (0.5, 0.5))).folder
-    made, *sources = (load_file(Path(one) / WEIGHTS) for one in (folder, *(f"{run}/adapter" for run in targets)))
+    made, *sources = (load_file(one / WEIGHTS) for one in (folder, *(Path(run) / "adapter" for run in targets)))
     whole = [name for name in made if ".lora_" not in name]
     assert whole
     assert all(torch.allclose(made[name], (sources[0][name] + sources[1][name]) / 2, atol=1e-6) for name in whole)

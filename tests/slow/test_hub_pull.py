@@ -106,9 +106,9 @@ def test_an_adapter_whose_hashes_are_not_all_there_is_not_kept(hub: Hub, adapter
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("adapter_model.safetensors", b"\x80\x04 a pickle", "is no safetensors file"),
-        ("adapter_model.safetensors", b"\x10\0\0\0\0\0\0\0{no header at all", "is no safetensors file"),
-        ("held-out/answer-1.png", b"GIF89a", "is no PNG picture"),
+        ("adapter_model.safetensors", b"\x80\x04 a pickle", "is not a safetensors file"),
+        ("adapter_model.safetensors", b"\x10\0\0\0\0\0\0\0{no header at all", "is not a safetensors file"),
+        ("held-out/answer-1.png", b"GIF89a", "is not a PNG picture"),
     ],
 )
 def test_a_right_hash_makes_no_wrong_file_right(hub: Hub, adapter: Path, name: str, content: bytes, why: str) -> None:

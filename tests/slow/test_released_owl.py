@@ -108,9 +108,9 @@ def test_training_started_from_the_released_abstractor(released: Released, outco
 def test_the_adapter_names_the_released_checkpoint(released: Released, outcome: Outcome) -> None:
     assert outcome.adapter is not None
     manifest = read_manifest(outcome.adapter)
-    assert {role: part.id for role, part in manifest.base.parts.items()} == {
-        "vision": str(released.folder), "language": str(released.folder), "connector": str(released.folder),
-    }  # fmt: skip
+    # A manifest can be shared: of a folder it says the name alone.
+    named = {role: part.id for role, part in manifest.base.parts.items()}
+    assert named == dict.fromkeys(("vision", "language", "connector"), released.folder.name)
     check_base(manifest, Base.resolve(manifest.recipe.base))
 
 
@@ -131,13 +131,7 @@ def test_a_frozen_abstractor_is_merged_as_released(released: Released, place: Pa
     frozen = finetune(parse_recipe(RECIPE.format(folder=place), "owl.yaml", overrides))
     assert frozen.adapter is not None
     merge(str(frozen.adapter), place / "merged", Settings(measured=False))
-<<<<<<< HEAD
-    merged = {
-        name: value for file in (place / "merged").glob("*.safetensors") for name, value in load_file(file).items()
-    }
-=======
     merged: dict[str, torch.Tensor] = {}
     for file in (place / "merged").glob("*.safetensors"):
         merged |= load_file(file)
->>>>>>> h-connector
     assert torch.equal(merged["model.multi_modal_projector.query_tokens"], released.weights["query_tokens"])

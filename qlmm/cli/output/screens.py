@@ -50,6 +50,7 @@ def plan_screen(facts: PlanFacts) -> Group:
                 ("rows", _rows(facts)),
                 ("tokens", _tokens(facts)),
                 *([("pictures", ", ".join(facts.pictures))] if facts.pictures else []),
+                *([("note", "; ".join(facts.notes))] if facts.notes else []),
                 ("steps", _steps(facts)),
                 ("memory", _memory(facts)),
                 ("compute", f"{facts.precision} on {facts.device}"),

@@ -16,6 +16,8 @@ from qlmm.core.error_index import Meaning, index, meaning, page
 from qlmm.core.errors import UsageError
 
 PACKAGE = Path(qlmm.__file__).parent
+# Makes entries of the zoo, with codes of their own.
+MAINTENANCE = sorted((PACKAGE.parent / "maintenance").glob("*.py"))
 CODE = re.compile(r"[A-Z]\d{3}")
 # Printed by the edge of the command line, where an error that nobody foresaw has no class.
 BUG = "X101"
@@ -23,7 +25,7 @@ BUG = "X101"
 
 @cache
 def trees() -> dict[Path, ast.Module]:
-    return {path: ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+    return {path: ast.parse(path.read_text("utf-8")) for path in [*sorted(PACKAGE.rglob("*.py")), *MAINTENANCE]}
 
 
 def codes_in(tree: ast.AST) -> Iterator[str]:

@@ -208,7 +208,7 @@ def test_no_budget_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("budget", "says"),
     [
-        (Budget(max_pixels=5_000, min_pixels=5_001), r"data.min_pixels \(5,001\) is above data.max_pixels \(5,000\)"),
+        (Budget(max_pixels=5_000, min_pixels=5_001), r"data.min_pixels: 5,001 is above data.max_pixels \(5,000\)"),
         (Budget(min_pixels=2_000_000), "above the model's own largest picture, 1,003,520 pixels"),
     ],
 )
