@@ -223,8 +223,13 @@ def gated(*_: Any, **__: Any) -> None:
 
 
 BAD = {
-    "text-only model": ("text", "M010", "text is no vision-language model (it is of kind llama)", "base.language"),
-    "encoder alone": ("clip", "M010", "clip is no vision-language model (it is of kind clip_vision_model)", "base.vis"),
+    "text-only model": ("text", "M010", "text is not a vision-language model (it is of kind llama)", "base.language"),
+    "encoder alone": (
+        "clip",
+        "M010",
+        "clip is not a vision-language model (it is of kind clip_vision_model)",
+        "base.vis",
+    ),
     "folder that holds none": ("empty", "M003", "cannot read empty: Unrecognized model", "choose another model"),
     "folder that is not there": ("./none/here", "M003", "./none/here is neither a model folder here", "the spelling"),
     "file": ("llava/config.json", "M003", "llava/config.json is a file, not a model folder", "name the folder"),

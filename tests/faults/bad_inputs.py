@@ -214,7 +214,7 @@ CASES = {
                                          "base.connector={kind: mlp}")),
     "a tower as language model": Case("M120", ("base.language: clip is not a causal language model",), "swapped?",
                                       (ASSEMBLED.replace("language: llama", "language: clip"),)),
-    "text-only base": Case("M010", ("base.model: llama is no vision-language model",), "base.language",
+    "text-only base": Case("M010", ("base.model: llama is not a vision-language model",), "base.language",
                            ("base.model=llama",)),
     "hidden state that is not there": Case("M113", ("base.vision_layer: the tower has no hidden state 9",), "-1 to",
                                            (ASSEMBLED.replace("quantize", "vision_layer: 9, quantize"),)),
