@@ -27,9 +27,9 @@ from qlmm.model.peft.adapter import save_adapter
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import Recipe
 from qlmm.training.objective import objective as objective_of
-from qlmm.training.objectives.sft import SftTrainer
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import build
+from qlmm.training.trainers.sft import SftTrainer
 from tests.families.build import Family, NotOffline, family, names, save
 from tests.families.merging import TOLERANCE, merged_equals
 from tests.families.rows import ROWS

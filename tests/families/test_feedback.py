@@ -14,7 +14,7 @@ from qlmm.data.batching.feedback_collator import EXCHANGED, FeedbackCollator
 from qlmm.data.encoding.encoder import IGNORED
 from qlmm.data.sample import Feedback, Origin, Turn
 from qlmm.model.token_losses import token_losses
-from qlmm.training.objectives.kto import KtoTrainer
+from qlmm.training.trainers.kto import KtoTrainer
 from tests.families.build import family, tiny_model
 from tests.families.encoders import PICTURES, encoder, usable
 from tests.families.rows import ROWS

@@ -196,11 +196,22 @@ def config_of(located: Located, key: str) -> PreTrainedConfig:
         if Path(located.path).is_file():
             message = f"{located.name} is a file, not a model folder"
             raise Unavailable.one("M003", message, help="name the folder that it lies in", key=key)
-        stated, _ = PreTrainedConfig.get_config_dict(located.path, revision=located.revision)
         # Importing a tower's file makes its class known to transformers' Auto classes.
-        own_tower(str(stated.get("model_type", "")))
+        own_tower(_stated_kind(located))
         config: PreTrainedConfig = AutoConfig.from_pretrained(located.path, **located.options)
     return config
+
+
+def _stated_kind(located: Located) -> str:
+    """The `model_type` of a configuration that transformers may not know yet; empty where there is none."""
+    file = Path(located.path) / "config.json"
+    if file.is_file():
+        stated = json.loads(file.read_text("utf-8"))
+    elif _is_folder(located.path):
+        return ""
+    else:
+        stated, _ = PreTrainedConfig.get_config_dict(located.path, revision=located.revision)
+    return str(stated.get("model_type", ""))
 
 
 def pinned(located: Located) -> Located:
