@@ -134,7 +134,12 @@ def read_record(path: Path) -> RunRecord | None:
         why = f"it holds files, but no {RUN_RECORD}"
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        why = f"its {RUN_RECORD} is not one of a run: {'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
+        place = ".".join(map(str, first["loc"]))
+        why = (
+            f"its {RUN_RECORD} cannot be read"
+            if first["type"] == "json_invalid"
+            else f"its {RUN_RECORD} is not one of a run: {place or 'file'}: {first['msg']}"
+        )
     raise UsageError.one(
         "O001",
         f"{path} is not ours to write in: {why}",

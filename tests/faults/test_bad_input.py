@@ -116,7 +116,7 @@ def test_a_directory_that_another_run_writes_to_is_left_alone(
         monkeypatch.setattr("qlmm.cli.output.console.Out.screen", lambda self, screen: None)
         said = refused(("finetune", "my.yaml"), monkeypatch, capsys)
         assert written(place) == before
-    assert said.startswith("error[O002]: output.dir run is in use by")
+    assert said.startswith("error[O002]: output.dir: run is in use by")
     assert "help: wait for that run to end, or name another output.dir" in said
 
 
@@ -135,7 +135,7 @@ def test_a_recipe_that_demands_a_gpu_is_refused_without_one(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(("finetune", "my.yaml", "training.device=cuda"), monkeypatch, capsys)
-    assert said.startswith("error[M001]: training.device is cuda, but PyTorch sees no CUDA GPU here")
+    assert said.startswith("error[M001]: training.device: it is cuda, but PyTorch sees no CUDA GPU here")
     assert "help: run `qlmm doctor`" in said
     assert not (place / "run").exists()
 
