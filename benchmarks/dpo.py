@@ -31,6 +31,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from benchmarks.machine import write_result
+from benchmarks.record import record_of
 from benchmarks.shapes import PICTURE, Shape
 from qlmm.cli.output.library_noise import quiet
 from qlmm.data.media.images import decode
@@ -40,7 +41,6 @@ from qlmm.recipe.load import parse_recipe
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import build
 from qlmm.training.run_dir import RunDir
-from qlmm.training.run_record import RunRecord
 
 EPOCHS = 3  # TRL's default
 SMALL_VLM = Shape(
@@ -162,9 +162,7 @@ def run_qlmm(ready: Plan) -> Timed:
     """A qlmm run without its checkpoints and its measuring before and after."""
     model, start = build(ready)
     path = Path(ready.recipe.output.dir)
-    record = RunRecord(
-        recipe=ready.recipe, recipe_file="benchmark", versions={}, base={}, data=ready.data, plan=ready.facts
-    )
+    record = record_of(ready)
     with RunDir.open(path, record.model_copy(update={"frozen_sha256": start.base_sha256})) as run:
         timed = Timed()
         trainer = ready.objective.trainer()(model, ready, callbacks=[timed])

@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.machine import write_result
 from benchmarks.peer import plain_trl
+from benchmarks.record import record_of
 from benchmarks.shapes import TINY
 from qlmm.cli.output.library_noise import quiet
 from qlmm.model.parts.split import split
@@ -58,7 +59,7 @@ def _plan(recipe: Recipe, folder: Path, *overrides: str) -> Plan:
 def _qlmm(*overrides: str) -> Arm:
     def arm(recipe: Recipe, folder: Path) -> PartProof:
         ready = _plan(recipe, folder, *overrides)
-        with RunDir.open(Path(ready.recipe.output.dir), {}) as directory:
+        with RunDir.open(Path(ready.recipe.output.dir), record_of(ready)) as directory:
             model, start = build(ready)
             train(ready, directory, model, lambda event: None, evaluate=lambda step: None, resume=None)
         return _connector(start.compare(model, {}))

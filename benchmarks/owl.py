@@ -19,6 +19,7 @@ import torch
 from benchmarks.clock import Clock
 from benchmarks.machine import write_result
 from benchmarks.peer import plain_trl
+from benchmarks.record import record_of
 from benchmarks.shapes import Shape
 from qlmm.api import Outcome, finetune
 from qlmm.artifacts.adapter.reload import prove_reload
@@ -33,7 +34,6 @@ from qlmm.recipe.load import LoadedRecipe
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.run import train
 from qlmm.training.run_dir import RunDir
-from qlmm.training.run_record import RunRecord
 
 __all__ = ["Bench", "measure"]
 
@@ -221,9 +221,7 @@ def _time_qlmm(bench: Bench, ready: Plan, base: Any) -> dict[str, Any]:
         if isinstance(event, StepDone):
             clock.tick()
 
-    record = RunRecord(
-        recipe=ready.recipe, recipe_file="benchmark", versions={}, base={}, data=ready.data, plan=ready.facts
-    )
+    record = record_of(ready)
     with RunDir.open(Path(ready.recipe.output.dir), record) as run:
         train(ready, run, model, listen, evaluate=lambda step: None, resume=None)
     return {"batch": batch, **clock.figures(batch * bench.tokens)}

@@ -22,7 +22,20 @@ __all__ = ["app", "main"]
 
 COMMANDS = "qlmm.cli.commands"
 # The order of help: what is done with an adapter, in turn. A name that is not here follows; Typer puts groups last.
-ORDER = ("finetune", "ask", "chat", "prefer", "verify", "merge", "export", "combine", "push", "pull", "doctor")
+ORDER = (
+    "finetune",
+    "ask",
+    "chat",
+    "prefer",
+    "verify",
+    "merge",
+    "export",
+    "combine",
+    "push",
+    "pull",
+    "explain",
+    "doctor",
+)
 
 # Help is plain text: the same on a terminal and in a log, and brackets in it are not taken for markup.
 app = typer.Typer(

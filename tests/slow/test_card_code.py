@@ -32,7 +32,9 @@ def test_the_card_of_a_run_can_be_followed(tmp_path: Path) -> None:
     assert "what colour is this" in card
     peft, ours = blocks(card, "python")
     made: dict[str, Any] = {}
-    exec(compile(peft.replace('"PATH"', repr(str(outcome.adapter))), "card", "exec"), made)
+    # A base in a folder is named without its place: whoever follows the card puts in where it lies.
+    placed = peft.replace('"base"', repr(str(run.folder / "base")))
+    exec(compile(placed.replace('"PATH"', repr(str(outcome.adapter))), "card", "exec"), made)
     exec(compile(ours.replace('"PATH"', repr(str(outcome.adapter))), "card", "exec"), made)
     loaded = load(outcome.adapter)
     batch = loaded.encoder.batch(list(loaded.encoder.fit(probe_rows(outcome.adapter)).samples))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qlmm.core.filenames import CARD, MANIFEST
+from qlmm.core.filenames import CARD
 from tests.hub import READER, TOKEN, Hub, Repo
 from tests.sharing import REPO, contents, sendable, shared_adapter
 
@@ -35,7 +35,7 @@ def test_large_files_go_both_ways_without_xet(tmp_path: Path) -> None:
         assert hub.sent
         assert hub.asked("xet") == []
     there, before = contents(tmp_path / "here"), sendable(adapter)
-    assert {name for name in before if there[name] != before[name]} == {CARD, MANIFEST, "adapter_config.json"}
+    assert {name for name in before if there[name] != before[name]} == {CARD}
 
 
 def test_a_refusal_is_told_by_its_name(tmp_path: Path) -> None:

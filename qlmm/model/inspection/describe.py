@@ -209,7 +209,7 @@ def _storage(shape: Blueprint, wanted: QuantKind) -> tuple[QuantKind, str | None
     try:
         check_experts(shape.model, shape.parts, wanted)
     except ModelError as error:
-        return "none", error.text
+        return "none", error.problems[0].message
     return wanted, None
 
 
