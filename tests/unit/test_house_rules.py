@@ -120,6 +120,23 @@ def catches_all(handler: ast.ExceptHandler) -> bool:
     return broad and not isinstance(handler.body[-1], ast.Raise)
 
 
+def may_run_code(call: ast.Call) -> bool:
+    """Whether a loading call leaves it to transformers to ask if code of a repository may run."""
+    if not (isinstance(call.func, ast.Attribute) and call.func.attr == "from_pretrained"):
+        return False
+    if ast.unparse(call.func.value) in ("PeftModel", "LoraConfig"):  # PEFT's own files hold no code
+        return False
+    named = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
+    spread = [ast.unparse(word.value) for word in call.keywords if word.arg is None]
+    return named.get("trust_remote_code") != "False" and not any(one.endswith(".options") for one in spread)
+
+
+def test_no_loading_call_can_run_code_of_a_repository() -> None:
+    """`Located.options` holds the refusal; every other call spells it out."""
+    loading = [(path, node) for path in PACKAGE for node in nodes(path, ast.Call)]
+    assert not [f"{name_of(path)}:{node.lineno}" for path, node in loading if may_run_code(node)]
+
+
 def test_types_are_ignored_only_by_code_and_with_a_reason() -> None:
     whole = re.compile(r"# type: ignore\[[\w, -]+\]  # \S")
     lines = [(path, line) for path in PACKAGE for line in path.read_text("utf-8").splitlines()]

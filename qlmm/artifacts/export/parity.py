@@ -82,7 +82,9 @@ def _round(model: PreTrainedModel, manifest: Manifest, base: Base) -> None:
         weight.data = requantised(weight.data, held.kind, held.dtype).to(weight.device, weight.dtype)
 
 
-def by_transformers(base: str, adapter: Path | None, job: Job, *, processor: Path, onto: Way, **options: Any) -> Said:
+def by_transformers(
+    base: str, adapter: Path | None, job: Job, *, processor: Path, onto: Way, revision: str | None = None
+) -> Said:
     """What a folder says that transformers, and PEFT where there is an adapter, load without qlmm.
 
     Args:
@@ -91,10 +93,12 @@ def by_transformers(base: str, adapter: Path | None, job: Job, *, processor: Pat
         job: the export, for the rows of the probe and how they are encoded.
         processor: the folder with the processor.
         onto: decides the precision, as for the reference.
-        **options: of ``from_pretrained``, such as the revision.
+        revision: commit or branch of a model on the Hub.
     """
     precision = _precision(job.manifest, onto)
-    model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=precision.compute, **options)
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        base, dtype=precision.compute, revision=revision, trust_remote_code=False
+    )
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
     encoder, _ = job.base.encoder(job.manifest.recipe.data, job.base.saved_processor(processor))

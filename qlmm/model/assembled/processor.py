@@ -93,4 +93,4 @@ def load_processor(folder: Path) -> LlavaProcessor:
     """Read back a processor that either class wrote with ``save_pretrained``; nothing is run from the folder."""
     written = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
     kinds: dict[str, type[LlavaProcessor]] = {kind.__name__: kind for kind in (LlavaProcessor, AssembledProcessor)}
-    return kinds[written["processor_class"]].from_pretrained(folder)
+    return kinds[written["processor_class"]].from_pretrained(folder, trust_remote_code=False)

@@ -90,7 +90,7 @@ def vision_config(source: str, revision: str | None = None) -> PreTrainedConfig:
     """
     raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     own_tower(str(raw.get("model_type", "")))
-    return vision_half(AutoConfig.from_pretrained(source, revision=revision), source)
+    return vision_half(AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False), source)
 
 
 def vision_half(config: PreTrainedConfig, source: str) -> PreTrainedConfig:

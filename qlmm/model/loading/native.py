@@ -91,7 +91,7 @@ class NativeSource:
 
     def saved_processor(self, folder: Path) -> ProcessorMixin:
         """A processor that transformers wrote."""
-        return AutoProcessor.from_pretrained(str(folder))
+        return AutoProcessor.from_pretrained(str(folder), trust_remote_code=False)
 
     def load(self, precision: Precision, quantize: QuantKind, seed: int) -> PreTrainedModel:
         """The checkpoint's weights; no weight is drawn, so that the seed decides nothing."""

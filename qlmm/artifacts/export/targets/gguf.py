@@ -111,7 +111,9 @@ def write(job: Job, made: Path, way: Path) -> Written:
     if files is None:
         proof = tuple(_converted(job, way / "merged", made / name) for name in (LANGUAGE, VISION))
     else:
-        model = AutoModelForImageTextToText.from_pretrained(str(way / "merged"), dtype="auto").eval()
+        model = AutoModelForImageTextToText.from_pretrained(
+            str(way / "merged"), dtype="auto", trust_remote_code=False
+        ).eval()
         job.tell("writing the language file")
         spoken = files.language.write(made / LANGUAGE, model)
         job.tell("writing the vision file")

@@ -57,7 +57,7 @@ def write(job: Job, made: Path, way: Path) -> Written:
     located = job.base.places["model"]
     job.tell("comparing answers")
     ours = reference(job, onto="original")
-    theirs = by_transformers(located.path, made, job, processor=made, onto="original", **located.options)
+    theirs = by_transformers(located.path, made, job, processor=made, onto="original", revision=located.revision)
     line = same(ours, theirs, "the folder, loaded by transformers and PEFT on the unquantised base,", stored="fp32")
     return Written((line,), lambda place: ())
 

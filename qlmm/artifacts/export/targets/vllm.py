@@ -117,16 +117,16 @@ def write(job: Job, made: Path, way: Path) -> Written:
         (made / "base").mkdir()
         write_checkpoint(merge_of(job, without=_language(job)), made / "base", job.tell)
         _write_page(job, made / "base")
-        base, options, rounded = str(made / "base"), {}, stored(made / "base")
+        base, revision, rounded = str(made / "base"), None, stored(made / "base")
         _name_base(made / "adapter", Located("base", "base", None))
     else:
         published = job.base.places["model"]
-        base, options, rounded = published.path, published.options, "fp32"
+        base, revision, rounded = published.path, published.revision, "fp32"
         _name_base(made / "adapter", published)
     job.tell("comparing answers")
     ours = reference(job, onto=job.wishes.onto)
     adapter, onto = made / "adapter", job.wishes.onto
-    theirs = by_transformers(base, adapter, job, processor=adapter, onto=onto, **options)
+    theirs = by_transformers(base, adapter, job, processor=adapter, onto=onto, revision=revision)
     line = same(ours, theirs, "base with the LoRA adapter beside it, loaded by transformers and PEFT,", stored=rounded)
     return Written((line,), lambda place: (_command(job, place),))
 
