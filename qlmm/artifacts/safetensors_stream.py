@@ -105,7 +105,7 @@ def header(path: Path) -> list[Stored]:
     """What a file holds, in the order of its bytes, from its header alone.
 
     Raises:
-        ModelError: A020 when it is no safetensors file, is cut short, holds a dtype that is not known, or says of a
+        ModelError: A020 when it is not a safetensors file, is cut short, holds a dtype that is not known, or says of a
             tensor what cannot all be true.
     """
     try:

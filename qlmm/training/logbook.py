@@ -80,7 +80,7 @@ def read_metrics(path: Path) -> list[Event]:
     """The events of a file that :class:`Logbook` wrote; a last line that a crash cut short is left out.
 
     Raises:
-        RunError: L001 when any other line is no event, which means that something else wrote the file.
+        RunError: L001 when any other line is not an event, which means that something else wrote the file.
     """
     return list(_events(path))
 

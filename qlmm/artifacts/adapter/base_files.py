@@ -67,7 +67,7 @@ def _shards(index: Path) -> list[str]:
     except ValidationError as error:
         why = error.errors(include_input=False)[0]["msg"]
         raise ModelError.one(
-            "A025", f"{index} is no index of weights: {why}", help="fetch the base's files again"
+            "A025", f"{index} is not an index of weights: {why}", help="fetch the base's files again"
         ) from error
 
 

@@ -70,7 +70,7 @@ def load(folder: str | Path, *, precision: Precision | None = None, base: Base |
         base: the adapter's base, where it is resolved already.
 
     Raises:
-        ModelError: A001 to A003 for a folder that is no whole adapter, A004 for a base that is not the one it was
+        ModelError: A001 to A003 for a folder that is not a whole adapter, A004 for a base that is not the one it was
             trained on.
     """
     folder = Path(folder)

@@ -128,7 +128,7 @@ def read_manifest(folder: Path, *, local: bool = True) -> Manifest:
         local: use the paths of this machine where the folder holds them; otherwise the manifest stays as it is shared.
 
     Raises:
-        ModelError: A001 when the folder is no adapter of qlmm, A002 when its manifest is damaged.
+        ModelError: A001 when the folder is not an adapter of qlmm, A002 when its manifest is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():

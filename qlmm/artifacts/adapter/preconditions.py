@@ -22,7 +22,7 @@ def check_adapter(folder: Path) -> Manifest:
     """Look at an adapter's own files; the base is not needed for it.
 
     Raises:
-        ModelError: A001 to A003, A014, A015 for what is no whole adapter.
+        ModelError: A001 to A003, A014, A015 for what is not a whole adapter.
     """
     manifest = read_manifest(folder)
     check_no_pickle(folder)

@@ -147,7 +147,7 @@ def target(name: str) -> Export:
     """
     found = load(EXPORTS, name, "EXPORT")
     if not isinstance(found, Export):
-        raise TypeError(f"EXPORT of {EXPORTS}.{name} is no Export")
+        raise TypeError(f"EXPORT of {EXPORTS}.{name} is not an Export")
     return found
 
 

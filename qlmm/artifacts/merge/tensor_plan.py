@@ -329,7 +329,7 @@ def _always(tensor: Tensor) -> Make:
 
 def _checkpoint(place: Located, key: str, model: nn.Module, renamed: Callable[[str], str]) -> _Checkpoint:
     if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"{key} is no model of transformers")
+        raise TypeError(f"{key} is not a model of transformers")
     stored = [one for path in weight_files(place, key) for one in header(path)]
     keys = Keys(model)
     groups = sorted(keys.groups(stored), key=lambda group: str(group.sources[0].file))

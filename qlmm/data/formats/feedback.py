@@ -39,7 +39,7 @@ FORMAT = Format(
         "images": ["cat.jpg"],
     },
     required=("prompt", "completion"),
-    # A label that is neither true nor false is no verdict: data sets of other tasks have labels, too.
+    # A label that is neither true nor false is not a verdict: data sets of other tasks have labels, too.
     detect=lambda row: present(row, "completion") and isinstance(row.get("label"), bool),
     parse=_parse,
     kind="feedback",

@@ -55,7 +55,7 @@ def read_messages(entries: Sequence[object], row: RawRow, images: Media) -> list
     """Messages as turns, with the pictures and videos that their row names.
 
     Raises:
-        BadRow: when one is no message, or the row's pictures or videos are not those the messages show.
+        BadRow: when one is not a message, or the row's pictures or videos are not those the messages show.
     """
     pictures = [*images.refs(row.get("image")), *images.refs(row.get("images"))]
     columns = {

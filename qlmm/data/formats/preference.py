@@ -24,7 +24,7 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
     chosen, rejected = (list_of(row[side], side, "assistant") for side in ("chosen", "rejected"))
     if _whole(chosen) and _whole(rejected) and not isinstance(row.get("prompt"), (list, tuple)):
         alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))))
-        # An answer that both share is no prompt: it is told as such.
+        # An answer that both share is not a prompt: it is told as such.
         alike = min(alike, len(chosen) - 1, len(rejected) - 1)
         prompt, chosen, rejected = chosen[:alike], chosen[alike:], rejected[alike:]
     elif present(row, "prompt"):

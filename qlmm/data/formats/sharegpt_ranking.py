@@ -29,7 +29,7 @@ def shared(row: RawRow) -> list[RawRow]:
     """The messages of ``conversations`` and ``system``.
 
     Raises:
-        BadRow: when one is no turn, or the markers are not those of the row's pictures and videos.
+        BadRow: when one is not a turn, or the markers are not those of the row's pictures and videos.
     """
     if not isinstance(row["conversations"], (list, tuple)):
         raise BadRow("`conversations` is not a list of turns")

@@ -38,7 +38,7 @@ def times(stream: IO[bytes]) -> list[Fraction]:
     """When each frame is shown, in seconds and in order; reads the whole file and decodes nothing.
 
     Raises:
-        BadVideo: when it is no video, is cut off, or holds no frame.
+        BadVideo: when it is not a video, is cut off, or holds no frame.
         DataError: D009 without PyAV.
     """
     found = set()

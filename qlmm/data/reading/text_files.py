@@ -82,7 +82,7 @@ def _first_byte(stream: BinaryIO) -> bytes:
 
 
 def _is_one_object(path: Path) -> bool:
-    """Whether the first line alone is no JSON but the file as a whole is: one object spread over lines."""
+    """Whether the first line alone is not JSON but the file as a whole is: one object spread over lines."""
     try:
         with _opened(path) as stream:
             first = stream.readline(LONGEST_LINE)

@@ -57,7 +57,7 @@ def check_language(config: PreTrainedConfig, source: str) -> None:
         source: its name, for the message.
 
     Raises:
-        ModelError: M120 when it is no causal language model, M121 when its class works on the logits after the head.
+        ModelError: M120 when it is not a causal language model, M121 when its class works on the logits after the head.
     """
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError.one(

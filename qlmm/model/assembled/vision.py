@@ -156,7 +156,7 @@ def vision_facts(config: PreTrainedConfig, picture: tuple[int, int]) -> VisionFa
         picture: height and width that the image processor gives, in pixels.
 
     Raises:
-        ModelError: M112 when it is no tower that turns a picture into one token per patch.
+        ModelError: M112 when it is not a tower that turns a picture into one token per patch.
     """
     last, states = _run_without_weights(config, picture)
     patch = _patch_size(config)

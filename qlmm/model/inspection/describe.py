@@ -102,7 +102,7 @@ class AdapterShown:
         whole: tensors of modules trained whole, PEFT's ``modules_to_save``.
         bare: parameters stored under their own names.
         size: bytes of all of them in fp32.
-        obstacles: why servers in the manner of vLLM refuse the adapter; empty where they take it.
+        obstacles: why servers such as vLLM refuse the adapter; empty where they take it.
     """
 
     lora: int

@@ -42,7 +42,7 @@ CONNECTOR_IN_TOWER = {
 }
 
 # Layers inside a language model that no gradient reaches.
-WITHOUT_GRADIENT = {"indexer": "chooses which keys are read: sparse attention of GLM-5, Qwen 4 and kindred"}
+WITHOUT_GRADIENT = {"indexer": "chooses which keys are read: sparse attention of GLM-5, Qwen 4 and similar models"}
 
 # Modules of a connector whose last layer has branches that nothing reads.
 UNREAD = {"qformer": ("intermediate", "output")}  # InstructBLIP reads the queries only, not the instruction's tokens
@@ -60,7 +60,7 @@ SECOND_TOWERS = {
 
 # Left-over modules that are of no use for reading pictures and text: always frozen.
 OTHER = {
-    "audio_tower": "audio: Qwen-Omni and kindred",
+    "audio_tower": "audio: Qwen-Omni and similar models",
     "audio_encoder": "audio",
     "audio_projection": "audio",
     "embed_audio": "audio: Gemma 3n, Gemma 4",

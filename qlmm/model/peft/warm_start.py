@@ -160,7 +160,7 @@ def _read(path: Path) -> dict[str, Any]:
     """A file of the adapter's folder, empty where there is none.
 
     Raises:
-        ModelError: M050 when it is no JSON object.
+        ModelError: M050 when it is not a JSON object.
     """
     if not path.is_file():
         return {}

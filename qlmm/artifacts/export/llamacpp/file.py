@@ -96,7 +96,7 @@ def write_gguf(path: Path, arch: str, tensors: Sequence[Stored], fill: Callable[
         path: the file, which must not be there.
         arch: what llama.cpp calls the architecture.
         tensors: what goes into it.
-        fill: adds everything that is no tensor.
+        fill: adds everything that is not a tensor.
 
     Raises:
         RunError: E021 when a weight is too large for the storage that was asked for.

@@ -37,7 +37,7 @@ def test_where_a_folder_holds_both_forms_the_weights_are_those_that_transformers
 @pytest.mark.parametrize("text", ['{"weight_map": {"x"', "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"x": 3}}'])
 def test_an_index_that_is_none_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(text)
-    with pytest.raises(ModelError, match=rf"A025.*{INDEX} is no index"):
+    with pytest.raises(ModelError, match=rf"A025.*{INDEX} is not an index"):
         weight_files(locate(str(tmp_path)), "base.model")
 
 
