@@ -6,6 +6,7 @@ Usage: ``built = build("abstractor", "clip"); built.model(**built.batch("<image>
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +33,9 @@ from qlmm.model.assembled.build import assemble, assembled_config, connector_for
 from qlmm.model.assembled.config import ConnectorSpec
 from qlmm.model.assembled.language import add_image_token, embedding_width
 from qlmm.model.assembled.processor import assembled_processor
-from qlmm.model.assembled.vision import VisionFacts, picture_size, prepared, vision_facts
+from qlmm.model.assembled.vision import VisionFacts, picture_size, prepared, vision_facts, vision_half
 from qlmm.model.contract import TOWERS, connector, own_tower
+from qlmm.model.loading.hub import config_of, locate
 from tests.tiny import template, tiny_tokenizer
 
 SIDE, PATCH = 28, 14
@@ -44,6 +46,11 @@ ALL_TOWERS = (*STOCK_TOWERS, *names(TOWERS))
 EXTRA = {"clip": 1, "siglip": 0, "dinov2": 1, "registers": 5, "vit": 1, "efficientnet_lite0": 0}
 
 _SMALL: dict[str, dict[str, Any]] = {"abstractor": {"queries": 5, "layers": 2, "heads": 4, "inner": 48}}
+
+
+def stored_config(folder: Path) -> PreTrainedConfig:
+    """The tower's configuration in a folder, as a base reads it."""
+    return vision_half(config_of(locate(str(folder)), "base.vision"), str(folder))
 
 
 def tower_config(kind: str) -> PreTrainedConfig:

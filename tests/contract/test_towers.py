@@ -34,11 +34,21 @@ from qlmm.model.assembled.vision import (
     final_tokens,
     picture_size,
     prepared,
-    vision_config,
     vision_facts,
 )
 from qlmm.model.contract import TOWERS, own_tower
-from tests.assembling import ALL_TOWERS, EXTRA, SIDE, SQUARE, STOCK_TOWERS, build, image_processor, tower, tower_config
+from tests.assembling import (
+    ALL_TOWERS,
+    EXTRA,
+    SIDE,
+    SQUARE,
+    STOCK_TOWERS,
+    build,
+    image_processor,
+    stored_config,
+    tower,
+    tower_config,
+)
 
 OWN = names(TOWERS)
 TWO_HALVES = {
@@ -94,7 +104,7 @@ def test_own_tower_saves_and_loads_bit_for_bit(own: Any, tmp_path: Path) -> None
     found, model = own
     model.save_pretrained(tmp_path)
     found.image_processor().save_pretrained(tmp_path)
-    config = vision_config(str(tmp_path))
+    config = stored_config(tmp_path)
     again = AutoModel.from_pretrained(tmp_path, config=config)
     assert type(again) is found.model
     pixels = torch.rand(1, 3, *picture_size(AutoImageProcessor.from_pretrained(tmp_path)))
@@ -252,7 +262,7 @@ def test_a_checkpoint_of_two_towers_gives_its_vision_half(
 ) -> None:
     whole = model_class(config_class(**TWO_HALVES))
     whole.save_pretrained(tmp_path)
-    loaded = AutoModel.from_pretrained(tmp_path, config=vision_config(str(tmp_path)))
+    loaded = AutoModel.from_pretrained(tmp_path, config=stored_config(tmp_path))
     assert type(loaded) is half
     expected = whole.vision_model.state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in loaded.state_dict().items())
@@ -261,7 +271,7 @@ def test_a_checkpoint_of_two_towers_gives_its_vision_half(
 def test_a_language_model_in_place_of_a_tower_is_told(tmp_path: Path) -> None:
     AutoConfig.for_model("llama", hidden_size=32, num_attention_heads=4).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="swapped"):
-        vision_config(str(tmp_path))
+        stored_config(tmp_path)
 
 
 def test_a_layer_the_tower_lacks_is_refused() -> None:

@@ -24,7 +24,8 @@ from qlmm.builtin.assets import emoji
 from qlmm.model.assembled.build import assemble, assembled_config, connector_for
 from qlmm.model.assembled.language import add_image_token, embedding_width
 from qlmm.model.assembled.processor import assembled_processor
-from qlmm.model.assembled.vision import picture_size, prepared, vision_config, vision_facts
+from qlmm.model.assembled.vision import picture_size, prepared, vision_facts
+from tests.assembling import stored_config
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def language() -> tuple[PreTrainedModel, Any]:
 
 def tower(name: str) -> tuple[PreTrainedModel, Any]:
     folder = builtin.path(name)
-    config = vision_config(str(folder))
+    config = stored_config(folder)
     return AutoModel.from_pretrained(folder, config=config).eval(), AutoImageProcessor.from_pretrained(folder)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, BaseImageProcessor, PreTrainedConfig
+from transformers import AutoModel, BaseImageProcessor, PreTrainedConfig
 
 from qlmm.compat.transformers_models import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from qlmm.core.errors import ModelError, QlmmError
@@ -27,7 +27,6 @@ __all__ = [
     "final_tokens",
     "picture_size",
     "prepared",
-    "vision_config",
     "vision_facts",
     "vision_half",
 ]
@@ -76,21 +75,6 @@ class VisionFacts:
     def grid_tokens(self) -> int:
         """Patch tokens of a picture."""
         return self.grid[0] * self.grid[1]
-
-
-def vision_config(source: str, revision: str | None = None) -> PreTrainedConfig:
-    """The configuration of the vision tower in a model folder or Hub repository.
-
-    A repository that holds both towers (CLIP, SigLIP) gives its vision half: with ``AutoModel.from_pretrained(source,
-    config=…)`` only that half is loaded. Towers of ours are made known to ``AutoModel`` here.
-
-    Raises:
-        ModelError: M110 when it holds a language model.
-        OSError: when there is nothing to read.
-    """
-    raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-    own_tower(str(raw.get("model_type", "")))
-    return vision_half(AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False), source)
 
 
 def vision_half(config: PreTrainedConfig, source: str) -> PreTrainedConfig:
