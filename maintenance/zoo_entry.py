@@ -9,7 +9,6 @@ Usage: ``python -m maintenance.zoo_entry add runs/mine mine --summary "Knows col
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlmm.artifacts.adapter.load import check_files
-from qlmm.artifacts.adapter.manifest import Manifest, proof_of, read_manifest
+from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.artifacts.hub.package import pack
 from qlmm.artifacts.zoo.catalogue import base_of, complete_into, write_processor
 from qlmm.artifacts.zoo.entry import MOST_BYTES, Entry, Rebuilt, Results, entries, read_entry
@@ -29,11 +28,12 @@ from qlmm.core.filenames import ADAPTER_WEIGHTS, CARD, LOCAL_RECIPE, MANIFEST, R
 from qlmm.core.files import atomic_write, file_sha256
 from qlmm.core.naming import NAME_RULE
 from qlmm.core.staging import emptied, publish
-from qlmm.proof.records import PlanFacts, Proof, from_json
+from qlmm.proof.records import Proof
 from qlmm.recipe import zoo as shelf
 from qlmm.recipe.library import ZOO_RECIPE
 from qlmm.recipe.load import as_yaml, load_recipe
 from qlmm.training.logbook import read_metrics
+from qlmm.training.run_dir import read_record
 
 __all__ = ["Request", "add", "check", "page"]
 
@@ -119,7 +119,7 @@ def check(source: Path) -> None:
         ModelError: Z020 where they differ, Z002 or A002 where one cannot be read.
     """
     entry, manifest = read_entry(source), read_manifest(source)
-    proof = proof_of(manifest)
+    proof = manifest.proven_by
     wrong = {
         "the run's proof does not hold": not proof.holds,
         "entry.json has other results than qlmm.json": _results(proof) != entry.results,
@@ -149,7 +149,7 @@ def _proof(adapter: Path, manifest: Manifest) -> Proof:
     if not (adapter.parent / RUN_RECORD).is_file():
         help = "name the run directory; its record says how long the run took, and on what"
         raise UsageError.one("Z010", f"{adapter} does not lie in the directory of its run", help=help)
-    proof = proof_of(manifest)
+    proof = manifest.proven_by
     if not proof.holds:
         help = "the report of the run says which promise was broken"
         raise UsageError.one("Z010", f"{adapter} is not proven, and the zoo shows nothing else", help=help)
@@ -203,8 +203,8 @@ def _minutes(run: Path) -> float | None:
 
 
 def _machine(run: Path) -> str:
-    plan = from_json(PlanFacts, json.loads((run / RUN_RECORD).read_bytes())["plan"])
-    return f"{plan.device}, {plan.precision}"
+    record = read_record(run)
+    return f"{record.plan.device}, {record.plan.precision}" if record is not None else "unknown"
 
 
 def _rebuilt(again: str | None, adapter: Path) -> Rebuilt | None:

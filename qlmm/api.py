@@ -33,7 +33,7 @@ from qlmm.generation.answers import answer, open_question, thumbnail
 from qlmm.proof.fingerprint import Start
 from qlmm.proof.probe import write_probe
 from qlmm.proof.promises import judge
-from qlmm.proof.records import Answer, HeldOutProof, PartProof, PlanFacts, Proof, ReferenceProof, to_json
+from qlmm.proof.records import Answer, HeldOutProof, PartProof, PlanFacts, Proof, ReferenceProof
 from qlmm.recipe.load import LoadedRecipe, as_yaml
 from qlmm.recipe.resume_rules import compare, refuse
 from qlmm.recipe.schema import Recipe
@@ -232,7 +232,7 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
         pairs_after=measured.after.pairs,
         promises=promises,
     )
-    final = manifest.model_copy(update={"proof": to_json(proof)})
+    final = manifest.model_copy(update={"proof": proof})
     write_manifest(measured.stage, final)
     atomic_write(measured.stage / CARD, card(final, proof, measured.answers))
     adapter = publish(measured.stage, job.run.path / (ADAPTER if proof.holds else UNPROVEN), replace=True)

@@ -27,7 +27,7 @@ from qlmm.artifacts.hub.package import pack
 from qlmm.artifacts.hub.transfer import Pushed, push
 from qlmm.core.errors import QlmmError
 from qlmm.core.filenames import LOCAL_RECIPE
-from qlmm.proof.records import Answer, Proof, to_json
+from qlmm.proof.records import Answer, Proof
 from qlmm.recipe.load import parse_recipe
 from tests.hub import TOKEN, Hub, Repo
 from tests.run_facts import PROOF
@@ -70,7 +70,7 @@ def shared_adapter(parent: Path, proof: Proof = PROOF, name: str = "adapter", **
     said = [Answer(picture(shade), "what | is *this* ?", "red", "a <b>cat</b>", "red") for shade in (10, 200)]
     for number, one in enumerate(said, 1):
         (folder / picture_name(number)).write_bytes(one.picture)
-    made = local_manifest(files=file_hashes(folder), proof=to_json(proof), **changes)
+    made = local_manifest(files=file_hashes(folder), proof=proof, **changes)
     write_manifest(folder, made)
     (folder / "README.md").write_text(card(made, proof, said), "utf-8")
     return folder

@@ -21,11 +21,11 @@ from qlmm.artifacts.adapter.manifest import write_manifest
 from qlmm.artifacts.cards.adapter_card import card
 from qlmm.core.events import Event, Finished
 from qlmm.model.loading.chat_template import chat_template
-from qlmm.proof.records import Proof, to_json
+from qlmm.proof.records import Proof
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import BaseSection, Recipe
 from qlmm.training.logbook import Logbook
-from tests.run_facts import PLAN, PROOF
+from tests.run_facts import PROOF, record
 from tests.sharing import picture
 from tests.unit.artifacts.adapters import RECIPE, manifest
 
@@ -69,11 +69,11 @@ def finished_run(
         (adapter / name).parent.mkdir(exist_ok=True)
         (adapter / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     (adapter / "held-out" / "1.png").write_bytes(picture(9))
-    facts = {"recipe": recipe(), "base": base(), "proof": to_json(proof), "files": file_hashes(adapter)}
+    facts = {"recipe": recipe(), "base": base(), "proof": proof, "files": file_hashes(adapter)}
     made = manifest(**(facts | changes))
     write_manifest(adapter, made)
     (adapter / "README.md").write_text(card(made, proof), "utf-8")
-    (parent / "run" / "run.json").write_text(json.dumps({"status": "finished", "plan": to_json(PLAN)}))
+    (parent / "run" / "run.json").write_text(record().model_copy(update={"status": "finished"}).to_text())
     with Logbook(parent / "run" / "metrics.jsonl", start=0) as logbook:
         for event in events:
             logbook(event)

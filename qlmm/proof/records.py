@@ -2,14 +2,14 @@
 
 The plan screen, ``run.json``, the report and the model card all read these same values, so that they cannot disagree.
 
-Usage: ``raw = to_json(plan); assert from_json(PlanFacts, raw) == plan``
+Usage: ``json.dumps(to_json(plan))``
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
@@ -28,12 +28,10 @@ __all__ = [
     "ReferenceProof",
     "ReloadProof",
     "TokenFacts",
-    "from_json",
     "to_json",
 ]
 
 PartName = Literal["vision", "connector", "language", "head", "other"]
-Fact = TypeVar("Fact")
 
 # A diverged run has losses that are not numbers; JSON has no word for them, so they are written as strings.
 IN_JSON = ConfigDict(ser_json_inf_nan="strings", ser_json_bytes="base64", val_json_bytes="base64", extra="forbid")
@@ -264,12 +262,3 @@ def to_json(fact: object) -> dict[str, Any]:
     """A fact as plain JSON values: pictures as base64, numbers that are not finite as strings."""
     raw: dict[str, Any] = json.loads(TypeAdapter(type(fact)).dump_json(fact))
     return raw
-
-
-def from_json(kind: type[Fact], raw: dict[str, Any]) -> Fact:
-    """The fact that :func:`to_json` wrote.
-
-    Raises:
-        pydantic.ValidationError: when a value is missing or of another shape.
-    """
-    return TypeAdapter(kind).validate_json(json.dumps(raw))

@@ -133,7 +133,7 @@ def test_a_proof_that_cannot_be_read_is_refused_before_anything_is_kept(hub: Hub
     changed(hub.repos[REPO], {}, proof={"x": 1})
     code, said = refusal(lambda: pull(REPO))
     assert code == "A002"
-    assert "the proof in qlmm.json is damaged" in said
+    assert "is damaged: proof" in said
     assert not Path("owl").exists()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
@@ -20,10 +20,10 @@ from qlmm.core.secrets import redact
 from qlmm.core.version import __version__
 from qlmm.data.fingerprint import DataFingerprint
 from qlmm.model.loading.identity import BaseIdentity
-from qlmm.proof.records import Proof, from_json
+from qlmm.proof.records import IN_JSON, Proof
 from qlmm.recipe.schema import Recipe
 
-__all__ = ["Combination", "CombinedSource", "Manifest", "proof_of", "read_manifest", "versions", "write_manifest"]
+__all__ = ["Combination", "CombinedSource", "Manifest", "read_manifest", "versions", "write_manifest"]
 
 _DAMAGED = "fetch the adapter again, or take it from the run directory it was made in"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -77,12 +77,12 @@ class Manifest(BaseModel):
         precision: what the run computed in; a reload computes the same way.
         frozen_sha256: one hash over every frozen tensor of the base as the run saw it, quantised form included.
         data: fingerprint of the rows, per source.
-        proof: the run proof, as in ``run.json``.
+        proof: the run proof, as in ``run.json``; None for an adapter made of others.
         files: sha256 of the folder's other files.
         combined: for an adapter made of others; None for a run's own.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = IN_JSON
 
     version: Literal[1] = 1
     base: BaseIdentity
@@ -92,10 +92,15 @@ class Manifest(BaseModel):
     frozen_sha256: str
     data: DataFingerprint
     steps: int
-    proof: dict[str, Any] | None = None
+    proof: Proof | None = None
     versions: dict[str, str]
     files: dict[Annotated[str, AfterValidator(_inside)], str]
     combined: Combination | None = None
+
+    @property
+    def proven_by(self) -> Proof:
+        """The run proof; where there is none, a proof without promises, which does not hold."""
+        return self.proof or Proof((), None, None, 0, None)
 
     def shared(self) -> Manifest:
         """The manifest as others may read it: without absolute paths and access keys."""
@@ -152,21 +157,3 @@ def _with_local_paths(manifest: Manifest, path: Path) -> Manifest:
         return manifest
     here = manifest.model_copy(update={"recipe": Recipe.model_validate_json(path.read_bytes())})
     return here if here.shared().recipe == manifest.recipe else manifest
-
-
-def proof_of(manifest: Manifest) -> Proof:
-    """The proof in a manifest; without one, a proof of nothing.
-
-    Raises:
-        ModelError: A002 when it cannot be read.
-    """
-    if manifest.proof is None:
-        return Proof((), None, None, 0, None)
-    try:
-        return from_json(Proof, manifest.proof)
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        help = "take the adapter again from whoever made it; without its proof nobody knows what it is"
-        message = f"the proof in {MANIFEST} is damaged: {place}: {first['msg']}"
-        raise ModelError.one("A002", message, help=help) from error

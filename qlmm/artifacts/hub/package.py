@@ -22,7 +22,7 @@ from qlmm.artifacts.adapter.allowed_files import (
 )
 from qlmm.artifacts.adapter.load import check_files
 from qlmm.artifacts.adapter.local_paths import places_in, secrets_in
-from qlmm.artifacts.adapter.manifest import Manifest, proof_of, read_manifest
+from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.artifacts.cards.adapter_card import card, placed
 from qlmm.core.errors import ModelError, Problem
 from qlmm.core.filenames import ADAPTER_WEIGHTS, CARD, LOCAL_RECIPE, MANIFEST, PROBE, UNPROVEN
@@ -98,7 +98,7 @@ def pack(folder: Path, repo: str, *, unproven: bool) -> Package:
     manifest = read_manifest(folder, local=False)
     refuse_files(folder, _dangers(folder))
     check_files(folder, manifest)
-    proof = proof_of(manifest)
+    proof = manifest.proven_by
     proven = proof.holds and folder.resolve().name != UNPROVEN
     if not proven and not unproven:
         raise _unproven(folder, proof)

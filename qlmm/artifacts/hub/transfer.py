@@ -31,7 +31,7 @@ from huggingface_hub.errors import (
 
 from qlmm.artifacts.adapter.allowed_files import allowed, check_contents
 from qlmm.artifacts.adapter.load import check_files
-from qlmm.artifacts.adapter.manifest import Manifest, proof_of, read_manifest
+from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.artifacts.cards.adapter_card import public_ids
 from qlmm.artifacts.hub.connection import LOG_IN, TIMEOUT_S, Hub, checked_name, hub_client
 from qlmm.artifacts.hub.package import Item, Package
@@ -278,7 +278,7 @@ def pull(name: str, target: Path | None = None, *, tell: Callable[[str], None] =
     place = shown.resolve()
     with hub_client(repo, AGAIN_PULL, tell) as hub:
         manifest, commit = _described(hub, repo, revision or None)
-        proof = proof_of(manifest)
+        proof = manifest.proven_by
         wanted = sorted({MANIFEST, CARD, *manifest.files})
         _check_room(hub, repo, commit, wanted, place)
         patterns = [escape(one) for one in wanted]

@@ -11,7 +11,6 @@ from typing import Any
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import Manifest, versions, write_manifest
 from qlmm.data.fingerprint import DataFingerprint, SourceCount
-from qlmm.proof.records import to_json
 from qlmm.recipe.load import parse_recipe
 from tests.run_facts import PROOF
 
@@ -49,7 +48,7 @@ def manifest(kind: str = "native", **changes: Any) -> Manifest:
         "frozen_sha256": "0" * 64,
         "data": learned("rows.jsonl", kept=1234),
         "steps": 260,
-        "proof": to_json(PROOF),
+        "proof": PROOF,
         "versions": versions(),
         "files": {},
     }

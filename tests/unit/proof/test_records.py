@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from qlmm.proof.records import (
     Answer,
@@ -16,7 +16,6 @@ from qlmm.proof.records import (
     PlanFacts,
     Promise,
     Proof,
-    from_json,
     to_json,
 )
 from tests.run_facts import PAIRS_PROOF, PLAN, PROOF
@@ -28,13 +27,13 @@ HELD_OUT = HeldOutProof(None, PairProof(3, float("-inf"), 0.0, 0, None, None, No
     "fact", [PLAN, PROOF, PAIRS_PROOF, HELD_OUT, Answer(b"\xff\x00\xfb\xef", "q", "é", "", "\u202eb")]
 )
 def test_facts_come_back_from_json_equal(fact: object) -> None:
-    assert from_json(type(fact), json.loads(json.dumps(to_json(fact)))) == fact
+    assert TypeAdapter(type(fact)).validate_json(json.dumps(to_json(fact))) == fact
 
 
 def test_numbers_that_are_not_finite_stay_valid_json() -> None:
     proof = replace(PROOF, after=PictureProof(1, float("nan"), float("inf"), float("-inf")))
     text = json.dumps(to_json(proof), allow_nan=False)
-    after = from_json(Proof, json.loads(text)).after
+    after = TypeAdapter(Proof).validate_json(text).after
     assert after is not None
     assert (str(after.right), after.shuffled, after.none) == ("nan", float("inf"), float("-inf"))
 
@@ -43,7 +42,7 @@ def test_a_missing_value_is_refused() -> None:
     raw = to_json(PLAN)
     del raw["steps"]
     with pytest.raises(ValidationError):
-        from_json(PlanFacts, raw)
+        TypeAdapter(PlanFacts).validate_python(raw)
 
 
 def test_proof_holds_only_when_every_promise_was_kept_and_there_is_one() -> None:

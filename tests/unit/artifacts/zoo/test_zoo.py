@@ -227,7 +227,7 @@ def test_facts_that_do_not_agree_are_found(zoo: Zoo, tmp_path: Path) -> None:
             check(entry)
         (entry / "entry.json").write_text(original, "utf-8")
     rewrite(entry / "qlmm.json", proof={"holds": True})
-    with pytest.raises(QlmmError, match=r"A002.*proof in qlmm.json is damaged"):
+    with pytest.raises(QlmmError, match=r"A002.*qlmm.json is damaged: proof"):
         check(entry)
     rewrite(entry / "qlmm.json", proof=None)
     with pytest.raises(QlmmError, match=r"Z020.*proof does not hold"):
