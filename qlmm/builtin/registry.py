@@ -96,10 +96,7 @@ def _home() -> Path:
 def _find(name: str) -> Packaged:
     if name not in names():
         raise Unavailable.one("B001", f"nothing packaged is called `builtin:{name}`", help=close(name, names()))
-    found = load(PACKAGE, name.replace("-", "_"), "PACKAGED")
-    if not isinstance(found, Packaged):
-        raise UsageError.one("N002", f"{PACKAGE}.{name}: PACKAGED is not a Packaged")
-    return found
+    return load(PACKAGE, name.replace("-", "_"), "PACKAGED", Packaged)
 
 
 def _prepare(packaged: Packaged, folder: Path, talk: Talk) -> None:

@@ -3,7 +3,7 @@
 Nothing is imported to list names, so help stays fast, and a name can only ever reach a module
 of the one folder it belongs to, so a shared recipe cannot name an arbitrary import.
 
-Usage: ``load("qlmm.model.connectors", "mlp", "CONNECTOR")``
+Usage: ``load("qlmm.model.connectors", "mlp", "CONNECTOR", Connector)``
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import importlib.util
 import pkgutil
 import re
 from collections.abc import Iterable
+from typing import TypeVar
 
 from qlmm.core.errors import UsageError
 
 __all__ = ["NAME_RULE", "close", "load", "names"]
+
+KindT = TypeVar("KindT")
 
 NAME_RULE = r"^[a-z][a-z0-9_]*$"
 
@@ -34,21 +37,25 @@ def names(package: str) -> list[str]:
     return sorted(name for name in found if re.fullmatch(NAME_RULE, name))
 
 
-def load(package: str, name: str, attribute: str) -> object:
+def load(package: str, name: str, attribute: str, kind: type[KindT]) -> KindT:
     """Import ``package.name`` and return its ``attribute``; only now does the extension's code run.
 
+    Args:
+        package: dotted name of the folder.
+        name: the file's.
+        attribute: what every file of the folder exposes.
+        kind: the class that the attribute is an instance of.
+
     Raises:
-        UsageError: N001 when no file of that name exists, N002 when the file does not define the attribute.
+        UsageError: N001 when no file of that name exists, N002 when the file exposes nothing of that kind.
     """
     known = names(package)
     if name not in known:
         raise UsageError.one("N001", f"no {_noun(package)} is called `{name}`", help=close(name, known))
-    module = importlib.import_module(f"{package}.{name}")
-    if attribute not in vars(module):
-        raise UsageError.one(
-            "N002", f"{package}.{name} does not define {attribute}", help=f"every file of {package} does"
-        )
-    found: object = vars(module)[attribute]
+    found = vars(importlib.import_module(f"{package}.{name}")).get(attribute)
+    if not isinstance(found, kind):
+        what = f"{attribute}, an instance of {kind.__name__}"
+        raise UsageError.one("N002", f"{package}.{name} does not define {what}", help=f"every file of {package} does")
     return found
 
 

@@ -146,10 +146,7 @@ def connector(kind: str) -> Connector[Any]:
     Raises:
         UsageError: N001 when there is none, with the nearest names.
     """
-    found = load(CONNECTORS, kind, "CONNECTOR")
-    if not isinstance(found, Connector):
-        raise ModelError.one("M102", f"{CONNECTORS}.{kind}: CONNECTOR is not a Connector")
-    return found
+    return load(CONNECTORS, kind, "CONNECTOR", Connector)
 
 
 def own_tower(model_type: str) -> Tower | None:
@@ -159,7 +156,4 @@ def own_tower(model_type: str) -> Tower | None:
     """
     if model_type not in names(TOWERS):
         return None
-    found = load(TOWERS, model_type, "TOWER")
-    if not isinstance(found, Tower):
-        raise ModelError.one("M102", f"{TOWERS}.{model_type}: TOWER is not a Tower")
-    return found
+    return load(TOWERS, model_type, "TOWER", Tower)

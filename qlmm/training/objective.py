@@ -132,10 +132,7 @@ def objective(name: str) -> Objective:
     Raises:
         UsageError: N001 when there is no such file.
     """
-    found = naming.load(OBJECTIVES, name, "OBJECTIVE")
-    if not isinstance(found, Objective):
-        raise TypeError(f"{OBJECTIVES}.{name}.OBJECTIVE is not an Objective")
-    return found
+    return naming.load(OBJECTIVES, name, "OBJECTIVE", Objective)
 
 
 def objectives() -> dict[str, Objective]:

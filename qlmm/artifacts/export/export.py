@@ -145,10 +145,7 @@ def target(name: str) -> Export:
     Raises:
         UsageError: N001 when there is none.
     """
-    found = load(EXPORTS, name, "EXPORT")
-    if not isinstance(found, Export):
-        raise TypeError(f"EXPORT of {EXPORTS}.{name} is not an Export")
-    return found
+    return load(EXPORTS, name, "EXPORT", Export)
 
 
 def export(

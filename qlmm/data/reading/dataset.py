@@ -120,10 +120,7 @@ def load_format(name: str) -> Format:
     Raises:
         UsageError: N001 when there is no such file.
     """
-    found = naming.load(FORMATS, name, "FORMAT")
-    if not isinstance(found, Format):
-        raise TypeError(f"{FORMATS}.{name}.FORMAT is not a Format")
-    return found
+    return naming.load(FORMATS, name, "FORMAT", Format)
 
 
 def load_samples(

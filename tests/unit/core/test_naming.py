@@ -37,14 +37,14 @@ def test_names_lists_public_files_without_importing_them(plugins: str) -> None:
 
 
 def test_load_imports_on_use(plugins: str) -> None:
-    assert naming.load(plugins, "abstractor", "THING") == 2
+    assert naming.load(plugins, "abstractor", "THING", int) == 2
     assert f"{plugins}.linear" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["abstracter", "os", "..os", "_private", "Upper", "", "linear.x"])
 def test_unknown_name_is_refused_with_the_known_ones(plugins: str, name: str) -> None:
     with pytest.raises(UsageError) as caught:
-        naming.load(plugins, name, "THING")
+        naming.load(plugins, name, "THING", int)
     problem = caught.value.problems[0]
     assert problem.code == "N001"
     assert "known: abstractor, empty, linear" in (problem.help or "")
@@ -52,9 +52,14 @@ def test_unknown_name_is_refused_with_the_known_ones(plugins: str, name: str) ->
 
 def test_near_name_is_suggested(plugins: str) -> None:
     with pytest.raises(UsageError, match="did you mean `abstractor`"):
-        naming.load(plugins, "abstracter", "THING")
+        naming.load(plugins, "abstracter", "THING", int)
 
 
 def test_file_without_its_object_is_named(plugins: str) -> None:
     with pytest.raises(UsageError, match=r"N002.*plugins_here\.empty does not define THING"):
-        naming.load(plugins, "empty", "THING")
+        naming.load(plugins, "empty", "THING", int)
+
+
+def test_an_object_of_another_kind_is_no_extension(plugins: str) -> None:
+    with pytest.raises(UsageError, match=r"N002.*abstractor does not define THING, an instance of str"):
+        naming.load(plugins, "abstractor", "THING", str)

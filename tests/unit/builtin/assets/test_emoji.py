@@ -85,8 +85,7 @@ def test_rows_are_pictures_of_the_wanted_groups_in_the_messages_format(pictures:
     assert sorted(found) == sorted(
         str(entry["label"]) for entry in NAMED if entry.get("group", 0) >= 3 and entry["label"] != "has no picture"
     )
-    form = load("qlmm.data.formats", "messages", "FORMAT")
-    assert isinstance(form, Format)
+    form = load("qlmm.data.formats", "messages", "FORMAT", Format)
     root = ImageRoot(pictures)
     for line in (pictures / "train.jsonl").read_text("utf-8").splitlines():
         turns = form.read(json.loads(line), root)
