@@ -38,6 +38,7 @@ import torch
 from transformers import PreTrainedModel
 from qlmm.artifacts.adapter import verify
 from qlmm.artifacts.merge import merge
+from qlmm.artifacts.zoo.find import find_adapter
 
 class Reached(BaseException):
     pass
@@ -53,7 +54,7 @@ with tempfile.TemporaryDirectory() as place:
     for _ in range(4):
         begun = time.process_time()
         try:
-            verify.verify(adapter) if command == "verify" else merge.merge(adapter, Path(place) / "x", merge.Settings())
+            verify.verify(find_adapter(adapter)) if command == "verify" else merge.merge(adapter, Path(place) / "x", merge.Settings())
         except Reached:
             print(time.process_time() - begun, file=sys.stderr)
 """
