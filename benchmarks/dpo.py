@@ -208,7 +208,7 @@ def _trl(ready: Plan, base: Any, timed: Timed) -> DPOTrainer:
         model=base,
         args=args,
         train_dataset=Dataset.from_list([_raw(ready.train[row]) for row in _order(ready)]),
-        processing_class=ready.processor,
+        processing_class=ready.encoder.processor,
         peft_config=lora_config(ready.placement, ready.recipe.adapter),
         callbacks=[timed],
     )

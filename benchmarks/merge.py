@@ -160,7 +160,7 @@ def _write_adapter(folder: Path) -> None:
             around, _, last = name.rpartition(".")
             value = 0.02 * torch.randn(parameter.shape, generator=drawn)
             model.get_submodule(around).register_parameter(last, torch.nn.Parameter(value))
-    stage = stage_adapter(model, base.processor, folder, recipe.base)
+    stage = stage_adapter(model, base.processor, folder, base.identity)
     manifest = Manifest(
         base=base.identity,
         recipe=recipe,

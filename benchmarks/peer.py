@@ -76,7 +76,7 @@ def plain_trl(ready: Plan, base: PreTrainedModel, *, steps: int, clock: Clock | 
         model=base,
         args=args,
         train_dataset=Dataset.from_list([{"row": row} for row in _order(ready, steps * training.batch_size)]),
-        processing_class=ready.processor,
+        processing_class=ready.encoder.processor,
         data_collator=Collator(ready.train, ready.encoder),
         peft_config=lora_config(ready.placement, ready.recipe.adapter),
         callbacks=[_Ticking(clock)] if clock is not None else [],

@@ -6,7 +6,7 @@ Usage: ``with RunDir.open(folder, record_of(plan)) as directory: …``
 from __future__ import annotations
 
 from qlmm.training.plan import Plan
-from qlmm.training.run_record import RunRecord
+from qlmm.training.run_dir import RunRecord
 
 __all__ = ["record_of"]
 

@@ -20,7 +20,7 @@ from qlmm.artifacts.adapter.load import check_files
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.artifacts.hub.package import pack
 from qlmm.artifacts.zoo.catalogue import base_of, complete_into, write_processor
-from qlmm.artifacts.zoo.entry import MOST_BYTES, Entry, Rebuilt, Results, entries, read_entry
+from qlmm.artifacts.zoo.entry import Facts, Rebuilt, entries, read_entry
 from qlmm.artifacts.zoo.find import find_adapter
 from qlmm.core.errors import ModelError, QlmmError, UsageError
 from qlmm.core.events import Finished, Resumed
@@ -28,7 +28,6 @@ from qlmm.core.filenames import ADAPTER_WEIGHTS, CARD, LOCAL_RECIPE, MANIFEST, R
 from qlmm.core.files import atomic_write, file_sha256
 from qlmm.core.naming import NAME_RULE
 from qlmm.core.staging import emptied, publish
-from qlmm.proof.records import Proof
 from qlmm.recipe import zoo as shelf
 from qlmm.recipe.library import ZOO_RECIPE
 from qlmm.recipe.load import as_yaml, load_recipe
@@ -39,6 +38,8 @@ __all__ = ["Request", "add", "check", "page"]
 
 # Below this a file is not worth writing again, see `_written_by_base`.
 LEAST_COPY_BYTES = 256 * 1024
+# A repository is cloned whole: weights beyond this belong on the Hub.
+MOST_BYTES = 5_000_000
 
 
 _PAGE = """\
@@ -98,13 +99,19 @@ def add(request: Request) -> Path:
     adapter = find_adapter(request.target)
     manifest = read_manifest(adapter, local=False)
     check_files(adapter, manifest)
-    proof = _proof(adapter, manifest)
+    _refuse_unproven(adapter, manifest)
     _refuse_large(adapter)
     _refuse_local(adapter, request.name)
-    entry = _entry(request, adapter, manifest, proof)
+    facts = Facts(
+        summary=request.summary,
+        minutes=_minutes(adapter.parent),
+        machine=request.machine or _machine(adapter.parent),
+        rebuilt=_rebuilt(request.again, adapter),
+        licence=request.licence,
+    )
     stage = emptied(place.with_name(f".{request.name}.part"))
     try:
-        _write(stage, adapter, manifest, entry)
+        _write(stage, adapter, manifest, facts, request.name)
         with tempfile.TemporaryDirectory() as whole:
             complete_into(Path(whole), stage)
         return publish(stage, place)
@@ -113,21 +120,20 @@ def add(request: Request) -> Path:
 
 
 def check(source: Path) -> None:
-    """Compare an entry's facts and recipe with the manifest of its run.
+    """Compare an entry's facts and recipe with the manifest of its run; hashes are for ``qlmm zoo verify``.
 
     Raises:
         ModelError: Z020 where they differ, Z002 or A002 where one cannot be read.
     """
-    entry, manifest = read_entry(source), read_manifest(source)
-    proof = manifest.proven_by
+    entry = read_entry(source)
+    manifest, rebuilt = entry.manifest, entry.facts.rebuilt
+    weights = manifest.files[ADAPTER_WEIGHTS]
     wrong = {
-        "the run's proof does not hold": not proof.holds,
-        "entry.json has other results than qlmm.json": _results(proof) != entry.results,
-        "entry.json and the hash of the weights made again disagree": entry.rebuilt is not None
-        and entry.rebuilt.equal is not (entry.rebuilt.sha256 == manifest.files[ADAPTER_WEIGHTS]),
+        "the run's proof does not hold": not manifest.proven_by.holds,
+        "nothing was measured on held-out rows": not entry.result,
+        "entry.json and the hash of the weights made again disagree": rebuilt is not None
+        and rebuilt.equal is not (rebuilt.sha256 == weights),
         "recipe.yaml is not the recipe of the run": load_recipe(source / ZOO_RECIPE).recipe != manifest.recipe,
-        "the weights have another size than entry.json says": (source / ADAPTER_WEIGHTS).stat().st_size
-        != entry.size_bytes,
     }
     for what, holds in wrong.items():
         if holds:
@@ -145,15 +151,13 @@ def _place(name: str) -> Path:
     return place
 
 
-def _proof(adapter: Path, manifest: Manifest) -> Proof:
+def _refuse_unproven(adapter: Path, manifest: Manifest) -> None:
     if not (adapter.parent / RUN_RECORD).is_file():
         help = "name the run directory; its record says how long the run took, and on what"
         raise UsageError.one("Z010", f"{adapter} does not lie in the directory of its run", help=help)
-    proof = manifest.proven_by
-    if not proof.holds:
+    if not manifest.proven_by.holds:
         help = "the report of the run says which promise was broken"
         raise UsageError.one("Z010", f"{adapter} is not proven, and the zoo shows nothing else", help=help)
-    return proof
 
 
 def _refuse_large(adapter: Path) -> None:
@@ -168,30 +172,6 @@ def _refuse_local(adapter: Path, name: str) -> None:
     help = "train again with paths relative to the folder you start from, and models and data by name"
     if (adapter / LOCAL_RECIPE).exists() or pack(adapter, f"zoo/{name}", unproven=False).local_base:
         raise UsageError.one("Z013", f"{adapter} has paths of this machine: its base, its rows or its place", help=help)
-
-
-def _entry(request: Request, adapter: Path, manifest: Manifest, proof: Proof) -> Entry:
-    connector = manifest.base.connector
-    parts: dict[str, str] = {role: part.id for role, part in manifest.base.parts.items()}
-    return Entry(
-        summary=request.summary,
-        command=f"qlmm finetune {shelf.PREFIX}{request.name}",
-        weights="here",
-        size_bytes=(adapter / ADAPTER_WEIGHTS).stat().st_size,
-        trained=sum(part.trained_parameters for part in proof.parts),
-        base=parts | ({"connector": connector.kind} if connector is not None else {}),
-        results=_results(proof),
-        minutes=_minutes(adapter.parent),
-        machine=request.machine or _machine(adapter.parent),
-        rebuilt=_rebuilt(request.again, adapter),
-        licence=request.licence,
-    )
-
-
-def _results(proof: Proof) -> Results:
-    return Results(
-        before=proof.before, after=proof.after, pairs_before=proof.pairs_before, pairs_after=proof.pairs_after
-    )
 
 
 def _minutes(run: Path) -> float | None:
@@ -217,15 +197,15 @@ def _rebuilt(again: str | None, adapter: Path) -> Rebuilt | None:
     return Rebuilt(equal=digest == file_sha256(adapter / ADAPTER_WEIGHTS), sha256=digest)
 
 
-def _write(stage: Path, adapter: Path, manifest: Manifest, entry: Entry) -> None:
+def _write(stage: Path, adapter: Path, manifest: Manifest, facts: Facts, name: str) -> None:
     left_out = _written_by_base(adapter, manifest)
-    for name in (*manifest.files, MANIFEST, CARD):
-        if name not in left_out:
-            (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(adapter / name, stage / name)
-    head = f"# {entry.summary}\n#\n# run: {entry.command}\n"
+    for file in (*manifest.files, MANIFEST, CARD):
+        if file not in left_out:
+            (stage / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(adapter / file, stage / file)
+    head = f"# {facts.summary}\n#\n# run: qlmm finetune {shelf.PREFIX}{name}\n"
     atomic_write(stage / ZOO_RECIPE, head + as_yaml(manifest.recipe))
-    atomic_write(stage / shelf.ENTRY, entry.model_dump_json(indent=1) + "\n")
+    atomic_write(stage / shelf.ENTRY, facts.model_dump_json(indent=1) + "\n")
 
 
 def _written_by_base(adapter: Path, manifest: Manifest) -> set[str]:
@@ -244,8 +224,8 @@ def page() -> str:
     rows = []
     for name, entry in entries().items():
         base = " + ".join(f"`{part}`" for part in entry.base.values())
-        minutes = f"{entry.minutes:.0f} minutes" if entry.minutes is not None else "an interrupted run"
-        cells = [f"[`{name}`]({name}/README.md)", entry.summary, base, entry.size, entry.result, minutes]
+        minutes = f"{entry.facts.minutes:.0f} minutes" if entry.facts.minutes is not None else "an interrupted run"
+        cells = [f"[`{name}`]({name}/README.md)", entry.facts.summary, base, entry.size, entry.result, minutes]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return _PAGE + "\n".join(rows) + "\n"
 

@@ -1,4 +1,4 @@
-"""What qlmm does, as functions: each composes the layers below it and reads as the story of one job.
+"""A run from recipe to report: each function composes the layers below it.
 
 Usage: ``outcome = finetune(load_recipe("recipes/owl_lora.yaml"), listener=print)``
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +38,11 @@ from qlmm.recipe.resume_rules import compare, refuse
 from qlmm.recipe.schema import Recipe
 from qlmm.report.plot import loss_png, preferences_png
 from qlmm.report.report import RunReport, write_report
-from qlmm.training.logbook import Logbook, read_metrics
+from qlmm.training.logbook import open_logbook, read_metrics
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.rows import measured
 from qlmm.training.run import build, train
-from qlmm.training.run_dir import RunDir, read_record
-from qlmm.training.run_record import Before, RunRecord
+from qlmm.training.run_dir import Before, RunDir, RunRecord, read_record
 
 __all__ = ["LoadedAdapter", "Outcome", "finetune", "load", "plan"]
 
@@ -60,10 +58,7 @@ class Outcome:
 
     Attributes:
         status: finished; already (an earlier call had finished it, nothing was done); stopped by a signal, resumable;
-            unproven, when a promise was broken.
-        adapter: the adapter's folder, under a name that says so when it is unproven; None when stopped.
-        answers: held-out questions, answered before and after training.
-        signal: what stopped the run.
+            unproven, when a promise was broken, which the adapter's folder has in its name.
     """
 
     status: Literal["finished", "already", "stopped", "unproven"]
@@ -76,7 +71,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One run under way: what is shared by all of its chapters."""
+    """One run under way."""
 
     loaded: LoadedRecipe
     plan: Plan
@@ -87,8 +82,7 @@ class _Job:
     @property
     def questions(self) -> Sequence[Sample]:
         """Held-out rows with pictures that are answered for the report."""
-        shown = [row for row in self.plan.held_out if row.images]
-        return shown[: self.plan.recipe.evaluation.answers]
+        return [row for row in self.plan.held_out if row.images][: self.plan.recipe.evaluation.answers]
 
 
 def finetune(
@@ -99,10 +93,7 @@ def finetune(
 ) -> Outcome:
     """Train by a recipe, or continue its run; end with an adapter and the proof of what was done.
 
-    Args:
-        loaded: the recipe.
-        listener: receives every event of the run.
-        planned: receives the plan before anything is written.
+    ``listener`` receives every event of the run, ``planned`` the plan before anything is written.
 
     Raises:
         UsageError: what is wrong with the request; nothing was started or written.
@@ -116,24 +107,27 @@ def finetune(
     with RunDir.open(path, _record(loaded, ready)) as run:
         _check_same_data(run, ready)
         _write_recipe_and_skipped(run, loaded, ready)
-        resume = _resumed(run, listener)
-        with Logbook(path / METRICS, start=resume.step if resume is not None else 0) as logbook:
-            job = _Job(loaded, ready, run, Measures(ready), _both(listener, logbook))
+        checkpoint = run.last_good(listener)
+        run.remove_unsealed()
+        resume = Resumed(run.step_of(checkpoint), checkpoint.name) if checkpoint is not None else None
+        with open_logbook(path / METRICS, start=resume.step if resume is not None else 0) as logbook:
+
+            def both(event: Event) -> None:
+                logbook(event)
+                listener(event)
+
+            job = _Job(loaded, ready, run, Measures(ready), both)
             measured = _train_and_measure(job, resume)
             if isinstance(measured, int):
                 return Outcome("stopped", path, None, None, signal=measured)
-            _free_memory()
+            # The trained model goes, so that a small GPU has room for the process that reads the adapter back.
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             outcome = _conclude(job, measured)
-            job.listener(Finished(ready.facts.steps, time.monotonic() - begun))
+            both(Finished(ready.facts.steps, time.monotonic() - begun))
         _report(job, measured, outcome)
         return outcome
-
-
-def _resumed(run: RunDir, listener: Listener) -> Resumed | None:
-    """The checkpoint that a run goes on from; what a killed save left behind is cleared away."""
-    checkpoint = run.last_good(listener)
-    run.remove_unsealed()
-    return Resumed(run.step_of(checkpoint), checkpoint.name) if checkpoint is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +149,7 @@ def _train_and_measure(job: _Job, resume: Resumed | None) -> _Measured | int:
         job.listener(resume)
     model, start = build(job.plan)
     _check_same_base(job.run, start)
-    before, said_before = _before(job, model)
+    before, answers_before = _before(job, model)
 
     def evaluate(step: int) -> HeldOutProof:
         return job.held_out(model, step=step, listener=job.listener)
@@ -167,11 +161,18 @@ def _train_and_measure(job: _Job, resume: Resumed | None) -> _Measured | int:
         return ended.signal
     # How far the model went from its reference can be measured only until training lets go of that.
     after, drift = evaluate(job.plan.facts.steps), ended.finish()
-    said_after = _answers(job, model, "after")
-    stage = stage_adapter(model, job.plan.processor, job.run.path, job.plan.recipe.base, bare=job.plan.placement.bare)
-    write_probe(stage, model, job.plan.encoder, job.plan.precision, _probe_rows(job.plan))
+    answers_after = _answers(job, model, "after")
+    stage = stage_adapter(
+        model, job.plan.encoder.processor, job.run.path, job.plan.base.identity, bare=job.plan.placement.bare
+    )
+    # The probe is chosen from held-out rows where there are any.
+    probed = job.plan.held_out or [measured(row) for row in job.plan.train[:PROBE_FROM]]
+    write_probe(stage, model, job.plan.encoder, job.plan.precision, probed)
     parts = start.compare(model, _largest_gradients(read_metrics(job.run.path / METRICS)))
-    answers = tuple(_shown(row, *said) for row, *said in zip(job.questions, said_before, said_after, strict=True))
+    answers = tuple(
+        Answer(thumbnail(row.images[0]), open_question(row).turns[-1].text.strip(), row.turns[-1].text, *texts)
+        for row, *texts in zip(job.questions, answers_before, answers_after, strict=True)
+    )
     reference = _reference(job, drift, resumed=resume is not None)
     return _Measured(start, before, after, parts, answers, stage, reference)
 
@@ -181,11 +182,8 @@ def _reference(job: _Job, drift: float | None, *, resumed: bool) -> ReferencePro
     if drift is None:
         return None
     first = next((event for event in read_metrics(job.run.path / METRICS) if isinstance(event, StepDone)), None)
-    return ReferenceProof(
-        drift=drift,
-        first_loss=first.loss if first is not None and first.step == 1 and not resumed else None,
-        expected=job.plan.objective.first_loss(job.plan.recipe.training),
-    )
+    loss = first.loss if first is not None and first.step == 1 and not resumed else None
+    return ReferenceProof(drift, loss, job.plan.objective.first_loss(job.plan.recipe.training))
 
 
 def _before(job: _Job, model: PeftModel) -> tuple[HeldOutProof, list[str]]:
@@ -194,33 +192,31 @@ def _before(job: _Job, model: PeftModel) -> tuple[HeldOutProof, list[str]]:
     if known is not None:
         return known.held_out, list(known.answers)
     proof = job.held_out(model, step=0, listener=job.listener)
-    said = _answers(job, model, "before")
-    job.run.write(before=Before(held_out=proof, answers=tuple(said)), status="unfinished")
-    return proof, said
+    texts = _answers(job, model, "before")
+    job.run.write(before=Before(held_out=proof, answers=tuple(texts)), status="unfinished")
+    return proof, texts
 
 
 def _answers(job: _Job, model: PeftModel, phase: str) -> list[str]:
     longest = job.plan.recipe.evaluation.max_new_tokens
     with job.plan.precision.autocast():
-        said = [answer(model, job.plan.encoder, row, longest) for row in job.questions]
-    job.listener(Answered(phase, len(said)))
-    return said
+        texts = [answer(model, job.plan.encoder, row, longest) for row in job.questions]
+    job.listener(Answered(phase, len(texts)))
+    return texts
 
 
 def _conclude(job: _Job, measured: _Measured) -> Outcome:
     """Read the adapter back in a fresh process, judge every promise, and give the adapter the name it deserves."""
-    _write_card_pictures(measured)
+    for number, one in enumerate(measured.answers[:MOST_PICTURES], 1):
+        place = measured.stage / picture_name(number)
+        place.parent.mkdir(exist_ok=True)
+        atomic_write(place, one.picture)
     manifest = _manifest(job, measured)
     write_manifest(measured.stage, manifest)
     reload = prove_reload(measured.stage, job.plan.precision)
     empty = sum(not lengths.supervised for lengths in job.plan.encoder.measure(job.plan.train))
-    promises = judge(
-        measured.parts,
-        empty_masks=empty,
-        own=job.plan.objective.promises(measured.reference),
-        reload=reload,
-        steps=job.plan.facts.steps,
-    )
+    own = job.plan.objective.promises(measured.reference)
+    promises = judge(measured.parts, empty_masks=empty, own=own, reload=reload, steps=job.plan.facts.steps)
     proof = Proof(
         parts=measured.parts,
         before=measured.before.pictures,
@@ -236,26 +232,18 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
     write_manifest(measured.stage, final)
     atomic_write(measured.stage / CARD, card(final, proof, measured.answers))
     adapter = publish(measured.stage, job.run.path / (ADAPTER if proof.holds else UNPROVEN), replace=True)
-    status: Literal["finished", "unproven"] = "finished" if proof.holds else "unproven"
-    job.run.write(status=status, proof=proof, adapter=adapter.name, answers=measured.answers)
-    return Outcome(status, job.run.path, adapter, proof, measured.answers)
-
-
-def _write_card_pictures(measured: _Measured) -> None:
-    """The pictures of the card's questions go with the adapter, and into its manifest."""
-    for number, said in enumerate(measured.answers[:MOST_PICTURES], 1):
-        place = measured.stage / picture_name(number)
-        place.parent.mkdir(exist_ok=True)
-        atomic_write(place, said.picture)
+    outcome = Outcome("finished" if proof.holds else "unproven", job.run.path, adapter, proof, measured.answers)
+    job.run.write(status=outcome.status, proof=proof, adapter=adapter.name, answers=measured.answers)
+    return outcome
 
 
 def _manifest(job: _Job, measured: _Measured) -> Manifest:
-    recipe, ready = job.plan.recipe, job.plan
+    ready = job.plan
     return Manifest(
         base=job.run.record.base,
-        recipe=recipe,
+        recipe=ready.recipe,
         precision=ready.precision.name,
-        seed=recipe.training.seed,
+        seed=ready.recipe.training.seed,
         frozen_sha256=measured.start.base_sha256,
         data=ready.data,
         steps=ready.facts.steps,
@@ -272,18 +260,11 @@ def _report(job: _Job, measured: _Measured, outcome: Outcome) -> None:
     atomic_write(job.run.path / "loss.png", loss_png(metrics))
     if (preferences := preferences_png(metrics)) is not None:
         atomic_write(job.run.path / "preferences.png", preferences)
-    pictures = job.run.path / PICTURES
-    pictures.mkdir(exist_ok=True)
-    for number, said in enumerate(measured.answers, 1):
-        atomic_write(pictures / f"{number}.png", said.picture)
-    report = RunReport(
-        plan=job.plan.facts,
-        proof=outcome.proof,
-        metrics=metrics,
-        answers=measured.answers,
-        recipe_text=as_yaml(job.loaded.recipe),
-        versions=versions(),
-    )
+    (job.run.path / PICTURES).mkdir(exist_ok=True)
+    for number, one in enumerate(measured.answers, 1):
+        atomic_write(job.run.path / PICTURES / f"{number}.png", one.picture)
+    recipe = as_yaml(job.loaded.recipe)
+    report = RunReport(job.plan.facts, outcome.proof, metrics, measured.answers, recipe, versions())
     write_report(job.run.path / "report.html", report)
 
 
@@ -321,65 +302,26 @@ def _write_recipe_and_skipped(run: RunDir, loaded: LoadedRecipe, ready: Plan) ->
 
 
 def _check_same_data(run: RunDir, ready: Plan) -> None:
-    """A run goes on with the rows it started with, or not at all.
-
-    Raises:
-        RunError: C002 with both fingerprints.
-    """
+    """Refuse other rows than those the run was started with: C002, with both fingerprints."""
     recorded, present = run.record.data.sha256, ready.data.sha256
     if recorded != present:
-        raise RunError.one(
-            "C002",
-            f"the rows changed since {run.path} was started: fingerprint {recorded[:12]} then, {present[:12]} now",
-            help="put the data back as they were, or start a new run with another output.dir",
-        )
+        changed = f"the rows changed since {run.path} was started"
+        help = "put the data back as they were, or start a new run with another output.dir"
+        raise RunError.one("C002", f"{changed}: fingerprint {recorded[:12]} then, {present[:12]} now", help=help)
 
 
 def _check_same_base(run: RunDir, start: Start) -> None:
-    """A run goes on with the base it started with, down to the last bit.
-
-    Raises:
-        RunError: C003.
-    """
+    """Refuse another base than the one the run was started with, down to the last bit: C003."""
     if run.record.frozen_sha256 is None:
         run.write(frozen_sha256=start.base_sha256)
     if run.record.frozen_sha256 != start.base_sha256:
-        raise RunError.one(
-            "C003",
-            f"the base's weights are not those {run.path} was started with",
-            help="pin the base's revision (id@commit), or start a new run with another output.dir",
-        )
-
-
-def _probe_rows(ready: Plan) -> Sequence[Sample]:
-    """Rows that the adapter's probe is chosen from: held-out ones where there are any."""
-    return ready.held_out or [measured(row) for row in ready.train[:PROBE_FROM]]
-
-
-def _shown(row: Sample, before: str, after: str) -> Answer:
-    question = open_question(row).turns[-1].text.strip()
-    return Answer(thumbnail(row.images[0]), question, row.turns[-1].text, before, after)
+        help = "pin the base's revision (id@commit), or start a new run with another output.dir"
+        raise RunError.one("C003", f"the base's weights are not those {run.path} was started with", help=help)
 
 
 def _largest_gradients(metrics: Sequence[Event]) -> dict[str, float]:
-    largest: dict[str, float] = defaultdict(float)
-    for event in metrics:
-        if isinstance(event, StepDone):
-            for part, norm in event.grad_norms.items():
-                largest[part] = max(largest[part], norm)
-    return dict(largest)
-
-
-def _both(first: Listener, second: Listener) -> Listener:
-    def tell(event: Event) -> None:
-        second(event)
-        first(event)
-
-    return tell
-
-
-def _free_memory() -> None:
-    """Let go of the trained model, so that a small GPU has room for the fresh process that reads the adapter back."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    largest: dict[str, float] = {}
+    for step in (event for event in metrics if isinstance(event, StepDone)):
+        for part, norm in step.grad_norms.items():
+            largest[part] = max(largest.get(part, 0.0), norm)
+    return largest

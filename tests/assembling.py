@@ -30,8 +30,8 @@ from transformers import (
 
 from qlmm.core.naming import names
 from qlmm.model.assembled.build import assemble, assembled_config, connector_for
-from qlmm.model.assembled.config import ConnectorSpec
 from qlmm.model.assembled.language import add_image_token, embedding_width
+from qlmm.model.assembled.model import ConnectorSpec
 from qlmm.model.assembled.processor import assembled_processor
 from qlmm.model.assembled.vision import VisionFacts, picture_size, prepared, vision_facts, vision_half
 from qlmm.model.contract import TOWERS, connector, own_tower
@@ -145,5 +145,6 @@ def build(kind: str, tower_kind: str, *, vision_layer: int | None = None) -> Bui
     )
     config = assembled_config(vision.config, language, spec, image_token_id)
     model = assemble(vision, language, module, config)
-    processor = assembled_processor(prepare, tokenizer, config=config, facts=facts, chat_template=template("chatml"))
+    processor = assembled_processor(prepare, tokenizer, config=config, facts=facts)
+    processor.chat_template = template("chatml")
     return Built(model, processor, spec, facts, language, image_token_id)

@@ -20,7 +20,7 @@ from qlmm.proof.records import (
     TokenFacts,
 )
 from qlmm.recipe.load import parse_recipe
-from qlmm.training.run_record import RunRecord
+from qlmm.training.run_dir import RunRecord
 
 PLAN = PlanFacts(
     base="builtin:efficientnet-lite0 + abstractor + builtin:smollm2-135m",

@@ -24,7 +24,7 @@ from qlmm.model.loading.chat_template import chat_template
 from qlmm.proof.records import Proof
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import BaseSection, Recipe
-from qlmm.training.logbook import Logbook
+from qlmm.training.logbook import open_logbook
 from tests.run_facts import PROOF, record
 from tests.sharing import picture
 from tests.unit.artifacts.adapters import RECIPE, manifest
@@ -74,7 +74,7 @@ def finished_run(
     write_manifest(adapter, made)
     (adapter / "README.md").write_text(card(made, proof), "utf-8")
     (parent / "run" / "run.json").write_text(record().model_copy(update={"status": "finished"}).to_text())
-    with Logbook(parent / "run" / "metrics.jsonl", start=0) as logbook:
+    with open_logbook(parent / "run" / "metrics.jsonl", start=0) as logbook:
         for event in events:
             logbook(event)
     return parent / "run"

@@ -1,4 +1,4 @@
-"""Safetensors files read and written tensor by tensor, so that memory holds one tensor and never a model.
+"""Safetensors files read and written tensor by tensor, so that one tensor is in memory and never a model.
 
 The library's own ``save_file`` wants all tensors of a file at once, and copies them. The format is simple: eight bytes
 with the length of a JSON header, the header with each tensor's dtype, shape and place, then the bytes.
@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from pydantic import JsonValue
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qlmm.core.errors import ModelError
 
-__all__ = ["DTYPES", "Output", "Reader", "Stored", "cut", "header", "write_shards"]
+__all__ = ["DTYPES", "DTYPE_NAMES", "Output", "Reader", "Stored", "cut", "header", "write_shards"]
 
 DTYPES = {
     "F64": torch.float64,
@@ -41,15 +40,13 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# The library itself refuses longer headers.
-LONGEST_HEADER = 100_000_000
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGNED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor in a file: where it is, and what it is without reading it."""
+    """A tensor in a file, known without reading it."""
 
     file: Path
     key: str
@@ -59,7 +56,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A tensor to be written: what it is, known beforehand, and how to make it.
+    """A tensor to be written.
 
     Attributes:
         shard: name of the source's shard, which decides the file it goes to where shards are not cut anew.
@@ -88,9 +85,7 @@ class Reader:
     def __enter__(self) -> Reader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._path, self._file = None, None
 
     def read(self, stored: Stored) -> Tensor:
@@ -102,42 +97,19 @@ class Reader:
 
 
 def header(path: Path) -> list[Stored]:
-    """What a file holds, in the order of its bytes, from its header alone.
+    """The tensors of a file in the order of their bytes; no weight is read.
 
     Raises:
-        ModelError: A020 when it is not a safetensors file, is cut short, holds a dtype that is not known, or says of a
-            tensor what cannot all be true.
+        ModelError: A020 when the library refuses the file, or it has a dtype that is not known here.
     """
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > LONGEST_HEADER:
-                raise ValueError("its header is too long")
-            facts: dict[str, Any] = json.loads(file.read(length))
-        facts.pop("__metadata__", None)
-        end = 8 + length + max((one["data_offsets"][1] for one in facts.values()), default=0)
-        if path.stat().st_size != end:
-            raise ValueError(f"it has {path.stat().st_size} bytes instead of {end}")
-        return list(_entries(path, facts))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
-        why = f"a tensor has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
-        raise ModelError.one(
-            "A020", f"{path} cannot be read as safetensors: {why}", help="fetch the base's files again"
-        ) from error
-
-
-def _entries(path: Path, facts: Mapping[str, Any]) -> Iterator[Stored]:
-    """The tensors in the order of their bytes; the format allows neither gaps nor overlaps."""
-    place = 0
-    for key, one in sorted(facts.items(), key=lambda entry: list(entry[1]["data_offsets"])):
-        name, shape, (begin, end) = one["dtype"], tuple(one["shape"]), one["data_offsets"]
-        if name not in DTYPES:
-            raise ValueError(f"the dtype {name} is not known")
-        whole = all(isinstance(size, int) and size >= 0 for size in shape)
-        if not whole or begin != place or end - begin != prod(shape) * DTYPES[name].itemsize:
-            raise ValueError(f"{key} is {name} of shape {list(shape)}, which the bytes {begin} to {end} are not")
-        place = end
-        yield Stored(path, key, DTYPES[name], shape)
+        with safe_open(str(path), framework="pt") as file:
+            slices = ((key, file.get_slice(key)) for key in file.offset_keys())
+            return [Stored(path, key, DTYPES[one.get_dtype()], tuple(one.get_shape())) for key, one in slices]
+    except (OSError, SafetensorError, KeyError) as error:
+        why = f"the dtype {error.args[0]} is not known" if isinstance(error, KeyError) else str(error)
+        help = "fetch the base's files again"
+        raise ModelError.one("A020", f"{path} cannot be read as safetensors: {why}", help=help) from error
 
 
 def cut(outputs: Sequence[Output], most: int | None) -> list[list[Output]]:
@@ -155,30 +127,25 @@ def cut(outputs: Sequence[Output], most: int | None) -> list[list[Output]]:
 
 
 def write_shards(folder: Path, shards: Sequence[Sequence[Output]], tell: Callable[[str], None]) -> None:
-    """Write the files and, where there are several, their index.
+    """Write the files under the names that transformers gives them and, where there are several, their index.
 
     Raises:
         OSError: when the disk refuses.
         ModelError: A021 when a tensor is not finite in the dtype it is written in.
     """
-    names = list(_file_names(len(shards)))
+    count = len(shards)
+    names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    if count == 1:
+        names = ["model.safetensors"]
     with Reader() as reader:
         for number, (name, shard) in enumerate(zip(names, shards, strict=True), 1):
-            tell(f"shard {number} of {len(shards)}")
+            tell(f"shard {number} of {count}")
             _write(folder / name, shard, reader)
-    if len(shards) > 1:
+    if count > 1:
         places = {one.name: name for name, shard in zip(names, shards, strict=True) for one in shard}
         total = sum(one.size for shard in shards for one in shard)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _file_names(count: int) -> Iterator[str]:
-    """The names that transformers gives, so that every loader finds them."""
-    if count == 1:
-        yield "model.safetensors"
-    else:
-        yield from (f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1))
 
 
 def _write(path: Path, shard: Sequence[Output], reader: Reader) -> None:
@@ -189,36 +156,28 @@ def _write(path: Path, shard: Sequence[Output], reader: Reader) -> None:
             tensor = one.make(reader)
             if tensor.shape != one.shape or tensor.dtype != one.dtype:
                 raise ValueError(f"{one.name} came out as {tuple(tensor.shape)} {tensor.dtype}, not as planned")
-            content = _bytes(_checked(one.name, tensor))
+            content = _bytes(one.name, tensor)
             written.result()
             written = writer.submit(file.write, content)
         written.result()
 
 
-def _header(shard: Iterable[Output]) -> bytes:
+def _header(shard: Sequence[Output]) -> bytes:
     facts: dict[str, JsonValue] = {"__metadata__": {"format": "pt"}}
     place = 0
     for one in shard:
-        facts[one.name] = {
-            "dtype": _NAMES[one.dtype],
-            "shape": list(one.shape),
-            "data_offsets": [place, place + one.size],
-        }
+        offsets: list[JsonValue] = [place, place + one.size]
+        facts[one.name] = {"dtype": DTYPE_NAMES[one.dtype], "shape": list(one.shape), "data_offsets": offsets}
         place += one.size
     text = json.dumps(facts, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNED)
     return struct.pack("<Q", len(text)) + text
 
 
-def _checked(name: str, tensor: Tensor) -> Tensor:
-    """Refuse what became infinite on the way; fp16 ends at 65,504."""
+def _bytes(name: str, tensor: Tensor) -> memoryview:
+    """The tensor's bytes; what became infinite in fp16, which ends at 65,504, is refused."""
     if tensor.dtype == torch.float16 and not torch.isfinite(tensor).all():
-        raise ModelError.one(
-            "A021", f"{name} has values that fp16 cannot hold", help="merge with --dtype bf16, or leave --dtype out"
-        )
-    return tensor
-
-
-def _bytes(tensor: Tensor) -> memoryview:
+        help = "merge with --dtype bf16, or leave --dtype out"
+        raise ModelError.one("A021", f"{name} has values that fp16 cannot represent", help=help)
     flat: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(flat)

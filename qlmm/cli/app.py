@@ -1,7 +1,7 @@
-"""The command line: each file of ``qlmm/cli/commands`` is one command, and its name is the command's.
+"""The command line: each file of ``qlmm/cli/commands`` is the command of its name.
 
-A file holds a function of its own name, or a ``group`` of sub-commands. It imports only what help needs;
-what the command itself needs is imported when it runs, so that help is instant.
+A file has a function of its own name and an ``EXAMPLE``, or a ``group`` of sub-commands. What only the running command
+needs is imported when it runs, so that help is instant.
 
 Usage: ``qlmm finetune owl_lora training.steps=200 --dry-run``
 """
@@ -23,18 +23,8 @@ __all__ = ["app", "main"]
 COMMANDS = "qlmm.cli.commands"
 # The order of help: what is done with an adapter, in turn. A name that is not here follows; Typer puts groups last.
 ORDER = (
-    "finetune",
-    "ask",
-    "chat",
-    "prefer",
-    "verify",
-    "merge",
-    "export",
-    "combine",
-    "push",
-    "pull",
-    "explain",
-    "doctor",
+    *("finetune", "ask", "chat", "prefer", "verify", "merge"),
+    *("export", "combine", "push", "pull", "explain", "doctor"),
 )
 
 # Help is plain text: the same on a terminal and in a log, and brackets in it are not taken for markup.
@@ -64,21 +54,12 @@ def _options(
     quiet()
 
 
-def _add(name: str) -> None:
-    """Add the command of a file: its ``group`` of sub-commands, or the function that has the file's name."""
-    found = vars(importlib.import_module(f"{COMMANDS}.{name}"))
-    if "group" in found:
-        app.add_typer(found["group"], name=name)
+for _name in sorted(naming.names(COMMANDS), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+    _file = vars(importlib.import_module(f"{COMMANDS}.{_name}"))
+    if "group" in _file:
+        app.add_typer(_file["group"], name=_name)
     else:
-        app.command(name, epilog=found.get("EXAMPLE"))(found[name])
-
-
-def _place(name: str) -> int:
-    return ORDER.index(name) if name in ORDER else len(ORDER)
-
-
-for _name in sorted(naming.names(COMMANDS), key=_place):
-    _add(_name)
+        app.command(_name, epilog=_file.get("EXAMPLE"))(_file[_name])
 
 
 def main() -> None:

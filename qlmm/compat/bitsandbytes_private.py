@@ -13,7 +13,7 @@ __all__ = ["never_repack", "quant_state"]
 
 
 def never_repack(layer: Any) -> None:
-    """Keep a 4-bit layer's weights in the layout that can be trained; decision 002 says what would happen.
+    """Keep a 4-bit layer's weights in the layout that can be trained; decision 002 explains what would happen.
 
     Read from bitsandbytes 0.50 (``Linear4bit.support_avx512bf16_for_cpu``). Public instead: an argument of the layer.
     """

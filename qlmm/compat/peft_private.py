@@ -5,7 +5,7 @@
 * ``Linear``, ``LoraLayer``, ``ParamWrapper``: wrappers of linear layers, of any layer, and of bare parameters. Read
   from PEFT 0.21. Public instead: a merge of one layer, without the model around it.
 * ``ties``: TIES of tensors, which ``add_weighted_adapter`` calls. Read from PEFT 0.21.
-  Public instead: ``add_weighted_adapter`` on weights, without a model that holds the adapters.
+  Public instead: ``add_weighted_adapter`` on weights, without a model that has the adapters.
 
 Usage: ``isinstance(module, LoraLayer)``
 """

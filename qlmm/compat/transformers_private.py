@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 __all__ = ["attention_of", "fetched_file", "lasting_facts", "picture_tokens", "render_jinja_template"]
 
-# What a configuration says of the place and the release it was read with, and not of the model.
+# Facts of the place and the release that a configuration was read with, and not of the model.
 _INCIDENTAL = {"transformers_version", "_name_or_path", "_commit_hash", "dtype", "architectures"}
 
 
@@ -30,9 +30,9 @@ def attention_of(config: PreTrainedConfig) -> str:
 
 
 def lasting_facts(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a configuration says about the model itself: the same on every machine and in every release.
+    """A configuration's facts about the model itself: the same on every machine and in every release.
 
-    Read from transformers 5.23, whose dictionary holds private keys. Public instead: a dictionary without them.
+    Read from transformers 5.23, whose dictionary has private keys. Public instead: a dictionary without them.
     """
     return {key: value for key, value in config.to_diff_dict().items() if key not in _INCIDENTAL}
 

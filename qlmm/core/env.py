@@ -1,6 +1,4 @@
-"""Every environment variable that qlmm reads, in one table, so that nothing configures a run unseen.
-
-``qlmm doctor`` prints the table; no other module reads the environment.
+"""Every environment variable that qlmm reads, in one table that ``qlmm doctor`` prints.
 
 Usage: ``if env.flag("QLMM_DEBUG"): ...``
 """
@@ -11,12 +9,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["VARIABLES", "Variable", "flag", "home", "preset", "read", "shown"]
+__all__ = ["VARIABLES", "Variable", "flag", "home", "preset", "shown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One environment variable: what it does, what holds without it, and whether its value may be shown."""
+    """One environment variable: what it does, its default, and whether its value is a secret."""
 
     name: str
     doc: str
@@ -48,18 +46,9 @@ _BY_NAME = {variable.name: variable for variable in VARIABLES}
 _OFF = {"", "0", "false", "no", "off"}
 
 
-def read(name: str) -> str | None:
-    """The variable's value; unset: its default.
-
-    Raises:
-        KeyError: when the table has no such variable, which is a mistake in the calling code.
-    """
-    return os.environ.get(name, _BY_NAME[name].default)
-
-
 def flag(name: str) -> bool:
-    """Whether the variable is switched on; 0, false, no, off and nothing are off."""
-    return (read(name) or "").strip().lower() not in _OFF
+    """Whether a variable of the table is switched on; 0, false, no, off and nothing are off."""
+    return os.environ.get(_BY_NAME[name].name, "").strip().lower() not in _OFF
 
 
 def preset(name: str, value: str) -> None:
@@ -69,11 +58,11 @@ def preset(name: str, value: str) -> None:
 
 def home() -> Path:
     """Folder for what qlmm fetches and keeps: ``QLMM_HOME`` or ``~/.cache/qlmm``."""
-    return Path(read("QLMM_HOME") or "~/.cache/qlmm").expanduser()
+    return Path(os.environ.get("QLMM_HOME") or "~/.cache/qlmm").expanduser()
 
 
 def shown(variable: Variable) -> str:
-    """The value as it may be printed: a secret says only that it is set."""
+    """The value as it may be printed: of a secret only that it is set."""
     value = os.environ.get(variable.name)
     if value is None:
         return f"unset (default {variable.default})" if variable.default else "unset"

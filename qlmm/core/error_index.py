@@ -1,4 +1,4 @@
-"""What every code of an error means: a title, what happened and why, what to do. Read from one file, without torch.
+"""What every code of an error means, read from one file.
 
 Usage: ``meaning("D005").do``; ``page()`` is docs/errors.md
 """
@@ -17,33 +17,11 @@ from qlmm.core.naming import close
 __all__ = ["Meaning", "index", "meaning", "page"]
 
 INDEX = Path(__file__).with_name("error_codes.toml")
-_AREAS = {
-    "A": "Adapters and merging",
-    "B": "Packaged weights and data",
-    "C": "Going on with a run",
-    "D": "Rows, pictures and processors",
-    "E": "Export",
-    "G": "Numbers and memory while training",
-    "H": "The Hub",
-    "J": "Preference data",
-    "K": "Combining adapters",
-    "L": "The log of a run",
-    "M": "Models",
-    "N": "Names of extensions",
-    "O": "The output folder",
-    "P": "Promises",
-    "R": "Recipes",
-    "S": "Seals",
-    "T": "Training settings",
-    "U": "Options of commands",
-    "X": "Bugs",
-    "Z": "The zoo",
-}
 _INTRODUCTION = """\
 # Errors
 
-Every refusal of qlmm has a code: `error[D005]: …`. The message says what is wrong and where, its help what to do.
-`qlmm explain D005` says more about a code, `qlmm explain` lists all of them.
+Every refusal of qlmm has a code: `error[D005]: …`. The message is what is wrong and where, its help what to do.
+`qlmm explain D005` explains a code, `qlmm explain` lists all of them.
 
 A command leaves with 2 when nothing was started and nothing was written, and with 1 when a run that had started could
 not go on or could not prove what it promised. 101 is a bug in qlmm.
@@ -54,39 +32,25 @@ This page is made from `qlmm/core/error_codes.toml` by `qlmm explain --markdown`
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What one code means.
-
-    Attributes:
-        code: a letter for the area and three digits; it stays the same while the meaning does.
-        title: one line.
-        why: what happened, and why it is refused.
-        do: what to do.
-    """
+    """What one code means: what happened and why it is refused, and what to do. The code's letter is its area."""
 
     code: str
     title: str
     why: str
     do: str
-
-    @property
-    def area(self) -> str:
-        """What the code's letter stands for."""
-        return _AREAS[self.code[0]]
+    area: str
 
 
 @cache
 def index() -> dict[str, Meaning]:
     """Every code with its meaning, in order."""
     found = tomllib.loads(INDEX.read_text("utf-8"))
-    return {code: Meaning(code, **found[code]) for code in sorted(found)}
+    areas = found.pop("areas")
+    return {code: Meaning(code, **found[code], area=areas[code[0]]) for code in sorted(found)}
 
 
 def meaning(code: str) -> Meaning:
-    """What a code means; upper and lower case are the same.
-
-    Raises:
-        UsageError: N001 with the nearest code for one that does not exist.
-    """
+    """What a code means, in upper or lower case; N001 with the nearest code for one that does not exist."""
     known = index()
     if code.upper() not in known:
         nearest = close(code.upper(), known).partition("known:")[0].strip()

@@ -1,7 +1,6 @@
 """Every refusal of qlmm, as data: what, where, why, what to do next.
 
-An error carries a stable code, so that people can search for it and tests can name it,
-and an exit code, so that scripts can tell "your input" (2) from "the run" (1).
+Its code is for searching, its exit code separates "your input" (2) from "the run" (1).
 
 Usage: ``raise RecipeError.one("R012", "unknown key `rank`", where=Where(file, 14, 5), help="did you mean `r`?")``
 """
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Self
 
 __all__ = [
     "DataError",
@@ -31,10 +30,7 @@ MOST_PROBLEMS_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A place in a file. ``line`` and ``column`` count from 1; ``excerpt`` is the offending line itself.
-
-    ``width`` characters are underlined, and ``label`` stands behind the underline.
-    """
+    """A place in a file, from 1, with the line itself; ``width`` characters are underlined, ``label`` follows them."""
 
     file: str
     line: int | None = None
@@ -49,15 +45,7 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: a stable code, one sentence, and, where known, the place and the way out.
-
-    Attributes:
-        code: a key of the index of errors, `qlmm.core.error_index`.
-        message: one sentence.
-        where: the place in a file.
-        help: what to do.
-        key: the key of the recipe, or the option, that the sentence is about.
-    """
+    """One thing that is wrong: its code, one sentence, its place, the way out, and the key or option it is about."""
 
     code: str
     message: str
@@ -90,9 +78,6 @@ def _excerpt(where: Where, text: str) -> list[str]:
     return rows
 
 
-ErrorT = TypeVar("ErrorT", bound="QlmmError")
-
-
 class QlmmError(Exception):
     """Base of everything qlmm raises on purpose; the command line prints it and leaves with ``exit_code``."""
 
@@ -104,24 +89,18 @@ class QlmmError(Exception):
 
     @classmethod
     def one(
-        cls: type[ErrorT],
-        code: str,
-        message: str,
-        *,
-        where: Where | None = None,
-        help: str | None = None,
-        key: str | None = None,
-    ) -> ErrorT:
+        cls, code: str, message: str, *, where: Where | None = None, help: str | None = None, key: str | None = None
+    ) -> Self:
         """An error with a single problem."""
         return cls([Problem(code, message, where, help, key)])
 
-    def with_problems(self: ErrorT, problems: Sequence[Problem]) -> ErrorT:
-        """An error of the same class, and with the same further facts, that says something else."""
+    def with_problems(self, problems: Sequence[Problem]) -> Self:
+        """An error of the same class and with the same further facts, about other problems."""
         other = type(self).__new__(type(self), problems)
         vars(other).update(vars(self), problems=tuple(problems))
         return other
 
-    def about(self: ErrorT, key: str, help: str | None = None) -> ErrorT:
+    def about(self, key: str, help: str | None = None) -> Self:
         """The same refusal in the terms of another option, which named what was refused."""
         return self.with_problems([replace(one, key=key, help=help or one.help) for one in self.problems])
 
@@ -132,10 +111,8 @@ class QlmmError(Exception):
 
     def __str__(self) -> str:
         shown = [problem.render() for problem in self.problems[:MOST_PROBLEMS_SHOWN]]
-        hidden = len(self.problems) - len(shown)
-        if hidden > 0:
-            shown.append(f"… and {hidden} more")
-        return "\n\n".join(shown)
+        hidden = [f"… and {len(self.problems) - len(shown)} more"] if len(self.problems) > len(shown) else []
+        return "\n\n".join([*shown, *hidden])
 
 
 class UsageError(QlmmError):
@@ -153,7 +130,7 @@ class DataError(UsageError):
 
 
 class ModelError(UsageError):
-    """The base, a part of it or the adapter cannot be what the recipe says."""
+    """The base, a part of it or the adapter cannot be what the recipe asks for."""
 
 
 class NoTemplate(ModelError):
@@ -161,7 +138,7 @@ class NoTemplate(ModelError):
 
 
 class NotVisionLanguage(ModelError):
-    """A base that is not a vision-language model whose parts can be told apart."""
+    """A base that is not a vision-language model whose parts are known."""
 
 
 class Unavailable(ModelError):

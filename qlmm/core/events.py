@@ -29,17 +29,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class StepDone(Event):
-    """An optimiser step was taken.
+    """An optimiser step was taken; ``step`` counts from 1, ``total`` are planned.
 
     Attributes:
-        step: steps taken so far, from 1.
-        total: steps planned.
         loss: mean over the step's supervised tokens, nats; the true value, finite or not.
         rates: learning rate per part (language, connector, vision).
         grad_norms: gradient norm per part, before clipping.
-        tokens_per_s: tokens per second, visual ones included, since the last event.
+        tokens_per_s: visual tokens included, since the last event.
         memory_bytes: peak memory of the device, or of the process on CPU.
-        seconds_left: estimate until the last step.
         metrics: what else the objective measured on the step's rows, by TRL's names, such as ``rewards/margins``.
     """
 
@@ -64,7 +61,7 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, slots=True)
 class PairsEvaluated(Event):
-    """Held-out pairs were measured; what the figures mean is told where they are kept, in the run's proof."""
+    """Held-out pairs were measured; :class:`qlmm.proof.records.PairProof` explains the figures."""
 
     step: int
     won: float

@@ -13,13 +13,9 @@ from pathlib import Path
 
 __all__ = ["atomic_write", "file_sha256", "free_bytes", "fsync_dir", "fsync_file"]
 
-BLOCK_BYTES = 1 << 20
-
 
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Replace ``path`` by ``content`` in one step that survives a crash: write aside, fsync, rename, fsync folder.
-
-    The file's mode follows the umask. ``tempfile`` would leave 0600, which locks other users out of artifacts.
 
     Raises:
         OSError: when the disk refuses; the old file is then untouched and nothing is left beside it.
@@ -27,7 +23,11 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     data = content.encode("utf-8") if isinstance(content, str) else content
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        _write_new(aside, data)
+        # "x" refuses a planted link. ``tempfile`` would leave mode 0600, which locks other users out of artifacts.
+        with aside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -35,27 +35,14 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     fsync_dir(path.parent)
 
 
-def _write_new(path: Path, data: bytes) -> None:
-    """Create ``path``, which must not exist (a planted link is refused), with its bytes on the disk."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def fsync_dir(path: Path) -> None:
+    """Put a folder's names (created, renamed, removed) on the disk; only POSIX systems need and allow it."""
+    if os.name == "posix":
+        fsync_file(path)
 
 
 def fsync_file(path: Path) -> None:
-    """Have the bytes of a file that something else wrote put on the disk."""
-    _fsync(path)
-
-
-def fsync_dir(path: Path) -> None:
-    """Have a folder's names (created, renamed, removed) put on the disk; only POSIX systems need and allow it."""
-    if os.name == "posix":
-        _fsync(path)
-
-
-def _fsync(path: Path) -> None:
+    """Put the bytes of a file that something else wrote on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -64,17 +51,12 @@ def _fsync(path: Path) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes free to this user on the disk that holds ``path``, or would hold it once created."""
-    existing = path.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    return shutil.disk_usage(existing).free
+    """Bytes free to this user on the disk that ``path`` is on, or would be on once created."""
+    whole = path.absolute()
+    return shutil.disk_usage(next(one for one in (whole, *whole.parents) if one.exists())).free
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in blocks so that size does not matter."""
-    digest = hashlib.sha256()
+    """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

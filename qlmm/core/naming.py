@@ -1,7 +1,6 @@
 """The file name is the registry: a name in a recipe is a file in a folder.
 
-Nothing is imported to list names, so help stays fast, and a name can only ever reach a module
-of the one folder it belongs to, so a shared recipe cannot name an arbitrary import.
+A name only reaches a module of the one folder it belongs to, so a shared recipe cannot name an arbitrary import.
 
 Usage: ``load("qlmm.model.connectors", "mlp", "CONNECTOR", Connector)``
 """
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import pkgutil
 import re
 from collections.abc import Iterable
@@ -26,32 +24,21 @@ NAME_RULE = r"^[a-z][a-z0-9_]*$"
 
 
 def names(package: str) -> list[str]:
-    """The public names in a package's folder, sorted, found without importing any of them.
-
-    Args:
-        package: dotted name of the folder, such as ``qlmm.model.connectors``; its parents are imported.
-    """
-    spec = importlib.util.find_spec(package)
-    folders = spec.submodule_search_locations if spec is not None else None
-    found = {module.name for module in pkgutil.iter_modules(list(folders or []))}
+    """The public names in a package's folder, sorted; none of its files is imported."""
+    found = {module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)}
     return sorted(name for name in found if re.fullmatch(NAME_RULE, name))
 
 
 def load(package: str, name: str, attribute: str, kind: type[KindT]) -> KindT:
-    """Import ``package.name`` and return its ``attribute``; only now does the extension's code run.
-
-    Args:
-        package: dotted name of the folder.
-        name: the file's.
-        attribute: what every file of the folder exposes.
-        kind: the class that the attribute is an instance of.
+    """Import ``package.name`` and return its ``attribute``, an instance of ``kind``.
 
     Raises:
         UsageError: N001 when no file of that name exists, N002 when the file exposes nothing of that kind.
     """
     known = names(package)
     if name not in known:
-        raise UsageError.one("N001", f"no {_noun(package)} is called `{name}`", help=close(name, known))
+        noun = package.rpartition(".")[2].removesuffix("s").replace("_", " ")
+        raise UsageError.one("N001", f"no {noun} is called `{name}`", help=close(name, known))
     found = vars(importlib.import_module(f"{package}.{name}")).get(attribute)
     if not isinstance(found, kind):
         what = f"{attribute}, an instance of {kind.__name__}"
@@ -60,13 +47,8 @@ def load(package: str, name: str, attribute: str, kind: type[KindT]) -> KindT:
 
 
 def close(name: str, known: Iterable[str]) -> str:
-    """What to say after an unknown name: the nearest known one, and all that are known."""
+    """The help after an unknown name: the nearest known one, and all that are known."""
     choices = list(known)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     guess = f"did you mean `{near[0]}`?  " if near else ""
     return f"{guess}known: {', '.join(choices) or 'none'}"
-
-
-def _noun(package: str) -> str:
-    """``qlmm.model.connectors`` -> ``connector``."""
-    return package.rpartition(".")[2].removesuffix("s").replace("_", " ")

@@ -1,7 +1,6 @@
 """A folder's seal: written last, it proves that every file of the folder is there and whole.
 
-Stock checkpoints are written in place and the newest is trusted, so a kill while saving leaves one
-that cannot be resumed. A folder counts here only once ``seal.json`` lists size and sha256 of every file.
+Trainers write checkpoints in place and trust the newest, so a kill while saving leaves one that cannot be resumed.
 
 Usage: ``seal(folder, {"step": 200}); reasons = verify(folder)``
 """
@@ -24,14 +23,10 @@ SEAL_VERSION = 1
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Put every file on the disk, then write the seal; the order is what makes a power cut harmless.
-
-    Args:
-        folder: the finished folder; an older seal in it is replaced.
-        facts: what a reader wants to know without opening the files; must be JSON.
+    """Put every file on the disk, then write the seal with the facts (JSON); the order makes a power cut harmless.
 
     Raises:
-        RunError: S001 when the folder holds a link or something else that is not a plain file.
+        RunError: S001 when the folder contains a link or something else that is not a plain file.
         OSError: when the disk refuses; the folder then has no valid seal.
     """
     files = {}
@@ -58,15 +53,12 @@ def unseal(folder: Path) -> None:
 def verify(folder: Path) -> list[str]:
     """Why the folder is not what was sealed; empty when it is whole.
 
-    Sizes are compared before hashes, names in both directions: a file that was added is a reason too,
-    since loaders pick files by name.
+    A file that was added is a reason too, since loaders pick files by name.
     """
     try:
-        listed = _read(folder)["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{SEAL_NAME}: {_why_unreadable(error)}"]
-    if not isinstance(listed, dict):
-        return [f"{SEAL_NAME}: does not list files"]
+        _, listed = _read(folder)
+    except (OSError, ValueError) as error:
+        return [f"{SEAL_NAME}: {error}"]
     present = {path.relative_to(folder).as_posix() for path in _walk(folder) if path.is_symlink() or not path.is_dir()}
     extra = sorted(present - set(listed) - {SEAL_NAME})
     reasons = [reason for name, entry in sorted(listed.items()) if (reason := _compare(folder, name, entry))]
@@ -74,30 +66,25 @@ def verify(folder: Path) -> list[str]:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """The facts stored with the seal; they do not prove that the files are whole, ``verify`` does.
-
-    Raises:
-        RunError: S002 when there is no readable seal.
-    """
+    """The facts stored with the seal, whether or not the files are whole; S002 when there is no readable seal."""
     try:
-        return dict(_read(folder)["facts"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError.one("S002", f"{folder / SEAL_NAME}: {_why_unreadable(error)}") from error
+        return _read(folder)[0]
+    except (OSError, ValueError) as error:
+        raise RunError.one("S002", f"{folder / SEAL_NAME}: {error}") from error
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    content = json.loads((folder / SEAL_NAME).read_text("utf-8"))
-    if content["version"] != SEAL_VERSION:
-        raise ValueError(f"version {content['version']} of the seal is not known here")
-    return dict(content)
-
-
-def _why_unreadable(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | KeyError | TypeError):
-        return "cut short or not a seal"
-    return str(error)
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, object]]:
+    """Facts and files of the seal; the error's text is why it cannot be read."""
+    try:
+        content = json.loads((folder / SEAL_NAME).read_text("utf-8"))
+        if content["version"] == SEAL_VERSION:
+            return dict(content["facts"]), dict(content["files"])
+        reason = f"version {content['version']} of the seal is not known here"
+    except FileNotFoundError:
+        reason = "missing"
+    except (ValueError, KeyError, TypeError):
+        reason = "cut short or not a seal"
+    raise ValueError(reason)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 __all__ = ["Secret", "find", "redact"]
 
-# A W&B key is 40 hex digits, as is a git commit; a commit is told apart by what stands before it:
-# id@commit, snapshots/commit.
+# A W&B key is 40 hex digits, as is a git commit; id@ or snapshots/ stands before a commit.
 _PATTERNS = {
     "Hugging Face token": r"(?<![A-Za-z0-9])(?:hf|api_org)_[A-Za-z0-9]{16,}",
     "API key": r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}",
@@ -25,8 +24,7 @@ _PATTERNS = {
     "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "password in an address": r"(?<=://)[^\s/:@]{0,256}:[^\s/@]{1,256}(?=@)",
 }
-_ANY = re.compile("|".join(f"(?P<k{index}>{pattern})" for index, pattern in enumerate(_PATTERNS.values())))
-_KINDS = tuple(_PATTERNS)
+_ANY = re.compile("|".join(f"({pattern})" for pattern in _PATTERNS.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Secret:
 def find(text: str) -> Iterator[Secret]:
     """Everything in ``text`` that looks like an access key, in order."""
     for match in _ANY.finditer(text):
-        yield Secret(_KINDS[int((match.lastgroup or "k0")[1:])], match.start(), match.end())
+        yield Secret(list(_PATTERNS)[(match.lastindex or 1) - 1], *match.span())
 
 
 def redact(text: str) -> str:

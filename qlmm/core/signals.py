@@ -14,11 +14,7 @@ __all__ = ["Stop", "stop_signals"]
 
 
 class Stop:
-    """Whether somebody asked for an end.
-
-    Attributes:
-        by: the signal that came, or None.
-    """
+    """Whether somebody asked for an end: ``by`` is the signal that came, or None."""
 
     def __init__(self) -> None:
         self.by: int | None = None

@@ -1,4 +1,4 @@
-"""Rows -> samples -> batches; nothing here knows a model, only a processor (see ``contract.py``).
+"""Rows -> samples -> batches; a processor is all that is known of a model.
 
 Usage: ``from qlmm.data.reading.dataset import load_samples``
 """

@@ -15,61 +15,50 @@ from typing import Any, Protocol
 from qlmm.data.errors import BadRow
 from qlmm.data.sample import ImageRef, Kind, Turn
 
-__all__ = [
-    "MARK",
-    "Format",
-    "Media",
-    "Processor",
-    "RawRow",
-    "checked",
-    "closed",
-    "compared",
-    "present",
-]
+__all__ = ["MARK", "Format", "Media", "Processor", "RawRow", "closed", "present"]
 
-# A row as its file holds it: nothing is known of the values yet.
+# A row as its file has it: nothing is known of the values yet.
 RawRow = Mapping[str, object]
 
 ROLES = ("system", "user", "assistant")
-# From what says least about answers to what says most.
+# The later a kind, the more its rows tell about answers.
 KINDS: tuple[Kind, ...] = ("conversation", "feedback", "preference")
 # Stands in the place of an answer where only the question is wanted; it is never shown to a model.
 MARK = "-"
 
 
 class Media(Protocol):
-    """What a format asks for pictures and videos: `qlmm.data.media.media_root.ImageRoot`, or a stand-in in a test."""
+    """What a format asks for pictures and videos: `qlmm.data.media.media_root.ImageRoot`."""
 
     def ref(self, value: object) -> ImageRef:
-        """A picture as rows hold it: a name, inline base64, encoded bytes, ``{bytes, path}``, or a Pillow image."""
+        """A picture from a name, inline base64, encoded bytes, ``{bytes, path}`` or a Pillow image."""
 
     def refs(self, value: object) -> list[ImageRef]:
-        """The pictures of a column that may hold none, one, or a list."""
+        """The pictures of a column that may have none, one, or a list."""
 
     def video(self, value: object) -> tuple[ImageRef, ...]:
         """A video as the pictures it is shown as."""
 
     def videos(self, value: object) -> list[tuple[ImageRef, ...]]:
-        """The videos of a column that may hold none, one, or a list."""
+        """The videos of a column that may have none, one, or a list."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One shape that rows come in; everything that is known of it stands in its file.
+    """One shape that rows come in.
 
     Attributes:
         doc: what the format is and which data sets use it.
         example: one correct row; shown in errors, and checked by the contract test.
         required: keys a row must have; ``"image|images"`` means either.
-        detect: whether a row is known by this format's own keys; what other formats look for is not its business.
-        parse: row and pictures -> turns; raises ``BadRow``.
-        kind: what a row is: a conversation, a preference, or feedback. The turns of a preference are those of its
-            prompt, then the chosen and the rejected answer.
-        verdict: of feedback, the keys that may say whether the answer is desirable, in the form of ``required``.
+        detect: whether a row has this format's own keys; the keys of other formats do not matter.
+        parse: row and pictures -> turns; raises ``BadRow``. The turns of a preference are those of its prompt, then
+            the chosen and the rejected answer.
+        verdict: of feedback, the keys for whether the answer is desirable, in the form of ``required``.
         precedence: decides between formats of one kind that detect the same row; the highest takes it.
         media: keys that name pictures or videos.
         answered: a row that ends with its question -> the same row with `MARK` for an answer; others as they are.
-            Unset: a row of this format always brings its answer along.
+            Unset: a row of this format always has its answer.
     """
 
     doc: str
@@ -85,23 +74,19 @@ class Format:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """What decides between formats that detect the same row.
-
-        Answers to compare say more than a verdict, a verdict says more than a conversation.
-        """
+        """What decides between formats that detect the same row: two answers before a verdict before a conversation."""
         return KINDS.index(self.kind), self.precedence
 
     @property
     def answers(self) -> int:
-        """How many answers end the turns of a row; what stands before them is the question."""
+        """How many answers end the turns of a row, after its question."""
         return 2 if self.kind == "preference" else 1
 
     def read(self, row: RawRow, images: Media) -> tuple[Turn, ...]:
-        """The turns in a row, as ``parse`` gives them and checked.
+        """The turns of a row, checked.
 
         Raises:
-            BadRow: when a key is missing, a value is of the wrong kind, or the conversation cannot be learned from;
-                its help shows a correct row.
+            BadRow: for a row that cannot be learned from; its help shows a correct one.
         """
         try:
             for keys in (*self.required, *([self.verdict] if self.verdict else [])):
@@ -110,18 +95,14 @@ class Format:
             if self.kind == "feedback":
                 self.desirable(row)
             turns = self.parse(row, images)
-            return compared(turns) if self.kind == "preference" else checked(turns)
+            return _compared(turns) if self.kind == "preference" else _checked(turns)
         except BadRow as bad:
             if bad.help is None:
                 bad.help = f"a correct row: {json.dumps(self.example, ensure_ascii=False)}"
             raise
 
     def desirable(self, row: RawRow) -> bool:
-        """The verdict in a row of feedback.
-
-        Raises:
-            BadRow: when it is neither true nor false; nothing is taken for one of them.
-        """
+        """The verdict in a row of feedback; BadRow when it is neither true nor false."""
         key = next(key for key in self.verdict.split("|") if present(row, key))
         if not isinstance(row[key], bool):
             raise BadRow(f"`{key}` is {type(row[key]).__name__}, neither true nor false")
@@ -129,14 +110,7 @@ class Format:
 
 
 def closed(row: RawRow, key: str, *, speaker: tuple[str, str], answer: RawRow) -> RawRow:
-    """The row with an answer after the turns of a column, where they end with a question.
-
-    Args:
-        row: the row.
-        key: the column of turns.
-        speaker: the key of a turn that says whose it is, and its value in a question.
-        answer: the turn to put there, with `MARK` as its text.
-    """
+    """The row with ``answer`` after a column's turns, where the last is the user's by ``speaker``, key and value."""
     turns = row.get(key)
     if not isinstance(turns, Sequence) or not turns or not isinstance(turns[-1], Mapping):
         return row
@@ -148,14 +122,8 @@ def present(row: RawRow, key: str) -> bool:
     return row.get(key) is not None
 
 
-def checked(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turns, if a model can learn from them: known roles, alternating, no empty turn, an answer at the end.
-
-    Neighbouring text parts are joined, empty ones left out.
-
-    Raises:
-        BadRow: with the first rule that is broken.
-    """
+def _checked(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns, neighbouring texts joined: known roles, alternating, no empty turn, an answer at the end."""
     whole = tuple(_joined(turn) for turn in turns)
     dialogue = whole[1:] if whole and whole[0].role == "system" else whole
     if not any(turn.role == "assistant" for turn in dialogue):
@@ -169,12 +137,8 @@ def checked(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     return whole
 
 
-def compared(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turns of a preference, if a model can learn from them: a prompt that ends with a question, then two answers.
-
-    Raises:
-        BadRow: with the first rule that is broken.
-    """
+def _compared(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns of a preference: a prompt that ends with a question, then two answers."""
     *prompt, chosen, rejected = turns
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer.role != "assistant":
@@ -187,7 +151,7 @@ def compared(turns: Sequence[Turn]) -> tuple[Turn, ...]:
         raise BadRow("the chosen and the rejected answer are the same: there is nothing to prefer")
     if not prompt:
         raise BadRow("no question before the answers")
-    return (*checked([*prompt, chosen]), checked([*prompt, rejected])[-1])
+    return (*_checked([*prompt, chosen]), _checked([*prompt, rejected])[-1])
 
 
 def _check_turn(turn: Turn, number: int) -> None:
@@ -220,7 +184,7 @@ def _listed(row: RawRow) -> str:
 
 
 class Processor(Protocol):
-    """What encoding needs of a processor; transformers' vision-language processors have it."""
+    """What encoding needs of a processor of transformers."""
 
     tokenizer: Any
     chat_template: Any

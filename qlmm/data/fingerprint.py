@@ -1,7 +1,5 @@
 """Which rows a run learned from: counts of each source, and one hash over all of them.
 
-Run record, manifest and model card read these values.
-
 Usage: ``DataFingerprint(loaded.fingerprint, loaded.sources).sha256``
 """
 
@@ -38,9 +36,7 @@ class SourceCount:
 class DataFingerprint:
     """The rows of a run, as its record and its manifest name them.
 
-    Attributes:
-        sha256: over the text of all samples and over name and size of their pictures, order included.
-        sources: counts per source, in the recipe's order.
+    The hash is over the text of all samples and over name and size of their pictures, order included.
     """
 
     sha256: str

@@ -1,18 +1,18 @@
-"""The in-memory forms of a training row, whatever file format it came from.
+"""The in-memory forms of a training row: a conversation, one with two last answers to compare, or one with a verdict.
 
-A row is a conversation whose turns hold text and pictures *in order*, or one with two last answers to compare, or one
-whose last answer was judged.
-Pictures are references: nothing is decoded until a batch needs it. A video is several pictures, one after another.
+Turns have text and pictures *in order*. Pictures are references, decoded when a batch needs them. A video is several
+pictures, one after another.
 
 Usage: ``Sample((Turn("user", (picture, "What is this?")), Turn("assistant", ("a cat",))), Origin("a.json", 3))``
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 __all__ = [
     "Example",
@@ -32,7 +32,6 @@ __all__ = [
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["conversation", "preference", "feedback"]
 Side = Literal["chosen", "rejected"]
-AskedT = TypeVar("AskedT", bound="_Asked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +47,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture not yet decoded: a file that was checked to lie under its root, or encoded bytes.
-
-    Attributes:
-        path: the file, of a picture or of a video.
-        data: the encoded bytes, where there is no file.
-        at: where file or bytes are a video: the second at which the frame is shown that is this picture.
-    """
+    """A picture not yet decoded: a file that was checked to lie under its root, or encoded bytes."""
 
     path: Path | None = None
     data: bytes | None = None
-    at: Fraction | None = None
+    at: Fraction | None = None  # of a video: the second at which this frame is shown
 
     @property
     def name(self) -> str:
@@ -83,8 +76,57 @@ class Turn:
         return "".join(part for part in self.parts if isinstance(part, str))
 
 
+class _Pictured(ABC):
+    """What rows of every kind have in common: turns with pictures, which can be exchanged, left out or shortened."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def _shown(self) -> tuple[Turn, ...]:
+        """The turns that have all pictures."""
+
+    @abstractmethod
+    def _showing(self, turns: tuple[Turn, ...]) -> Self:
+        """The same row with other such turns."""
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All pictures, in the order of their places in the conversation."""
+        return _images(self._shown)
+
+    def with_images(self, images: tuple[ImageRef, ...]) -> Self:
+        """The same row with other pictures in the same places; ValueError when the number of pictures differs."""
+        left, places = iter(images), len(self.images)
+        if len(images) != places:
+            raise ValueError(f"{len(images)} pictures for {places} places")
+        return self._showing(
+            tuple(
+                replace(turn, parts=tuple(next(left) if isinstance(part, ImageRef) else part for part in turn.parts))
+                for turn in self._shown
+            )
+        )
+
+    def without_images(self) -> Self:
+        """The same row with its pictures left out."""
+        # A question that was a picture alone stays a question: templates cannot write a turn without content.
+        texts = [tuple(part for part in turn.parts if isinstance(part, str)) for turn in self._shown]
+        return self._showing(
+            tuple(Turn(turn.role, parts or ("",)) for turn, parts in zip(self._shown, texts, strict=True))
+        )
+
+    def without_oldest(self) -> Self | None:
+        """The same row without its first question and answer, their pictures in the next question; None without one."""
+        turns = self._shown
+        head = 1 if turns[0].role == "system" else 0
+        first, rest = turns[head : head + 2], turns[head + 2 :]
+        if not rest:
+            return None
+        return self._showing((*turns[:head], replace(rest[0], parts=(*_images(first), *rest[0].parts)), *rest[1:]))
+
+
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(_Pictured):
     """A conversation to learn from: every assistant turn is supervised, nothing else is."""
 
     turns: tuple[Turn, ...]
@@ -92,71 +134,34 @@ class Sample:
 
     @property
     def content(self) -> tuple[Turn, ...]:
-        """All that the row says; equal for copies of a row."""
+        """All that is learned from; equal for copies of a row."""
         return self.turns
 
     @property
-    def images(self) -> tuple[ImageRef, ...]:
-        """All pictures, in the order their places appear in the conversation."""
-        return _images(self.turns)
+    def _shown(self) -> tuple[Turn, ...]:
+        return self.turns
 
-    def with_images(self, images: tuple[ImageRef, ...]) -> Sample:
-        """The same conversation with other pictures in the same places (for the picture-swap proof).
-
-        Raises:
-            ValueError: when the number of pictures differs.
-        """
-        return replace(self, turns=_with_images(self.turns, images))
-
-    def without_images(self) -> Sample:
-        """The same conversation with its pictures left out."""
-        return replace(self, turns=_without_images(self.turns))
-
-    def without_oldest(self) -> Sample | None:
-        """The same conversation without its first question and answer, their pictures kept; None if it has one only."""
-        turns = _without_oldest(self.turns)
-        return None if turns is None else replace(self, turns=turns)
+    def _showing(self, turns: tuple[Turn, ...]) -> Self:
+        return replace(self, turns=turns)
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What rows have in common whose answers stand apart from the conversation before them."""
+class _Asked(_Pictured):
+    """A row whose answers stand apart from the conversation before them, which ends with a question."""
 
     prompt: tuple[Turn, ...]
 
     @property
-    def images(self) -> tuple[ImageRef, ...]:
-        """All pictures, in the order their places appear in the prompt; every answer is about the same."""
-        return _images(self.prompt)
+    def _shown(self) -> tuple[Turn, ...]:
+        return self.prompt
 
-    def with_images(self: AskedT, images: tuple[ImageRef, ...]) -> AskedT:
-        """The same row with other pictures in the same places.
-
-        Raises:
-            ValueError: when the number of pictures differs.
-        """
-        return replace(self, prompt=_with_images(self.prompt, images))
-
-    def without_images(self: AskedT) -> AskedT:
-        """The same row with its pictures left out."""
-        return replace(self, prompt=_without_images(self.prompt))
-
-    def without_oldest(self: AskedT) -> AskedT | None:
-        """The same row without its first question and answer, their pictures kept; None if it has one only."""
-        prompt = _without_oldest(self.prompt)
-        return None if prompt is None else replace(self, prompt=prompt)
+    def _showing(self, turns: tuple[Turn, ...]) -> Self:
+        return replace(self, prompt=turns)
 
 
 @dataclass(frozen=True, slots=True)
 class Preference(_Asked):
-    """A conversation with two last answers, one of them the better; nothing else is learned.
-
-    Attributes:
-        prompt: the turns before the answers; the last is the user's, and all pictures are in these.
-        chosen: the better answer.
-        rejected: the worse answer.
-        origin: where the row came from.
-    """
+    """A conversation with two last answers, ``chosen`` being the better; nothing else is learned."""
 
     chosen: str
     rejected: str
@@ -169,7 +174,7 @@ class Preference(_Asked):
 
     @property
     def content(self) -> tuple[Turn, ...]:
-        """All that the row says: the prompt, then both answers; equal for copies of a row."""
+        """The prompt, then both answers; equal for copies of a row."""
         return (*self.turns, Turn("assistant", (self.rejected,)))
 
     def side(self, name: Side) -> Sample:
@@ -187,14 +192,7 @@ class Preference(_Asked):
 
 @dataclass(frozen=True, slots=True)
 class Feedback(_Asked):
-    """A conversation whose last answer was judged; nothing else is learned.
-
-    Attributes:
-        prompt: the turns before the answer; the last is the user's, and all pictures are in these.
-        completion: the answer.
-        desirable: whether answers should become more like it, or less.
-        origin: where the row came from.
-    """
+    """A conversation whose last answer, ``completion``, was judged; nothing else is learned."""
 
     completion: str
     desirable: bool
@@ -207,7 +205,7 @@ class Feedback(_Asked):
 
     @property
     def content(self) -> tuple[Turn, ...]:
-        """All that the row says: the conversation, then the verdict; equal for copies of a row."""
+        """The conversation, then the verdict; equal for copies of a row."""
         return (*self.turns, Turn("user", ("desirable" if self.desirable else "undesirable",)))
 
     @property
@@ -226,29 +224,3 @@ Row = TypeVar("Row", bound=Example)
 
 def _images(turns: tuple[Turn, ...]) -> tuple[ImageRef, ...]:
     return tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
-
-
-def _with_images(turns: tuple[Turn, ...], images: tuple[ImageRef, ...]) -> tuple[Turn, ...]:
-    left, places = iter(images), len(_images(turns))
-    if len(images) != places:
-        raise ValueError(f"{len(images)} pictures for {places} places")
-    return tuple(
-        replace(turn, parts=tuple(next(left) if isinstance(part, ImageRef) else part for part in turn.parts))
-        for turn in turns
-    )
-
-
-def _without_images(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    # A question that was a picture alone stays a question: templates cannot write a turn without content.
-    return tuple(
-        replace(turn, parts=tuple(part for part in turn.parts if isinstance(part, str)) or ("",)) for turn in turns
-    )
-
-
-def _without_oldest(turns: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
-    """The turns without the first question and answer, whose pictures move to the next question."""
-    head = 1 if turns[0].role == "system" else 0
-    first, rest = turns[head : head + 2], turns[head + 2 :]
-    if not rest:
-        return None
-    return (*turns[:head], replace(rest[0], parts=(*_images(first), *rest[0].parts)), *rest[1:])

@@ -1,4 +1,1 @@
-"""What a model does on held-out rows, in numbers and pictures.
-
-Usage: ``from qlmm.evaluation.heldout import HeldOut``
-"""
+"""What a model does on held-out rows, in numbers and pictures."""

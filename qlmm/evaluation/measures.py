@@ -20,27 +20,15 @@ class Measures:
     """The held-out rows of a plan, ready to be measured as often as wanted."""
 
     def __init__(self, plan: Plan) -> None:
-        size, asked = plan.recipe.training.batch_size, plan.objective.measures
-        rows, pairs = (plan.held_out if "pictures" in asked else ()), (plan.pairs if "pairs" in asked else ())
-        self._rows = HeldOut(rows, plan.encoder, plan.precision, size, needs_pictures=plan.needs_pictures)
-        self._pairs = HeldOutPairs(pairs, plan.encoder, plan.precision, size)
+        how = (plan.encoder, plan.precision, plan.recipe.training.batch_size)
+        self._rows = HeldOut(plan.held_out, *how, needs_pictures=plan.needs_pictures)
+        self._pairs = HeldOutPairs(plan.pairs, *how)
 
     def __call__(self, model: nn.Module, *, step: int, listener: Listener) -> HeldOutProof:
-        """Measure a model and tell the listener what was found at that step."""
-        pictures = self._rows.measure(model)
+        """Measure a model, and pass on what was found at that step."""
+        pictures, pairs = self._rows.measure(model), self._pairs.measure(model)
         if pictures is not None:
-            losses = {"right": pictures.right, "shuffled": pictures.shuffled, "none": pictures.none}
-            listener(Evaluated(step, losses))
-        pairs = self._pairs.measure(model)
+            listener(Evaluated(step, {"right": pictures.right, "shuffled": pictures.shuffled, "none": pictures.none}))
         if pairs is not None:
-            listener(
-                PairsEvaluated(
-                    step,
-                    won=pairs.won,
-                    margin=pairs.margin,
-                    won_swapped=pairs.won_swapped,
-                    margin_swapped=pairs.margin_swapped,
-                    kl=pairs.kl,
-                )
-            )
+            listener(PairsEvaluated(step, pairs.won, pairs.margin, pairs.won_swapped, pairs.margin_swapped, pairs.kl))
         return HeldOutProof(pictures, pairs)

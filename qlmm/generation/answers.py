@@ -1,4 +1,4 @@
-"""The answer of a model to a conversation that ends with a question: for the report, ``qlmm ask`` and ``qlmm chat``.
+"""Answers of a model to a conversation that ends with a question: the likeliest one, or several that are drawn.
 
 Usage: ``with precision.autocast(): text = answer(model, encoder, sample, max_new_tokens=48)``
 """
@@ -6,18 +6,20 @@ Usage: ``with precision.autocast(): text = answer(model, encoder, sample, max_ne
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import TextStreamer
+from transformers import GenerationConfig, TextStreamer
 
 from qlmm.data.media.images import decode
 from qlmm.data.sample import ImageRef, Sample
+from qlmm.model.token_losses import evaluating
 
-__all__ = ["Prompter", "Streamer", "answer", "ends", "open_question", "thumbnail"]
+__all__ = ["Prompter", "Streamer", "answer", "draw", "open_question", "thumbnail"]
 
 THUMBNAIL_PIXELS = 256
 
@@ -34,12 +36,7 @@ class Prompter(Protocol):
 
 
 class Streamer(TextStreamer):
-    """Hands an answer on while it is generated, in whole words.
-
-    Args:
-        tokenizer: the model's.
-        write: is called with each piece of text.
-    """
+    """Gives an answer to `write` while it is generated, in whole words."""
 
     def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -54,7 +51,6 @@ class Streamer(TextStreamer):
             self._write(piece)
 
 
-@torch.no_grad()
 def answer(
     model: nn.Module,
     encoder: Prompter,
@@ -64,67 +60,85 @@ def answer(
     *,
     draw: bool = False,
 ) -> str:
-    """The model's next turn, without special tokens or outer blanks; the model's mode is put back afterwards.
+    """The model's next turn, without special tokens or outer blanks; an answer at the sample's end is not shown.
 
-    Call it under the run's autocast where trained weights are fp32 and the rest is not.
+    Call it under the run's autocast where trained weights are fp32 and the rest is not. `draw` draws each token as the
+    base's generation settings ask for, by ``torch.manual_seed``; otherwise the likeliest token is taken.
+    """
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": draw, "streamer": streamer}
+    if not draw:
+        # Settings for drawing that a base brings along would only be warned about when nothing is drawn.
+        settings |= {"temperature": None, "top_p": None, "top_k": None}
+    with evaluating(model):
+        (text,) = _generated(model, encoder, sample, 1, eos_token_id=_ends(model, encoder), **settings)
+    return text
 
-    Args:
-        model: a causal vision-language model of transformers, adapter included.
-        encoder: renders the conversation with the run's chat template.
-        sample: a conversation; answers it holds are history, but the last one, where it ends with one, is not shown.
-        max_new_tokens: where an answer is cut.
-        streamer: receives the answer as it is generated.
-        draw: draw each token from the model's distribution (as its own generation settings say) instead of taking
-            the likeliest; the draw follows ``torch.manual_seed``.
+
+def draw(
+    model: nn.Module,
+    encoder: Prompter,
+    sample: Sample,
+    count: int,
+    *,
+    temperature: float = 0.7,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+) -> list[str]:
+    """Draw next turns of a model in evaluation mode; no setting but the temperature shapes the distribution."""
+    eos = _ends(model, encoder)
+    torch.manual_seed(seed)
+    drawn = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    with _plain(model):
+        return _generated(model, encoder, sample, count, eos_token_id=eos, max_new_tokens=max_new_tokens, **drawn)
+
+
+def _generated(model: Any, encoder: Prompter, sample: Sample, count: int, **settings: Any) -> list[str]:
+    """Answers to the sample's last question.
+
+    The prompt is encoded once and repeated as a block: several pictures of a prompt then stay with their own row, which
+    ``num_return_sequences`` would not see to.
     """
     tokenizer = encoder.processor.tokenizer
     device = next(model.parameters()).device
-    inputs = {name: tensor.to(device) for name, tensor in encoder.prompt(open_question(sample)).items()}
-    was_training = model.training
-    model.eval()
+    prompt = encoder.prompt(open_question(sample))
+    inputs = {name: tensor.to(device).repeat(count, *[1] * (tensor.ndim - 1)) for name, tensor in prompt.items()}
+    ids = model.generate(**inputs, pad_token_id=tokenizer.pad_token_id, use_cache=True, **settings)
+    asked = inputs["input_ids"]
+    length = asked.shape[1]
+    # A decoder of its own returns the answers alone, all others the prompt before them.
+    replies = ids[:, length:] if ids[:, :length].equal(asked) else ids
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in replies]
+
+
+@contextmanager
+def _plain(model: Any) -> Iterator[None]:
+    """The model without the generation settings of its checkpoint: a repetition penalty would shape the answers."""
+    own = model.generation_config
+    names = ("bos_token_id", "decoder_start_token_id")
+    model.generation_config = GenerationConfig(**{name: own.to_dict().get(name) for name in names})
     try:
-        generate: Any = model.generate
-        ids = generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=draw,
-            # Settings for drawing that a base brings along would only be warned about when nothing is drawn.
-            **({} if draw else {"temperature": None, "top_p": None, "top_k": None}),
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=ends(model, tokenizer.eos_token_id),
-            use_cache=True,
-            streamer=streamer,
-        )
+        yield
     finally:
-        model.train(was_training)
-    asked = inputs["input_ids"][0]
-    # A decoder of its own returns the answer alone, all others the prompt before it.
-    reply = ids[0, len(asked) :] if ids[0, : len(asked)].equal(asked) else ids[0]
-    text: str = tokenizer.decode(reply, skip_special_tokens=True)
-    return text.strip()
+        model.generation_config = own
+
+
+def _ends(model: Any, encoder: Prompter) -> list[int]:
+    """Ids that end an answer: the tokenizer's, and those of the base, which may have an end of turn of its own."""
+    known = model.generation_config.eos_token_id
+    several = known if isinstance(known, list) else [known]
+    return sorted({end for end in (*several, encoder.processor.tokenizer.eos_token_id) if end is not None})
 
 
 def open_question(sample: Sample) -> Sample:
-    """The conversation up to its last question: a held-out row without the answer the model is to find."""
+    """The conversation up to its last question: a held-out row without the answer that the model is to find."""
     answered = sample.turns[-1].role == "assistant"
     return replace(sample, turns=sample.turns[:-1]) if answered else sample
 
 
-def thumbnail(ref: ImageRef, side: int = THUMBNAIL_PIXELS) -> bytes:
-    """A picture as a PNG of at most ``side`` by ``side`` pixels, for the report.
-
-    Raises:
-        BadImage: when it cannot be decoded.
-    """
+def thumbnail(ref: ImageRef) -> bytes:
+    """A picture as a PNG of at most 256 by 256 pixels; BadImage when it cannot be decoded."""
     picture = decode(ref)
-    picture.thumbnail((side, side))
+    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     target = io.BytesIO()
     picture.save(target, format="PNG", optimize=True)
     return target.getvalue()
-
-
-def ends(model: Any, token: int | None) -> list[int]:
-    """Ids that end an answer: the tokenizer's, and those of the base, which may have an end of turn of its own."""
-    known = model.generation_config.eos_token_id
-    several = known if isinstance(known, list) else [known]
-    return sorted({end for end in (*several, token) if end is not None})

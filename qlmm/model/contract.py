@@ -1,7 +1,7 @@
-"""What a connector and a vision tower must say of themselves to be used by name.
+"""What a connector and a vision tower must define to be used by name.
 
-A connector is one file in ``qlmm/model/connectors`` that defines ``CONNECTOR``, a tower of one's own is one file in
-``qlmm/model/towers`` that defines ``TOWER``; the file name is the name in a recipe. Shapes in this package:
+A connector is one file in ``qlmm/model/connectors`` that defines ``CONNECTOR``, a tower that transformers lacks is one
+file in ``qlmm/model/towers`` that defines ``TOWER``; the file name is the name in a recipe. Shapes in this package:
 B pictures, T tokens of the tower, G tokens of its grid, Q queries, V vision width, D width of the language model.
 
 Usage: ``spec = connector("abstractor"); module = spec.build(spec.read({"queries": 32}), 1024, 4096)``
@@ -22,18 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-__all__ = [
-    "CONNECTORS",
-    "TOWERS",
-    "Connector",
-    "Fit",
-    "Settings",
-    "Stated",
-    "Takes",
-    "Tower",
-    "connector",
-    "own_tower",
-]
+__all__ = ["CONNECTORS", "TOWERS", "Connector", "Fit", "Settings", "Stated", "Takes", "Tower", "connector", "own_tower"]
 
 CONNECTORS = "qlmm.model.connectors"
 TOWERS = "qlmm.model.towers"
@@ -51,7 +40,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 Takes = Literal["grid", "class+grid"]
 # How pictures come to the tower's size: stretched, or as the tower's own processor does it, which cuts the margin off.
 Fit = Literal["squash", "crop"]
-# What the configuration of a published checkpoint says about its connector.
+# The configuration of a published checkpoint as it was written.
 Stated = Mapping[str, object]
 
 
@@ -66,17 +55,17 @@ class Connector(Generic[SettingsT]):
             end tokens must live inside it, since PEFT can only save modules.
         placeholders: tokens that a picture takes in the text, from settings and the number of tokens it is given.
         takes: which of the tower's tokens it is given.
-        vision_layer: which hidden state of the tower it takes unless the recipe says otherwise; -1 is the last
+        vision_layer: which hidden state of the tower it takes unless the recipe names one; -1 is the last
             block's output, None the tower's final, normalised tokens.
         fit: how pictures come to the tower's size.
         plain_llava: whether a model with it is an ordinary ``LlavaForConditionalGeneration``.
         source: the paper or code it follows.
         weights: how published checkpoints name its weights: the start of a name there, and what replaces it. The
             first that fits decides; a name that no start fits is not the connector's.
-        published: settings that published weights were made with, from the weights under own names and from what
-            their configuration states; None where there is nothing to set.
-        start: puts a fresh module's outputs where the language model's words are: the module, the mean of the word
-            embeddings (D), and their standard deviation around it; None leaves the initialisation as it is.
+        published: settings that published weights were made with, from the weights under own names and from their
+            configuration; None where there is nothing to set.
+        start: puts a fresh module's outputs where the language model's words are. It takes the module, the mean of
+            the word embeddings (D), and their standard deviation around it.
     """
 
     settings: type[SettingsT]
@@ -99,25 +88,21 @@ class Connector(Generic[SettingsT]):
         return None
 
     def read(self, raw: Mapping[str, Any]) -> SettingsT:
-        """Check a recipe's connector keys.
-
-        Raises:
-            ModelError: M101 with every problem at once.
-        """
+        """The settings in a recipe's connector keys; raises M101 with every problem at once."""
         try:
             return self.settings.model_validate(dict(raw))
         except ValidationError as error:
             known = self.settings.model_fields
-            raise ModelError([_problem(dict(fault), known) for fault in error.errors()]) from error
-
-
-def _problem(fault: dict[str, Any], known: Mapping[str, Any]) -> Problem:
-    """One fault found by pydantic, in the words of a recipe."""
-    key = ".".join(str(step) for step in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return Problem("M101", f"unknown key `{key}`", help=close(key, known), key="base.connector")
-    doc = known[key].description if key in known else None
-    return Problem("M101", f"{fault['msg']}", help=doc, key=f"base.connector.{key}")
+            problems = []
+            for fault in error.errors():
+                key = ".".join(str(step) for step in fault["loc"])
+                if fault["type"] == "extra_forbidden":
+                    problem = Problem("M101", f"unknown key `{key}`", help=close(key, known), key="base.connector")
+                else:
+                    doc = known[key].description if key in known else None
+                    problem = Problem("M101", fault["msg"], help=doc, key=f"base.connector.{key}")
+                problems.append(problem)
+            raise ModelError(problems) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +113,8 @@ class Tower:
         config: configuration class; ``model_type`` is the file's name, and it has ``hidden_size``, ``patch_size``
             and ``image_size``.
         model: model class; its output has ``last_hidden_state`` (B, T, V) and a tuple ``hidden_states`` of that shape.
-        image_processor: makes the processor that prepares pictures for it.
-        vision_layer: the hidden state that connectors get which ask for an inner layer by number.
+        image_processor: makes its image processor.
+        vision_layer: the hidden state for connectors that ask for an inner layer by number.
         source: the paper or code it follows.
     """
 
@@ -141,19 +126,12 @@ class Tower:
 
 
 def connector(kind: str) -> Connector[Any]:
-    """The connector called ``kind`` in a recipe; only now is its file imported.
-
-    Raises:
-        UsageError: N001 when there is none, with the nearest names.
-    """
+    """The connector called ``kind`` in a recipe, imported now; raises N001 with the nearest names."""
     return load(CONNECTORS, kind, "CONNECTOR", Connector)
 
 
 def own_tower(model_type: str) -> Tower | None:
-    """The tower of ours with this ``model_type``, imported and thereby known to ``AutoModel``; None for all others.
-
-    Call it with a configuration's ``model_type`` before ``AutoConfig`` reads that configuration.
-    """
+    """The tower of ours with this ``model_type``, now known to ``AutoConfig`` and ``AutoModel``; None for others."""
     if model_type not in names(TOWERS):
         return None
     return load(TOWERS, model_type, "TOWER", Tower)

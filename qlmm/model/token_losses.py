@@ -1,8 +1,8 @@
 """The loss of each supervised token, from any model's own logits.
 
-TRL's fused head needs a backbone that returns hidden states. Some classes have none of that form (BLIP-2 keeps a whole
-language model inside), and encoder-decoder models put their labels into the decoder; for them the loss is taken here.
-Held-out losses are always taken here, so that every model is measured in the same way.
+TRL's fused head needs a backbone that returns hidden states. Classes without one (BLIP-2) and encoder-decoder models,
+which put their labels into the decoder, are trained with the loss below. Held-out losses are always computed here, so
+that every model is measured in the same way.
 
 Usage: ``nll = token_losses(model, inputs, labels)  # nats, one per supervised token``
 """
@@ -10,6 +10,8 @@ Usage: ``nll = token_losses(model, inputs, labels)  # nats, one per supervised t
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +21,19 @@ from transformers import PreTrainedModel
 
 from qlmm.data.encoding.encoder import IGNORED
 
-__all__ = ["has_backbone", "last_logits", "needs_pictures", "supervised", "token_losses"]
+__all__ = ["evaluating", "has_backbone", "last_logits", "needs_pictures", "supervised", "token_losses"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients and no dropout until the block is left, even by an error; then the model's mode is put back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def has_backbone(base: PreTrainedModel) -> bool:
@@ -42,18 +56,10 @@ def token_losses(model: nn.Module, inputs: dict[str, torch.Tensor], labels: torc
 def supervised(
     model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the model says at every supervised token, and what it should say.
+    """Logits (supervised tokens, vocabulary) and targets (supervised tokens), row after row.
 
     Only positions that some row supervises go through the output head, where the class allows it: full logits of a
-    7B model at 2,048 tokens would take gigabytes.
-
-    Args:
-        model: with or without an adapter.
-        inputs: what its processor gives, on its device.
-        labels: (rows, tokens); those of an encoder-decoder model are the decoder's.
-
-    Returns:
-        Logits (supervised tokens, vocabulary) and targets (supervised tokens), row after row.
+    7B model at 2,048 tokens would take gigabytes. Labels (rows, tokens) of an encoder-decoder model are the decoder's.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if base.config.is_encoder_decoder:
@@ -70,9 +76,8 @@ def last_logits(model: nn.Module, inputs: dict[str, torch.Tensor], count: int) -
     """Logits (rows, count, vocabulary) of the last positions; the first of the decoder's where there is one."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if base.config.is_encoder_decoder:
-        start = torch.full_like(
-            inputs["input_ids"][:, :1], base.config.get_text_config(decoder=True).decoder_start_token_id
-        )
+        first = base.config.get_text_config(decoder=True).decoder_start_token_id
+        start = torch.full_like(inputs["input_ids"][:, :1], first)
         logits: torch.Tensor = model(**inputs, decoder_input_ids=start).logits
     elif _takes(base, "logits_to_keep"):
         logits = model(**inputs, logits_to_keep=count, use_cache=False).logits

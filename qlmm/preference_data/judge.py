@@ -1,7 +1,6 @@
 """A model that judges answers: it splits them into statements, and gives each a probability of being true.
 
-What a judge writes decides nothing. A statement is judged by how likely yes and no are as the judge's next token
-(RLAIF-V, arXiv 2405.17220).
+How likely yes and no are as the judge's next token decides, not what it writes (RLAIF-V, arXiv 2405.17220).
 
 Usage: ``judge = Judge.of(loaded); split = judge.split(question, answer, pictures)``
 """
@@ -10,22 +9,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from torch import nn
 
+from qlmm.artifacts.adapter.load import LoadedAdapter, LoadedBase
 from qlmm.core.errors import ModelError
 from qlmm.data.encoding.encoder import IGNORED
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
-from qlmm.generation.answers import Prompter, answer
+from qlmm.generation.answers import answer
 from qlmm.model.token_losses import needs_pictures
 from qlmm.preference_data.pairing import Verdict, sentences, statements
 
-__all__ = ["Asked", "Judge", "Split", "Words", "asks_with_pictures", "question_about"]
+__all__ = ["JUDGE", "Judge", "Loaded", "Split", "Words", "asks_with_pictures"]
 
 BATCH = 8
 SPLIT = """An answer to a question follows. Write every single fact that the answer states as a short sentence of its \
@@ -41,39 +40,10 @@ Look closely. Is the statement true? Answer yes or no."""
 HERE = Origin("judging", 1)
 
 
-class Encoding(Prompter, Protocol):
-    """What judging needs of the data layer's encoder."""
-
-    takes_text_only: bool
-
-    def batch(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """A right-padded batch, its labels on the answers alone."""
+Loaded = LoadedAdapter | LoadedBase
 
 
-class Computing(Protocol):
-    """What judging needs of a precision."""
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The context forward passes run in."""
-
-
-class Asked(Protocol):
-    """A loaded model that can be asked, with an adapter or without."""
-
-    @property
-    def model(self) -> Any:
-        """The model, in evaluation mode."""
-
-    @property
-    def encoder(self) -> Any:
-        """Its encoder."""
-
-    @property
-    def precision(self) -> Any:
-        """Where and how it computes."""
-
-
-def asks_with_pictures(loaded: Asked) -> bool:
+def asks_with_pictures(loaded: Loaded) -> bool:
     """Whether a model needs a picture with every question."""
     model = loaded.model
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -82,11 +52,7 @@ def asks_with_pictures(loaded: Asked) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """An answer as statements.
-
-    Attributes:
-        by: the judge, or the sentences of the answer where the judge wrote nothing that comes from it.
-    """
+    """An answer as the judge's statements, or as its own sentences where the judge wrote nothing that comes from it."""
 
     statements: tuple[str, ...]
     by: Literal["judge", "sentences"]
@@ -103,10 +69,8 @@ class Words:
     def of(cls, tokenizer: Any) -> Words:
         """Every token that is a whole yes or no, small or capital, with or without a blank before it.
 
-        Where a word is not a single token, the first token of each spelling counts, unless both words share it.
-
-        Raises:
-            ModelError: J006 when the two words begin alike.
+        Where a word is not a single token, the first token of each spelling counts, unless both words share it; J006
+        when they begin alike.
         """
         yes, no = (_whole(tokenizer, word) for word in ("yes", "no"))
         if not yes or not no:
@@ -137,51 +101,27 @@ def _first(tokenizer: Any, word: str) -> set[int]:
     return {tokenizer(spelling, add_special_tokens=False)["input_ids"][0] for spelling in spellings}
 
 
-def question_about(statement: str, question: str) -> str:
-    """What the judge is asked about a statement; a short answer means something only beside its question."""
-    return JUDGE.format(question=question, statement=statement)
-
-
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """A loaded model that judges.
+    """A loaded model that judges, with its tokens for yes and no."""
 
-    Attributes:
-        words: its tokens for yes and no.
-        needs_pictures: whether it needs a picture with every question.
-    """
-
-    model: nn.Module
-    encoder: Encoding
-    precision: Computing
+    loaded: Loaded
     words: Words
     needs_pictures: bool
 
     @classmethod
-    def of(cls, loaded: Asked) -> Judge:
-        """Make a judge of a loaded model.
-
-        Raises:
-            ModelError: J006 when its tokenizer cannot tell yes from no.
-        """
-        words = Words.of(loaded.encoder.processor.tokenizer)
-        return cls(loaded.model, loaded.encoder, loaded.precision, words, asks_with_pictures(loaded))
+    def of(cls, loaded: Loaded) -> Judge:
+        """Make a judge of a loaded model; ModelError J006 when its tokenizer cannot tell yes from no."""
+        return cls(loaded, Words.of(loaded.encoder.processor.tokenizer), asks_with_pictures(loaded))
 
     def split(self, question: str, reply: str, pictures: Sequence[ImageRef], *, longest: int) -> Split:
-        """Split an answer; its own sentences serve where the judge writes nothing that comes from it.
-
-        Args:
-            question: what was asked.
-            reply: the answer.
-            pictures: shown only to a judge that needs them.
-            longest: most tokens the judge writes.
-        """
+        """Split an answer; the judge writes at most ``longest`` tokens, and sees the pictures only where it must."""
         own = sentences(reply)
         if not own:
             return Split((), "sentences")
         asked = _asked(SPLIT.format(question=question, answer=reply), pictures if self.needs_pictures else ())
-        with self.precision.autocast():
-            written = answer(self.model, self.encoder, asked, longest)
+        with self.loaded.precision.autocast():
+            written = answer(self.loaded.model, self.loaded.encoder, asked, longest)
         found = statements(written, reply)
         return Split(tuple(found), "judge") if found else Split(tuple(own), "sentences")
 
@@ -197,11 +137,11 @@ class Judge:
     @torch.no_grad()
     def _next(self, rows: Sequence[Sample]) -> torch.Tensor:
         """Logits (rows, vocabulary) of the token that begins each row's answer."""
-        device = next(self.model.parameters()).device
-        inputs = {name: tensor.to(device) for name, tensor in self.encoder.batch(rows).items()}
+        device = next(self.loaded.model.parameters()).device
+        inputs = {name: tensor.to(device) for name, tensor in self.loaded.encoder.batch(rows).items()}
         labels = inputs.pop("labels")
-        with self.precision.autocast():
-            return _before_answers(self.model, inputs, labels)
+        with self.loaded.precision.autocast():
+            return _before_answers(self.loaded.model, inputs, labels)
 
 
 def _asked(text: str, pictures: Sequence[ImageRef], reply: str | None = None) -> Sample:
@@ -217,7 +157,7 @@ def _before_answers(model: nn.Module, inputs: dict[str, torch.Tensor], labels: t
         logits: torch.Tensor = model(**inputs, labels=labels).logits
         return logits[:, 0]
     before = labels.ne(IGNORED).int().argmax(dim=1) - 1
-    # Some models compute logits at chosen places only, which the signature tells.
+    # Some models can compute logits at chosen places only.
     if "logits_to_keep" not in inspect.signature(type(base).forward).parameters:
         logits = model(**inputs).logits
         return logits[rows, before]

@@ -1,7 +1,7 @@
-"""From judged statements to preference pairs: statements, scores, pairs and the length filter, without a model.
+"""From judged statements to preference pairs, without a model, by the rules of RLAIF-V (arXiv 2405.17220).
 
-The rules are those of RLAIF-V (arXiv 2405.17220). An answer loses a point per refuted statement, and answers of
-different scores form a pair. Pairs are chosen so that the better answers are as long as the worse ones on average.
+An answer loses a point per refuted statement, and answers of different scores form a pair. Pairs are chosen so that
+the better answers are as long as the worse ones on average.
 
 Usage: ``pairs = candidates(texts, [score(one) for one in judged]); kept = length_filter(lengths)``
 """
@@ -43,7 +43,6 @@ being has have had do does did can could will would may might must shall should 
 in on at by for from to with without into onto over under up down out about not no yes one what which who whom where
 when how why s t
 """
-
 FUNCTION_WORDS = frozenset(WORDS_OF_ANY_SENTENCE.split())
 
 Verdict = tuple[float, float]
@@ -54,13 +53,7 @@ Verdict = tuple[float, float]
 class Settings:
     """How pairs are made.
 
-    Attributes:
-        answers: drawn per prompt, at least 2.
-        temperature: of the draws, above 0.
-        per_prompt: most pairs taken from one prompt.
-        max_new_tokens: where an answer, and a judge's list of statements, is cut.
-        seed: decides the draws, and which pairs are taken.
-        limit: take only the first so many prompts; not part of what a run must keep.
+    At most ``per_prompt`` pairs are taken of a prompt. ``max_new_tokens`` cuts answers and judges' lists of statements.
     """
 
     answers: int = 10
@@ -71,11 +64,7 @@ class Settings:
     limit: int | None = None
 
     def check(self) -> None:
-        """Refuse settings that can give no pair.
-
-        Raises:
-            UsageError: J001 naming the first that is wrong.
-        """
+        """Refuse settings that can give no pair: UsageError J001 names the first that is wrong."""
         wrong = {
             f"--answers {self.answers}: a pair needs two answers": self.answers < 2,
             f"--temperature {self.temperature:g}: without chance all answers are the same": not (
@@ -93,11 +82,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Filtered:
-    """What the length filter kept.
+    """Places of the pairs that the length filter kept.
 
     Attributes:
         ratio: the largest share by which a chosen answer may be shorter; None when nothing could be kept.
-        kept: places of the kept pairs, in order.
         imbalance: difference of the mean lengths over the mean length of the rejected.
     """
 
@@ -107,12 +95,12 @@ class Filtered:
 
 
 def words(text: str) -> int:
-    """Length of an answer as the filter measures it: words between blanks."""
+    """Length of an answer as the filter measures it."""
     return len(text.split())
 
 
 def content_words(text: str) -> set[str]:
-    """The words of a text that carry its content."""
+    """The words of a text without those of any sentence."""
     return set(WORD.findall(text.casefold())) - FUNCTION_WORDS
 
 
@@ -127,7 +115,7 @@ def statements(written: str, answer: str) -> list[str]:
 
 
 def sentences(answer: str) -> list[str]:
-    """The sentences of an answer, each once; none where it holds no word."""
+    """The sentences of an answer, each once; none where it has no word."""
     pieces = (piece.strip() for piece in SENTENCE_END.split(answer))
     return list(dict.fromkeys(piece for piece in pieces if WORD.search(piece)))
 
@@ -146,9 +134,7 @@ def score(verdicts: Sequence[Verdict]) -> int:
 def candidates(texts: Sequence[str], scores: Sequence[int | None]) -> list[tuple[int, int]]:
     """All pairs (chosen, rejected) of places whose scores differ, identical texts taken once.
 
-    Args:
-        texts: the answers to one prompt.
-        scores: theirs; None for an answer that says nothing and can be neither chosen nor rejected.
+    An empty answer has no score, and can be neither chosen nor rejected.
     """
     first = {text: place for place, text in reversed(list(enumerate(texts)))}
     scored = [(place, value) for place in sorted(first.values()) if (value := scores[place]) is not None]
@@ -167,9 +153,6 @@ def length_filter(lengths: Sequence[tuple[int, int]]) -> Filtered:
 
     A model would otherwise learn length instead of truth. A pair is kept at ratio r where the chosen answer is shorter
     by at most that share of the rejected. Of r = 0, 0.02, … 0.98 the first with the smallest imbalance is taken.
-
-    Args:
-        lengths: words of the chosen and of the rejected answer, the latter above 0.
     """
     best = Filtered(None, ())
     for step in range(RATIOS):

@@ -1,4 +1,4 @@
-"""Preference pairs from a model's own answers: a judge that sees the pictures says which answer is better.
+"""Preference pairs from a model's own answers, which a judge that sees the pictures compares.
 
 Source: RLAIF-V (arXiv 2405.17220). For each prompt several answers are drawn and split into statements. A judge gives
 each statement a probability of being true of the picture. Answers with fewer refuted statements are preferred.
@@ -17,20 +17,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from qlmm.artifacts.adapter.load import load, load_base, plain_base
+from qlmm.artifacts.adapter.load import LoadedAdapter, load, load_base, plain_base
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.builtin import registry as builtin
 from qlmm.core.errors import DataError, ModelError, NoTemplate, NotVisionLanguage, UsageError, Where
 from qlmm.core.filenames import MANIFEST
 from qlmm.core.signals import Stop, stop_signals
 from qlmm.data.sample import Sample
-from qlmm.generation.sampling import Draw, draw
+from qlmm.generation.answers import draw
 from qlmm.model.loading.base import Base
 from qlmm.model.loading.identity import BaseIdentity
 from qlmm.model.numerics.precision import choose
-from qlmm.preference_data.judge import Asked, Judge, Split, asks_with_pictures, question_about
+from qlmm.preference_data.judge import JUDGE, Judge, Split, asks_with_pictures
 from qlmm.preference_data.pairing import Settings, Verdict, candidates, chosen_pairs, refuted, score
-from qlmm.preference_data.pairs_file import PairsFile
+from qlmm.preference_data.pairs_file import write_pairs
 from qlmm.preference_data.prompts import Questions, read_questions
 from qlmm.preference_data.records import JudgedAnswer, JudgedStatement, Record, Records
 from qlmm.preference_data.records import Settings as RecordSettings
@@ -47,11 +47,7 @@ A_TEMPLATE = "name a model that has one, or an adapter whose recipe gives it one
 class PromptDone:
     """A prompt was answered and judged, and its record is on the disk.
 
-    Attributes:
-        number: prompts done so far, earlier ones of the same run included.
-        total: prompts wanted.
-        record: what was found.
-        seconds_left: estimate until the last prompt.
+    ``number`` counts earlier prompts of the same run, too.
     """
 
     number: int
@@ -62,15 +58,7 @@ class PromptDone:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended.
-
-    Attributes:
-        status: finished, or stopped by a signal and ready to go on.
-        done: prompts done.
-        total: prompts wanted.
-        summary: what was found; None when stopped.
-        signal: what stopped the run.
-    """
+    """How a run ended: without a summary where a signal stopped it, ready to go on."""
 
     status: Literal["finished", "stopped"]
     done: int
@@ -96,18 +84,12 @@ def prefer(
 ) -> Outcome:
     """Make preference pairs from an adapter's own answers, or go on with a run that was interrupted.
 
-    Args:
-        adapter: adapter folder of the model that answers.
-        prompts: file, folder or data set of questions, in any format that can be trained on; answers are left out.
-        out: the file of pairs; records are kept beside it. It is written once all prompts are done, since the length
-            filter needs them all.
-        judge: adapter folder, Hub id or folder of the model that judges; None is the adapter itself.
-        image_root: folder that picture paths start from; None is the folder of the prompts.
-        settings: how answers are drawn and pairs are taken.
-        listener: receives every finished prompt.
+    Prompts are in any format that can be trained on; their answers are left out. The judge is an adapter folder, or the
+    folder or Hub id of a model; None is the adapter itself. The file of pairs is written once all prompts are done: the
+    length filter needs them all.
 
     Raises:
-        UsageError: what is wrong with the request; nothing was written.
+        UsageError: for a wrong request; nothing was written.
         RunError: J005 when another process is at it, J008 when no pair was found; the records are intact.
     """
     how = settings or Settings()
@@ -117,7 +99,7 @@ def prefer(
     source = Source(path=prompts, image_root=image_root)
     questions = read_questions(source, limit=how.limit, resolve=builtin.path, frames=manifest.recipe.data.max_frames)
     judge = None if judge is not None and Path(judge).resolve() == adapter.resolve() else judge
-    seen_by = _seeing(judge) if judge is not None and not _is_adapter(judge) else None
+    seen_by = _seeing(judge) if judge is not None and not (Path(judge) / MANIFEST).is_file() else None
     total = len(questions.samples)
     with Records.open(records_of(out), _begun_with(manifest, judge, seen_by, questions, how)) as records:
         if len(records.done) < total:
@@ -127,16 +109,12 @@ def prefer(
             if stop.by is not None and len(records.done) < total:
                 return Outcome("stopped", len(records.done), total, signal=stop.by)
         kept, summary = collect(questions.samples, records.done[:total])
-        PairsFile(out).write(kept)
+        write_pairs(out, kept)
         return Outcome("finished", total, total, summary)
 
 
 def _work(
-    maker: _Maker,
-    samples: Sequence[Sample],
-    records: Records,
-    stop: Stop,
-    listener: Callable[[PromptDone], None],
+    maker: _Maker, samples: Sequence[Sample], records: Records, stop: Stop, listener: Callable[[PromptDone], None]
 ) -> None:
     """Answer and judge what is left, prompt by prompt, until all is done or a signal came."""
     begun, first = time.monotonic(), len(records.done)
@@ -153,7 +131,7 @@ def _work(
 class _Maker:
     """The models in memory, and how they are used."""
 
-    answering: Asked
+    answering: LoadedAdapter
     judge: Judge
     how: Settings
 
@@ -161,11 +139,7 @@ class _Maker:
     def load(
         cls, adapter: Path, judge: str | None, base: Base | None, samples: Sequence[Sample], how: Settings
     ) -> _Maker:
-        """Load the model that answers and, where it is another, the one that judges: an adapter, or a base alone.
-
-        Raises:
-            UsageError: D042 for a prompt without a picture that a model needs, and what loading raises.
-        """
+        """Load the model that answers and, where it is another, the one that judges: an adapter, or a base alone."""
         answering = load(adapter, precision=choose("auto", "auto"))
         _check_pictures(samples, str(adapter), needed=asks_with_pictures(answering))
         if judge is None:
@@ -178,9 +152,16 @@ class _Maker:
     def record(self, number: int, sample: Sample) -> Record:
         """Answer one prompt several times, judge the answers and pair them."""
         answering, seed = self.answering, _derived(self.how.seed, number)
-        drawn = Draw(self.how.temperature, self.how.max_new_tokens, seed)
         with answering.precision.autocast():
-            texts = draw(answering.model, answering.encoder, sample, self.how.answers, drawn)
+            texts = draw(
+                answering.model,
+                answering.encoder,
+                sample,
+                self.how.answers,
+                temperature=self.how.temperature,
+                max_new_tokens=self.how.max_new_tokens,
+                seed=seed,
+            )
         judged = self._judged(sample, list(dict.fromkeys(texts)))
         answers = [judged[text] for text in texts]
         pairs = candidates(texts, [one.score for one in answers])
@@ -201,28 +182,23 @@ class _Maker:
         splits = {text: self.judge.split(question, text, sample.images, longest=longest) for text in texts}
         # Answers share statements; each is asked about once.
         stated = dict.fromkeys(statement for split in splits.values() for statement in split.statements)
-        asked = {statement: question_about(statement, question) for statement in stated}
+        asked = {statement: JUDGE.format(question=question, statement=statement) for statement in stated}
         verdicts = dict(zip(asked, self.judge.verdicts(list(asked.values()), sample.images), strict=True))
         return {text: _answer(text, split, asked, verdicts) for text, split in splits.items()}
 
 
 def _answer(text: str, split: Split, asked: Mapping[str, str], verdicts: Mapping[str, Verdict]) -> JudgedAnswer:
-    """An answer's part of the record."""
     found = [verdicts[statement] for statement in split.statements]
     statements = tuple(
         JudgedStatement(statement=one, question=asked[one], yes=yes, no=no, refuted=refuted((yes, no)))
         for one, (yes, no) in zip(split.statements, found, strict=True)
     )
-    # An answer that says nothing has nothing to refute, and must not win for it.
+    # An empty answer has nothing to refute, and must not win for it.
     return JudgedAnswer(text=text, split_by=split.by, statements=statements, score=score(found) if found else None)
 
 
 def _check_out(out: Path) -> None:
-    """Refuse a place that nothing can be written to, or that holds something else.
-
-    Raises:
-        UsageError: J002.
-    """
+    """Refuse a place that cannot be written to, or that has another file: UsageError J002."""
     if out.is_dir() or not out.name:
         raise UsageError.one("J002", f"--out {out} is a folder", help=f"name a file in it: {out / 'pairs.jsonl'}")
     if not out.parent.is_dir():
@@ -237,11 +213,7 @@ def _check_out(out: Path) -> None:
 
 
 def _check_pictures(samples: Sequence[Sample], name: str, *, needed: bool) -> None:
-    """Refuse a prompt that a model cannot be asked.
-
-    Raises:
-        DataError: D042 with the first such row.
-    """
+    """Refuse a prompt that a model cannot be asked: DataError D042 with the first such row."""
     bare = next((sample for sample in samples if not sample.images), None)
     if needed and bare is not None:
         message = f"this row has no picture, and {name} cannot do without"
@@ -252,15 +224,13 @@ def _check_pictures(samples: Sequence[Sample], name: str, *, needed: bool) -> No
 def _begun_with(
     manifest: Manifest, judge: str | None, base: Base | None, questions: Questions, how: Settings
 ) -> RecordSettings:
-    """All that decides what records say, as their file names it."""
+    """All that decides the records, as their file names it."""
     settings = asdict(how)
     del settings["limit"]  # more prompts may follow later
-    return {
-        **_adapter_facts(manifest),
-        "judge": "the adapter itself" if judge is None else _judge_facts(judge, base),
-        "prompts": questions.fingerprint,
-        **settings,
-    }
+    judging: object = "the adapter itself"
+    if judge is not None:
+        judging = _adapter_facts(read_manifest(Path(judge))) if base is None else {"base": _parts(base.identity)}
+    return {**_adapter_facts(manifest), "judge": judging, "prompts": questions.fingerprint, **settings}
 
 
 def _adapter_facts(manifest: Manifest) -> RecordSettings:
@@ -268,23 +238,12 @@ def _adapter_facts(manifest: Manifest) -> RecordSettings:
     return {"adapter": hashlib.sha256(files).hexdigest(), "base": _parts(manifest.base)}
 
 
-def _judge_facts(judge: str, base: Base | None) -> RecordSettings:
-    """What exactly the judge is: an adapter, or a base alone."""
-    return {"base": _parts(base.identity)} if base is not None else _adapter_facts(read_manifest(Path(judge)))
-
-
-def _parts(base: BaseIdentity) -> RecordSettings:
-    parts: RecordSettings = base.model_dump(mode="json")["parts"]
-    return parts
+def _parts(base: BaseIdentity) -> object:
+    return base.model_dump(mode="json")["parts"]
 
 
 def _seeing(judge: str) -> Base:
-    """The base that judges; one that cannot see is refused here, before any weights are loaded.
-
-    Raises:
-        ModelError: M003 and following for a base that cannot be had, M010 and J007 for one that sees nothing, M041 for
-            one without a chat template.
-    """
+    """The base that judges; without sight (M010, J007) or a template (M041) it is refused before it is loaded."""
     try:
         base = Base.resolve(plain_base(judge))
         # A missing chat template is found before anything is loaded.
@@ -298,10 +257,6 @@ def _seeing(judge: str) -> Base:
     if not sees:
         raise ModelError.one("J007", f"--judge {judge} has no vision part: it cannot see what it judges", help=A_JUDGE)
     return base
-
-
-def _is_adapter(name: str) -> bool:
-    return (Path(name) / MANIFEST).is_file()
 
 
 def _derived(seed: int, number: int) -> int:

@@ -1,6 +1,6 @@
 """The record of each finished prompt, on the disk before the next begins, so that a run can go on where it stopped.
 
-The first line of the file holds what the run was asked; a file that was begun with anything else is refused.
+The first line of the file has the run's settings; a file that was begun with others is refused.
 
 Usage: ``with Records.open(path, settings) as records: records.append(record)``
 """
@@ -12,29 +12,36 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qlmm.core.errors import RunError, UsageError
 from qlmm.core.files import fsync_dir
-from qlmm.core.lock import only_writer
+from qlmm.core.staging import only_writer
 
 __all__ = ["JudgedAnswer", "JudgedStatement", "Record", "Records", "Settings"]
 
-VERSION = 1
 SHORT = 40
 
 Settings = Mapping[str, object]
-"""All that decides what records say, by name, as JSON values; records only compare them."""
+"""All that decides the records, by name, as JSON values that are only compared."""
 
 
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class _Head(_Line):
+    version: Literal[1] = 1
+    settings: dict[str, object]
+
+
+LineT = TypeVar("LineT", bound=_Line)
+
+
 class JudgedStatement(_Line):
-    """One statement of an answer: what the judge was asked, and how likely its yes and its no are."""
+    """One statement of an answer, the judge's question, and how likely its yes and its no are."""
 
     statement: str
     question: str
@@ -44,7 +51,7 @@ class JudgedStatement(_Line):
 
 
 class JudgedAnswer(_Line):
-    """One answer; ``score`` is None where it says nothing, and ``split_by`` names who made the statements."""
+    """One answer; an empty one has no ``score``."""
 
     text: str
     split_by: Literal["judge", "sentences"]
@@ -57,9 +64,6 @@ class Record(_Line):
 
     Attributes:
         prompt: its number, from 0.
-        origin: the row it comes from.
-        question: its last question.
-        pictures: the names of its pictures.
         seed: decides its draws.
         answers: in the order they were drawn.
         candidates: how many pairs of answers differ in score.
@@ -77,11 +81,7 @@ class Record(_Line):
 
 
 class Records:
-    """The record file of one run, open under its lock.
-
-    Attributes:
-        done: the records so far; number k is that of prompt k.
-    """
+    """The record file of one run, open under its lock; ``done`` has the records so far, in the order of prompts."""
 
     def __init__(self, file: BinaryIO, done: list[Record]) -> None:
         self._file = file
@@ -91,10 +91,6 @@ class Records:
     @contextmanager
     def open(cls, path: Path, settings: Settings) -> Iterator[Records]:
         """Begin a file, or go on with one; a last line that was cut off is dropped.
-
-        Args:
-            path: the file; its folder is there.
-            settings: all that decides what the records say.
 
         Raises:
             UsageError: J003 for a file begun with other settings, J004 for one that is damaged.
@@ -107,17 +103,17 @@ class Records:
             with path.open("ab") as file:
                 records = cls(file, done or [])
                 if done is None:
-                    records._write({"version": VERSION, "settings": settings})
+                    records._write(_Head(settings=dict(settings)))
                     fsync_dir(path.parent)
                 yield records
 
     def append(self, record: Record) -> None:
         """Add the next prompt's record; it is on the disk when this returns."""
-        self._write(record.model_dump())
+        self._write(record)
         self.done.append(record)
 
-    def _write(self, line: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n")
+    def _write(self, line: _Line) -> None:
+        self._file.write(json.dumps(line.model_dump(), ensure_ascii=False).encode("utf-8") + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -128,35 +124,23 @@ def _read(path: Path, settings: Settings) -> list[Record] | None:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)
-    # Bytes are split, not text: answers may hold characters that only text takes for line ends.
+    # Bytes are split, not text: answers may have characters that end a line only in text.
     lines = content[:whole].splitlines()
     if not lines:
         return None
-    _compare(path, _begun_with(path, lines[0]), json.loads(json.dumps(settings)))
-    return [_record(path, number, line) for number, line in enumerate(lines[1:])]
+    _compare(path, _parsed(_Head, path, 1, lines[0]).settings, json.loads(json.dumps(settings)))
+    records = [_parsed(Record, path, number, line) for number, line in enumerate(lines[1:], 2)]
+    for place, record in enumerate(records):
+        if record.prompt != place:
+            raise _damaged(path, place + 2)
+    return records
 
 
-def _begun_with(path: Path, line: bytes) -> Settings:
-    """The settings that the first line of a file names."""
+def _parsed(kind: type[LineT], path: Path, number: int, line: bytes) -> LineT:
     try:
-        head = json.loads(line)
-    except ValueError:
-        raise _damaged(path, 1) from None
-    known = isinstance(head, dict) and head.get("version") == VERSION
-    if not known or not isinstance(head.get("settings"), dict):
-        raise _damaged(path, 1)
-    settings: dict[str, object] = head["settings"]
-    return settings
-
-
-def _record(path: Path, number: int, line: bytes) -> Record:
-    try:
-        record = Record.model_validate_json(line)
+        return kind.model_validate_json(line)
     except ValidationError:
-        raise _damaged(path, number + 2) from None
-    if record.prompt != number:
-        raise _damaged(path, number + 2)
-    return record
+        raise _damaged(path, number) from None
 
 
 def _damaged(path: Path, line: int) -> UsageError:
@@ -165,11 +149,7 @@ def _damaged(path: Path, line: int) -> UsageError:
 
 
 def _compare(path: Path, recorded: Settings, wanted: Settings) -> None:
-    """Refuse a file that was begun with other settings.
-
-    Raises:
-        UsageError: J003 with what differs.
-    """
+    """Refuse a file that was begun with other settings: UsageError J003 lists what differs."""
     differing = [
         f"{key} ({_short(recorded.get(key))} then, {_short(wanted.get(key))} now)"
         for key in dict.fromkeys([*wanted, *recorded])

@@ -22,19 +22,16 @@ class Summary:
     """The figures of a run.
 
     Attributes:
-        prompts: prompts answered.
         without_pair: prompts whose answers all have the same score.
         answers: answers drawn, identical ones counted.
         own_sentences: answers that were judged by their own sentences, since the judge took nothing from them.
-        statements: statements judged.
-        refuted: share of them that the judge denied.
-        heard: mean probability that the judge's next token is a yes or a no at all. The verdicts of a judge that says
-            something else mean little.
+        refuted: share of the statements that the judge denied.
+        heard: mean probability that the judge's next token is a yes or a no at all; where it is small, verdicts mean
+            little.
         found: pairs before the length filter.
         pairs: pairs after it.
         ratio: the largest share by which a chosen answer may be shorter.
-        chosen_words: mean length of the chosen answers.
-        rejected_words: mean length of the rejected answers.
+        chosen_words: mean length of the chosen answers; ``rejected_words`` likewise.
     """
 
     prompts: int
@@ -52,20 +49,12 @@ class Summary:
 
 
 def collect(samples: Sequence[Sample], records: Sequence[Record]) -> tuple[list[Preference], Summary]:
-    """The pairs that the length filter keeps, and the summary.
-
-    Args:
-        samples: the prompts.
-        records: theirs, in the same order.
-
-    Raises:
-        RunError: J008 when there is no pair.
-    """
+    """The pairs that the length filter keeps, and the summary; RunError J008 when there is no pair."""
     found = [pair for sample, record in zip(samples, records, strict=True) for pair in _pairs(sample, record)]
     lengths = [(words(pair.chosen), words(pair.rejected)) for pair in found]
     filtered = length_filter(lengths)
     if filtered.ratio is None:
-        message = "no pair was found: the judge tells no answer from another"
+        message = "no pair was found: the judge gives all answers to a prompt the same score"
         help = "draw more or more varied answers (--answers, --temperature), give more prompts, or another --judge"
         raise RunError.one("J008", message, help=help)
     answers = [answer for record in records for answer in record.answers]

@@ -1,8 +1,7 @@
 """What a model's weights were, and what training did to them: the material of the run proof.
 
-Frozen tensors are hashed (sha256 over their bytes, packed 4-bit data and constants included), trained ones are copied
-to host memory in fp32. Both are taken right after the adapter is attached, so that they mean "the start of the run"
-even when the run is continued: building a model from the same recipe and seed gives the same bits.
+Frozen tensors are hashed, packed 4-bit data and constants included; trained ones are copied to host memory in fp32.
+They mean the start of a continued run too: a model built from the same recipe and seed has the same bits.
 
 Usage: ``start = Start.of(model, parts); …; proofs = start.compare(model, grad_norms)``
 """
@@ -25,7 +24,7 @@ __all__ = ["Start", "base_digest", "digest", "frozen_tensors", "processor_digest
 
 
 def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor training must not touch: frozen parameters, their quantisation constants, and buffers."""
+    """Every tensor that training must not touch: frozen parameters, their quantisation constants, and buffers."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             continue
@@ -38,20 +37,14 @@ def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def digest(tensor: torch.Tensor) -> str:
-    """sha256 of a tensor's bytes; dtype and shape do not enter, since the name they are kept under fixes both."""
+    """sha256 of a tensor's bytes; dtype and shape do not enter, since the name it is kept under fixes both."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
 def base_digest(model: nn.Module, *, bare: tuple[str, ...] = ()) -> str:
-    """What `Start.base_sha256` was, for a model with the adapter read back, where nothing is trainable.
-
-    Args:
-        model: base and adapter.
-        bare: parameters of the base that the adapter holds too.
-    """
-    ours = {name: digest(tensor) for name, tensor in frozen_tensors(model) if not _of_adapter(name)}
-    return _summary({name: value for name, value in ours.items() if name not in bare})
+    """What `Start.base_sha256` was, for a model with the adapter read back, where nothing is trainable."""
+    return _of_base({name: digest(tensor) for name, tensor in frozen_tensors(model) if not _of_adapter(name)}, bare)
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -61,16 +54,16 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def processor_digest(processor: ProcessorMixin) -> str:
     """What a processor makes of rows: its settings, its chat template and its tokenizer."""
-    said = [processor.to_json_string(), str(processor.chat_template), processor.tokenizer.backend_tokenizer.to_str()]
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+    facts = [processor.to_json_string(), str(processor.chat_template), processor.tokenizer.backend_tokenizer.to_str()]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
 def _of_adapter(name: str) -> bool:
     return ".lora_" in name or ".modules_to_save." in name
 
 
-def _summary(digests: Mapping[str, str]) -> str:
-    return _of_lines({name: value for name, value in digests.items() if not _of_adapter(name)})
+def _of_base(digests: Mapping[str, str], bare: tuple[str, ...]) -> str:
+    return _of_lines({name: value for name, value in digests.items() if not _of_adapter(name) and name not in bare})
 
 
 def _of_lines(digests: Mapping[str, str]) -> str:
@@ -80,7 +73,15 @@ def _of_lines(digests: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The weights a run started from."""
+    """The weights a run started from.
+
+    Attributes:
+        parts: the base's parts.
+        asked: parts that are to be trained.
+        frozen: digests of all that must not change.
+        trained: fp32 copies of all that is trained.
+        bare: parameters of the base that the adapter has too, by their names in the model.
+    """
 
     parts: Parts
     asked: frozenset[PartName]
@@ -90,14 +91,7 @@ class Start:
 
     @classmethod
     def of(cls, model: nn.Module, parts: Parts, asked: frozenset[PartName], bare: tuple[str, ...] = ()) -> Start:
-        """Take the fingerprint of a model that is about to be trained; costs one pass over its weights.
-
-        Args:
-            model: base and adapter.
-            parts: the base's parts.
-            asked: parts that are to be trained.
-            bare: parameters of the base that the adapter holds too, by their names in `model`.
-        """
+        """Take the fingerprint of a model that is about to be trained; costs one pass over its weights."""
         frozen = {name: digest(tensor) for name, tensor in frozen_tensors(model)}
         trained = {
             name: parameter.detach().to("cpu", torch.float32, copy=True)
@@ -109,38 +103,34 @@ class Start:
     @property
     def base_sha256(self) -> str:
         """One hash over the base's tensors: equal for every model built on the same base in the same form."""
-        return _summary({name: value for name, value in self.frozen.items() if name not in self.bare})
+        return _of_base(self.frozen, self.bare)
 
     def compare(self, model: nn.Module, grad_norms: Mapping[str, float]) -> tuple[PartProof, ...]:
-        """What became of each part.
-
-        Args:
-            model: the trained model.
-            grad_norms: the largest gradient norm seen, per part.
-        """
-        now = {name: digest(tensor) for name, tensor in frozen_tensors(model)}
-        changed = {name for name in self.frozen.keys() | now.keys() if self.frozen.get(name) != now.get(name)}
+        """What became of each part, given the largest gradient norm seen in each."""
+        found = {name: digest(tensor) for name, tensor in frozen_tensors(model)}
+        # A frozen tensor that appeared during the run counts as changed too.
+        names = self.frozen.keys() | found.keys()
+        changed = {self.parts.of(name) for name in names if self.frozen.get(name) != found.get(name)}
         values = dict(model.named_parameters())
         return tuple(
-            self._part(part, values, changed, grad_norms.get(part, 0.0)) for part in PART_NAMES if self.parts.has(part)
+            self._part(part, values, identical=part not in changed, grad_norm=grad_norms.get(part, 0.0))
+            for part in PART_NAMES
+            if self.parts.has(part)
         )
 
     def _part(
-        self, part: PartName, values: Mapping[str, nn.Parameter], changed: set[str], grad_norm: float
+        self, part: PartName, values: Mapping[str, nn.Parameter], *, identical: bool, grad_norm: float
     ) -> PartProof:
         moved_weights = total = moved_tensors = 0
         movement = 0.0
-        trained = [name for name in self.trained if self.parts.of(name) == part]
-        for name in trained:
-            step = (values[name].detach().to("cpu", torch.float32) - self.trained[name]).abs()
+        trained = {name: start for name, start in self.trained.items() if self.parts.of(name) == part}
+        for name, start in trained.items():
+            step = (values[name].detach().to("cpu", torch.float32) - start).abs()
             moved = int(torch.count_nonzero(step))
-            moved_weights, total, moved_tensors = (
-                moved_weights + moved,
-                total + step.numel(),
-                moved_tensors + (moved > 0),
-            )
+            moved_weights += moved
+            moved_tensors += moved > 0
+            total += step.numel()
             movement += float(step.sum(dtype=torch.float64))
-        frozen = [name for name in self.frozen if self.parts.of(name) == part]
         return PartProof(
             part=part,
             trained_tensors=len(trained),
@@ -150,11 +140,6 @@ class Start:
             moved_tensors=moved_tensors,
             mean_movement=movement / total if total else 0.0,
             grad_norm_max=grad_norm,
-            frozen_tensors=len(frozen),
-            frozen_identical=not any(name in changed for name in frozen) and not _strangers(self, changed, part),
+            frozen_tensors=sum(self.parts.of(name) == part for name in self.frozen),
+            frozen_identical=identical,
         )
-
-
-def _strangers(start: Start, changed: set[str], part: PartName) -> bool:
-    """Frozen tensors that appeared during the run count as changed too."""
-    return any(name not in start.frozen and start.parts.of(name) == part for name in changed)

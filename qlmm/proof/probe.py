@@ -1,18 +1,17 @@
-"""A few rows and what the trained model said to them, kept with the adapter so that anybody can ask it again.
+"""A few rows and the trained model's logits on them, kept with the adapter so that its answers can be checked again.
 
-The rows are text and pictures, not tensors: whoever compares encodes them anew with the processor that lies beside
-them, which proves the processor too. Pictures are stored as the model was shown them, without what else a camera
-wrote into the file.
+The rows are text and pictures, not tensors: a comparison encodes them anew with the processor that lies beside them,
+which proves the processor too. Of pictures the pixels are stored, without what else a camera wrote into the file.
 
 Usage: ``write_probe(folder, model, encoder, precision, rows); difference(folder, loaded.model, loaded.encoder, …)``
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from itertools import count
-from math import isfinite, isqrt
+from math import isfinite, isqrt, prod
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,22 +26,14 @@ from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.media.images import decode, size
 from qlmm.data.sample import ImageRef, Origin, Part, Role, Sample, Turn
 from qlmm.model.numerics.precision import Precision
-from qlmm.model.token_losses import last_logits
+from qlmm.model.token_losses import evaluating, last_logits
 
-__all__ = [
-    "ROWS",
-    "check_answers",
-    "difference",
-    "explained",
-    "probe_rows",
-    "tolerance",
-    "write_probe",
-]
+__all__ = ["ROWS", "check_answers", "difference", "explained", "probe_rows", "tolerance", "write_probe"]
 
 ROWS = 2
 MOST_BYTES = 280_000  # of all pictures together
 POSITIONS, LARGEST = 4, 32
-# An upper bound of what a byte of PNG holds of noise: three bytes a pixel, and what the format adds.
+# An upper bound for noise: three bytes a pixel, and what the format adds.
 PNG_BYTES_PER_PIXEL = 3.1
 SMALLEST_SIDE = 8
 
@@ -82,19 +73,22 @@ class _Probe(_Record):
 
 
 def write_probe(folder: Path, model: nn.Module, encoder: Encoder, precision: Precision, rows: Sequence[Sample]) -> None:
-    """Store the smallest rows with pictures, and the model's largest logits of their last positions.
+    """Store the smallest of these rows in an adapter folder, with the model's largest logits of their last positions.
 
-    Args:
-        folder: the adapter folder.
-        model: base and adapter, as trained.
-        encoder: as trained with.
-        precision: what the model computes in.
-        rows: rows to choose from.
+    Rows of one kind are stored: with pictures where there are any.
     """
     (folder / PICTURES).mkdir(exist_ok=True)
+    kind = [row for row in rows if row.images] or list(rows)
     numbers = count(1)
-    stored = [_store(folder, row, numbers) for row in _smallest(rows)]
-    probe = _Probe(precision=precision.name, rows=[_said(folder, row, model, encoder, precision) for row in stored])
+    recorded = []
+    for row in sorted(kind, key=_size)[:ROWS]:
+        share = MOST_BYTES // (ROWS * max(1, len(row.images)))
+        stored = row.with_images(tuple(_stored(folder, ref, next(numbers), share) for ref in row.images))
+        largest = _logits(model, encoder, precision, stored)
+        values, ids = largest.topk(min(LARGEST, largest.shape[1]), dim=1)
+        turns = [_Turn(role=turn.role, parts=[_written(part) for part in turn.parts]) for turn in stored.turns]
+        recorded.append(_Row(turns=turns, ids=ids.tolist(), values=values.tolist()))
+    probe = _Probe(precision=precision.name, rows=recorded)
     atomic_write(folder / PROBE, probe.model_dump_json(indent=1) + "\n")
 
 
@@ -102,20 +96,16 @@ def probe_rows(folder: Path) -> tuple[Sample, ...]:
     """The rows of a probe, pictures included.
 
     Raises:
-        ModelError: A011 when there is no probe, or it is damaged.
+        ModelError: A011 when there is no probe, or it is damaged; so for everything that reads one.
     """
-    return tuple(_sample(folder, row.turns, number) for number, row in enumerate(_read(folder).rows, 1))
+    return _samples(folder, _read(folder))
 
 
 def difference(folder: Path, model: nn.Module, encoder: Encoder, precision: Precision) -> float:
-    """The largest absolute difference to the recorded logits; infinite when one of them is no number.
-
-    Raises:
-        ModelError: A011 when there is no probe, or it is damaged.
-    """
-    found = 0.0
-    for number, row in enumerate(_read(folder).rows, 1):
-        logits = _logits(model, encoder, precision, _sample(folder, row.turns, number))
+    """The largest absolute difference to the recorded logits; infinite when one of them is not a number."""
+    probe, found = _read(folder), 0.0
+    for row, sample in zip(probe.rows, _samples(folder, probe), strict=True):
+        logits = _logits(model, encoder, precision, sample)
         ids, values = torch.tensor(row.ids), torch.tensor(row.values)
         if ids.shape[0] != logits.shape[0] or int(ids.max()) >= logits.shape[1]:
             return float("inf")
@@ -126,7 +116,7 @@ def difference(folder: Path, model: nn.Module, encoder: Encoder, precision: Prec
 
 
 def check_answers(folder: Path, model: nn.Module, encoder: Encoder, precision: Precision) -> str:
-    """Ask base and adapter the probe's rows once more.
+    """Ask base and adapter the probe's rows once more; returns how far apart the logits are, in words.
 
     Raises:
         ModelError: A011 without a whole probe, A016 when the answers are not the recorded ones.
@@ -143,11 +133,7 @@ def check_answers(folder: Path, model: nn.Module, encoder: Encoder, precision: P
 
 
 def tolerance(folder: Path, precision: Precision) -> float:
-    """The difference that arithmetic alone explains: that of the coarser precision of then and now.
-
-    Raises:
-        ModelError: A011 when there is no probe, or it is damaged.
-    """
+    """The difference that arithmetic alone explains: that of the coarser precision of then and now."""
     probe = _read(folder)
     peak = max((abs(value) for row in probe.rows for values in row.values for value in values), default=0.0)
     return explained(peak, [probe.precision] if probe.precision == precision.name else TOLERANCE)
@@ -155,7 +141,7 @@ def tolerance(folder: Path, precision: Precision) -> float:
 
 def explained(peak: float, precisions: Iterable[str]) -> float:
     """How far logits of this size may be apart when they were computed, or weights stored, in these precisions."""
-    # Logits that are no numbers explain nothing.
+    # Logits that are not numbers explain nothing.
     larger = max(1.0, peak / USUAL_LOGITS) if isfinite(peak) else 1.0
     return max(TOLERANCE[name] for name in precisions) * larger
 
@@ -167,83 +153,49 @@ def _read(folder: Path) -> _Probe:
         why = "is missing" if isinstance(error, OSError) else "is damaged"
         raise ModelError.one(
             "A011",
-            f"{folder / PROBE} {why}: what the trained model said cannot be compared",
+            f"{folder / PROBE} {why}: the trained model's answers cannot be compared",
             help="fetch the adapter again; one that an older qlmm made has no probe",
         ) from error
 
 
-def _smallest(rows: Sequence[Sample]) -> list[Sample]:
-    """The rows of fewest pixels, of one kind: with pictures where there are any."""
-    kind = [row for row in rows if row.images] or list(rows)
-    return sorted(kind, key=lambda row: (sum(_pixels(ref) for ref in row.images), _letters(row)))[:ROWS]
-
-
-def _pixels(ref: ImageRef) -> int:
-    width, height = size(ref)
-    return width * height
-
-
-def _letters(row: Sample) -> int:
-    return sum(len(turn.text) for turn in row.turns)
-
-
-def _store(folder: Path, row: Sample, numbers: Iterator[int]) -> Sample:
-    """Write a row's pictures; the row that shows the files instead."""
-    share = MOST_BYTES // (ROWS * max(1, len(row.images)))
-    kept = []
-    for ref in row.images:
-        path = folder / PICTURES / f"{next(numbers)}.png"
-        path.write_bytes(_png(ref, share))
-        kept.append(ImageRef(path=path))
-    return row.with_images(tuple(kept))
-
-
-def _png(ref: ImageRef, most: int) -> bytes:
-    """The picture's pixels as PNG; scaled down where they would take more than so many bytes."""
-    picture = decode(ref)
-    whole = BytesIO()
-    picture.save(whole, "PNG", optimize=True)
-    if whole.tell() <= most:
-        return whole.getvalue()
-    side = max(SMALLEST_SIDE, isqrt(int(most / PNG_BYTES_PER_PIXEL)))
-    picture.thumbnail((side, side))
-    small = BytesIO()
-    picture.save(small, "PNG", optimize=True)
-    return small.getvalue()
-
-
-def _said(folder: Path, row: Sample, model: nn.Module, encoder: Encoder, precision: Precision) -> _Row:
-    largest = _logits(model, encoder, precision, row)
-    values, ids = largest.topk(min(LARGEST, largest.shape[1]), dim=1)
-    turns = [_Turn(role=turn.role, parts=[_written(folder, part) for part in turn.parts]) for turn in row.turns]
-    return _Row(turns=turns, ids=ids.tolist(), values=values.tolist())
-
-
-def _written(folder: Path, part: Part) -> str | _Picture:
-    if isinstance(part, str):
-        return part
-    if part.path is None:
-        raise ValueError("a stored row shows files")
-    return _Picture(picture=part.path.relative_to(folder).as_posix())
-
-
-def _sample(folder: Path, turns: Sequence[_Turn], number: int) -> Sample:
+def _samples(folder: Path, probe: _Probe) -> tuple[Sample, ...]:
     def part(written: str | _Picture) -> Part:
         return written if isinstance(written, str) else ImageRef(path=folder / written.picture)
 
-    return Sample(
-        tuple(Turn(turn.role, tuple(part(one) for one in turn.parts)) for turn in turns),
-        Origin(str(folder / PROBE), number),
+    return tuple(
+        Sample(
+            tuple(Turn(turn.role, tuple(part(one) for one in turn.parts)) for turn in row.turns),
+            Origin(str(folder / PROBE), number),
+        )
+        for number, row in enumerate(probe.rows, 1)
     )
 
 
-@torch.no_grad()
+def _size(row: Sample) -> tuple[int, int]:
+    """Pixels and characters of a row."""
+    return sum(prod(size(ref)) for ref in row.images), sum(len(turn.text) for turn in row.turns)
+
+
+def _stored(folder: Path, ref: ImageRef, number: int, most: int) -> ImageRef:
+    """A picture's pixels as a PNG file, scaled down where they would take more than `most` bytes."""
+    picture, content = decode(ref), BytesIO()
+    picture.save(content, "PNG", optimize=True)
+    if content.tell() > most:
+        side = max(SMALLEST_SIDE, isqrt(int(most / PNG_BYTES_PER_PIXEL)))
+        picture.thumbnail((side, side))
+        content = BytesIO()
+        picture.save(content, "PNG", optimize=True)
+    path = folder / PICTURES / f"{number}.png"
+    path.write_bytes(content.getvalue())
+    return ImageRef(path=path)
+
+
+def _written(part: Part) -> str | _Picture:
+    return part if isinstance(part, str) else _Picture(picture=f"{PICTURES}/{part.name}")
+
+
 def _logits(model: nn.Module, encoder: Encoder, precision: Precision, row: Sample) -> Tensor:
     """Logits (4, vocabulary) of a row's last four positions, in fp32 on the host."""
-    was_training = model.training
-    model.eval()
     batch = {name: value.to(precision.device) for name, value in encoder.batch([row]).items() if name != "labels"}
-    with precision.autocast():
-        logits = last_logits(model, batch, POSITIONS)[0]
-    model.train(was_training)
-    return logits.float().cpu()
+    with evaluating(model), precision.autocast():
+        return last_logits(model, batch, POSITIONS)[0].float().cpu()

@@ -19,35 +19,31 @@ _FIRST_LOSS_TOLERANCE = 1e-3
 
 
 def judge(
-    parts: tuple[PartProof, ...],
-    *,
-    empty_masks: int,
-    own: Iterable[Promise],
-    reload: ReloadProof | None,
-    steps: int,
+    parts: tuple[PartProof, ...], *, empty_masks: int, own: Iterable[Promise], reload: ReloadProof, steps: int
 ) -> tuple[Promise, ...]:
-    """Every promise of a run, decided.
-
-    Args:
-        parts: what became of each part.
-        empty_masks: rows that had nothing to learn.
-        own: the promises of the run's objective.
-        reload: what reading the adapter back gave.
-        steps: how many steps the run took.
-    """
+    """Every promise of a run, decided; `own` are those of its objective."""
+    changed = [part.part for part in parts if not part.frozen_identical]
+    same = f"{sum(part.frozen_tensors for part in parts)} tensors, sha256"
+    frozen = f"changed in: {', '.join(changed)}" if changed else same
+    masks = f"{empty_masks} rows with an empty mask"
+    again = f"largest difference {reload.max_difference:.2g} over {reload.rows} rows, tolerance {reload.tolerance:.2g}"
     return (
         *_trained(parts, steps),
-        *_frozen(parts),
-        _masks(empty_masks),
+        Promise("everything frozen is bit-identical to the start", not changed, frozen),
+        Promise("every trained row has something to learn", empty_masks == 0, masks),
         *own,
-        *_reload(reload),
+        Promise("the adapter read back in a fresh process gives the same logits", reload.same, again),
     )
 
 
 def _trained(parts: tuple[PartProof, ...], steps: int) -> Iterator[Promise]:
     for part in parts:
         if part.asked:
-            yield Promise(f"{part.part} was trained", _moved(part, steps), _movement(part))
+            movement = (
+                f"{part.moved_tensors} of {part.trained_tensors} tensors and {part.moved_share:.1%} of the weights "
+                f"moved, largest gradient {part.grad_norm_max:.3g}"
+            )
+            yield Promise(f"{part.part} was trained", _moved(part, steps), movement)
         elif part.trained_tensors:
             yield Promise(f"{part.part} was left alone", False, f"{part.trained_tensors} tensors were trained unasked")
 
@@ -60,24 +56,6 @@ def _moved(part: PartProof, steps: int) -> bool:
     return part.trained_tensors > 0 and enough and part.grad_norm_max > 0
 
 
-def _movement(part: PartProof) -> str:
-    return (
-        f"{part.moved_tensors} of {part.trained_tensors} tensors and {part.moved_share:.1%} of the weights moved, "
-        f"largest gradient {part.grad_norm_max:.3g}"
-    )
-
-
-def _frozen(parts: tuple[PartProof, ...]) -> Iterator[Promise]:
-    changed = [part.part for part in parts if not part.frozen_identical]
-    count = sum(part.frozen_tensors for part in parts)
-    detail = f"{count} tensors, sha256" if not changed else f"changed in: {', '.join(changed)}"
-    yield Promise("everything frozen is bit-identical to the start", not changed, detail)
-
-
-def _masks(empty: int) -> Promise:
-    return Promise("every trained row has something to learn", empty == 0, f"{empty} rows with an empty mask")
-
-
 def kept_reference(reference: ReferenceProof | None) -> Iterator[Promise]:
     """What an objective with a reference promises: training began there, and it stayed what it was."""
     if reference is None:
@@ -87,11 +65,3 @@ def kept_reference(reference: ReferenceProof | None) -> Iterator[Promise]:
         off = abs(reference.first_loss - reference.expected)
         detail = f"first loss {reference.first_loss:.6f}, expected {reference.expected:.6f}"
         yield Promise("training began at the reference", off <= _FIRST_LOSS_TOLERANCE, detail)
-
-
-def _reload(reload: ReloadProof | None) -> Iterator[Promise]:
-    if reload is not None:
-        detail = (
-            f"largest difference {reload.max_difference:.2g} over {reload.rows} rows, tolerance {reload.tolerance:.2g}"
-        )
-        yield Promise("the adapter read back in a fresh process gives the same logits", reload.same, detail)

@@ -1,6 +1,6 @@
 """What is known of a run before it starts, and what it proved when it ended: plain values, no models.
 
-The plan screen, ``run.json``, the report and the model card all read these same values, so that they cannot disagree.
+The plan screen, ``run.json``, the report and the model card all read these values, so that they cannot disagree.
 
 Usage: ``json.dumps(to_json(plan))``
 """
@@ -8,28 +8,15 @@ Usage: ``json.dumps(to_json(plan))``
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
 __all__ = [
-    "IN_JSON",
-    "Answer",
-    "HeldOutProof",
-    "PairProof",
-    "PartFacts",
-    "PartName",
-    "PartProof",
-    "PictureProof",
-    "PlanFacts",
-    "Promise",
-    "Proof",
-    "ReferenceProof",
-    "ReloadProof",
-    "TokenFacts",
-    "to_json",
-]
+    "IN_JSON", "Answer", "HeldOutProof", "PairProof", "PartFacts", "PartName", "PartProof", "PictureProof", "PlanFacts",
+    "Promise", "Proof", "ReferenceProof", "ReloadProof", "TokenFacts", "to_json",
+]  # fmt: skip
 
 PartName = Literal["vision", "connector", "language", "head", "other"]
 
@@ -37,8 +24,15 @@ PartName = Literal["vision", "connector", "language", "head", "other"]
 IN_JSON = ConfigDict(ser_json_inf_nan="strings", ser_json_bytes="base64", val_json_bytes="base64", extra="forbid")
 
 
+class _Fact:
+    """Facts read and write their JSON in one way."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
+
+
 @dataclass(frozen=True, slots=True)
-class PartFacts:
+class PartFacts(_Fact):
     """One part of the model, counted: ``storage`` is how its frozen weights lie in memory (nf4, int8, bf16, fp32)."""
 
     part: PartName
@@ -50,7 +44,7 @@ class PartFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenFacts:
+class TokenFacts(_Fact):
     """Tokens per kept row, visual tokens included; ``visual_median`` is the visual share of the median row."""
 
     median: int
@@ -60,18 +54,17 @@ class TokenFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class PlanFacts:
+class PlanFacts(_Fact):
     """Everything a user should know before the first step.
 
     Attributes:
         base: the base and, where assembled, its three parts, as the recipe names them.
         parts: counts per part, in the order data flow through the model.
         targets: LoRA target patterns with how many modules each matched, such as ``q_proj (30)``.
-        rows_dropped: reason to number of rows.
         batch_rows: rows per optimiser step, accumulation included.
-        memory_bytes: estimated peak; ``memory_breakdown`` says what it is made of.
+        memory_bytes: estimated peak, the sum of ``memory_breakdown``.
         disk_bytes: estimated size of the finished run directory.
-        precision: compute precision in use: bf16, fp16 or fp32.
+        precision: of computing: bf16, fp16 or fp32.
         pictures: the pixel budget as the processor spells it, such as ``size.longest_edge 1,003,520 pixels``.
         notes: how the run is computed, where that was chosen for it.
     """
@@ -95,8 +88,6 @@ class PlanFacts:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
-
     @property
     def trainable_parameters(self) -> int:
         """Parameters that are trained, over all parts."""
@@ -109,11 +100,10 @@ class PlanFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class PartProof:
+class PartProof(_Fact):
     """What training did to one part.
 
     Attributes:
-        asked: whether the recipe asked this part to train.
         moved_share: share of its trained weights, 0 to 1, whose value changed.
         moved_tensors: trained tensors of which at least one weight changed.
         mean_movement: mean absolute change over all trained weights of the part.
@@ -132,17 +122,15 @@ class PartProof:
     frozen_tensors: int
     frozen_identical: bool
 
-    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
-
 
 @dataclass(frozen=True, slots=True)
-class ReferenceProof:
+class ReferenceProof(_Fact):
     """The reference of a preference objective.
 
     Attributes:
         drift: largest absolute change of one of its weights over the run.
         first_loss: the loss before the first step, where policy and reference are one; None for a continued run.
-        expected: what it must be then (ln 2 for the sigmoid loss); None for losses that have no such value.
+        expected: what `first_loss` must be (ln 2 for the sigmoid loss); None for losses that have no such value.
     """
 
     drift: float
@@ -151,15 +139,13 @@ class ReferenceProof:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureProof:
+class PictureProof(_Fact):
     """Held-out loss, in nats per supervised token, with the right picture, with another row's, and with none."""
 
     rows: int
     right: float
     shuffled: float
     none: float
-
-    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
 
     @property
     def gap(self) -> float:
@@ -168,12 +154,11 @@ class PictureProof:
 
 
 @dataclass(frozen=True, slots=True)
-class PairProof:
+class PairProof(_Fact):
     """Held-out pairs, measured on the log-probability, in nats, that the model gives to either answer.
 
     Attributes:
-        rows: pairs that were measured.
-        won: share of them, 0 to 1, whose chosen answer has the higher log-probability per token.
+        won: share of the pairs, 0 to 1, whose chosen answer has the higher log-probability per token.
         margin: mean of log p(chosen) - log p(rejected), each summed over its answer.
         swapped_rows: pairs that were measured with another row's pictures too.
         won_swapped: as `won`, with those pictures; None when no row has pictures to swap.
@@ -189,21 +174,17 @@ class PairProof:
     margin_swapped: float | None
     kl: float | None
 
-    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
-
 
 @dataclass(frozen=True, slots=True)
-class HeldOutProof:
+class HeldOutProof(_Fact):
     """All that was measured on held-out rows at one time; None where there are no rows for it."""
 
     pictures: PictureProof | None
     pairs: PairProof | None
 
-    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
-
 
 @dataclass(frozen=True, slots=True)
-class ReloadProof:
+class ReloadProof(_Fact):
     """The adapter read back in a fresh process: the largest difference of its logits from the trained model's."""
 
     rows: int
@@ -211,11 +192,9 @@ class ReloadProof:
     tolerance: float
     same: bool
 
-    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
-
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class Promise(_Fact):
     """One promise in words, whether it was kept, and the numbers behind the verdict."""
 
     name: str
@@ -224,7 +203,7 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(_Fact):
     """What a run can prove about itself; absent parts were not measured."""
 
     parts: tuple[PartProof, ...]
@@ -235,18 +214,16 @@ class Proof:
     reference: ReferenceProof | None = None
     pairs_before: PairProof | None = None
     pairs_after: PairProof | None = None
-    promises: tuple[Promise, ...] = field(default=())
-
-    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
+    promises: tuple[Promise, ...] = ()
 
     @property
     def holds(self) -> bool:
-        """Whether every promise was kept. No promise at all proves nothing, so it does not hold."""
+        """Whether every promise was kept. No promise at all proves nothing."""
         return bool(self.promises) and all(promise.kept for promise in self.promises)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(_Fact):
     """One held-out question: the picture (a PNG thumbnail), the expected answer, and the model's before and after."""
 
     picture: bytes
@@ -254,8 +231,6 @@ class Answer:
     expected: str
     before: str
     after: str
-
-    __pydantic_config__: ClassVar[ConfigDict] = IN_JSON
 
 
 def to_json(fact: object) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The problems that pydantic finds in a recipe, as messages with the place in the file and the way out.
 
-pydantic knows what is wrong, and the document knows where. Its own messages would repeat the value, which may be a
-secret.
+pydantic's own messages would repeat the value, which may be a secret.
 
 Usage: ``problems = explain_errors(validation_error, document)``
 """
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -18,41 +16,48 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from qlmm.core.errors import Problem, Where
-from qlmm.recipe.schema_keys import as_text, keys, section_at
+from qlmm.core.naming import NAME_RULE
+from qlmm.recipe.schema_keys import as_text, keys, section_at, value_at
 from qlmm.recipe.yaml_reader import Document, KeyPath, quoted
 
 __all__ = ["explain_errors", "where_is"]
 
-# What other trainers call the same thing.
-ELSEWHERE = {
-    "rank": "r",
-    "lora_r": "r",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "target_modules": "targets",
-    "lora_target_modules": "targets",
-    "lr": "learning_rate",
-    "mm_projector_lr": "connector_learning_rate",
-    "per_device_train_batch_size": "batch_size",
-    "micro_batch_size": "batch_size",
-    "gradient_accumulation_steps": "accumulation",
-    "num_train_epochs": "epochs",
-    "num_epochs": "epochs",
-    "max_steps": "steps",
-    "lr_scheduler_type": "schedule",
-    "warmup_ratio": "warmup",
-    "optim": "optimizer",
-    "save_steps": "save_every",
-    "logging_steps": "log_every",
-    "save_total_limit": "keep",
-    "report_to": "trackers",
-    "output_dir": "dir",
-    "max_seq_length": "max_length",
-    "load_in_4bit": "quantize",
-    "model_name_or_path": "model",
-    "projector": "connector",
-    "vision_tower": "vision",
-    "llm": "language",
+# Our keys, and what other trainers call the same thing.
+_ELSEWHERE = {
+    "r": "rank lora_r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "targets": "target_modules lora_target_modules",
+    "learning_rate": "lr",
+    "connector_learning_rate": "mm_projector_lr",
+    "batch_size": "per_device_train_batch_size micro_batch_size",
+    "accumulation": "gradient_accumulation_steps",
+    "epochs": "num_train_epochs num_epochs",
+    "steps": "max_steps",
+    "schedule": "lr_scheduler_type",
+    "warmup": "warmup_ratio",
+    "optimizer": "optim",
+    "save_every": "save_steps",
+    "log_every": "logging_steps",
+    "keep": "save_total_limit",
+    "trackers": "report_to",
+    "dir": "output_dir",
+    "max_length": "max_seq_length",
+    "quantize": "load_in_4bit",
+    "model": "model_name_or_path",
+    "connector": "projector",
+    "vision": "vision_tower",
+    "language": "llm",
+}
+ELSEWHERE = {theirs: key for key, names in _ELSEWHERE.items() for theirs in names.split()}
+_IS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number with a decimal point or exponent",
+    str: "text",
+    list: "a list",
+    dict: "a section",
+    type(None): "empty",
 }
 _SHOULD_BE = {
     "int_type": "a whole number",
@@ -91,7 +96,7 @@ def where_is(document: Document, path: KeyPath, *, key: bool = False) -> Where:
 def _follows(entry: ErrorDetails, document: Document) -> bool:
     """Whether a complaint would vanish with another one: about a guessed value, or a list whose entries are wrong."""
     path = entry["loc"]
-    if entry["type"] == "too_short" and len(_value_at(document.data, path)) > entry["ctx"]["actual_length"]:
+    if entry["type"] == "too_short" and len(value_at(document.data, path)) > entry["ctx"]["actual_length"]:
         return True
     about_section = entry["type"] == "value_error"
     return any(
@@ -111,59 +116,47 @@ def _problem(entry: ErrorDetails, document: Document) -> Problem:
 
 
 def _unknown(path: KeyPath, document: Document) -> Problem:
-    section = as_text(path[:-1])
+    section, word = as_text(path[:-1]), str(path[-1])
     label = f"not a key of {section}" if section else "not a section of a recipe"
+    name = ELSEWHERE.get(word, word)
+    meant = _meant(path) or next((key.name for key in keys() if key.name.rpartition(".")[2] == name), None)
+    guess = f"did you mean `{meant}`?  " if meant else ""
     where = replace(where_is(document, path, key=True), label=label)
-    return Problem("R012", f"unknown key `{quoted(str(path[-1]))}`", where, _guess(path))
+    return Problem("R012", f"unknown key `{quoted(word)}`", where, f"{guess}keys: {', '.join(_known(path))}")
 
 
 def _meant(path: KeyPath) -> str | None:
     """The key of the same section that an unknown one probably stands for."""
-    known = _known(path[:-1])
-    word = str(path[-1])
-    other = ELSEWHERE.get(word)
-    if other in known:
-        return other
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return near[0] if near else None
+    known, word = _known(path), str(path[-1])
+    if ELSEWHERE.get(word) in known:
+        return ELSEWHERE[word]
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)
 
 
-def _guess(path: KeyPath) -> str:
-    listed = f"keys: {', '.join(_known(path[:-1]))}"
-    meant = _meant(path)
-    if meant is not None:
-        return f"did you mean `{meant}`?  {listed}"
-    word = ELSEWHERE.get(str(path[-1]), str(path[-1]))
-    homes = [key.name for key in keys() if key.name.rpartition(".")[2] == word]
-    return f"did you mean `{homes[0]}`?  {listed}" if homes else listed
-
-
-def _known(section: KeyPath) -> list[str]:
-    model = section_at(section)
+def _known(path: KeyPath) -> list[str]:
+    """The keys of the section that a key is in."""
+    model = section_at(path[:-1])
     return list(model.model_fields) if model is not None else []
 
 
 def _missing(path: KeyPath, document: Document) -> Problem:
-    section = as_text(path[:-1])
-    message = f"`{as_text(path)}` is missing"
-    where = where_is(document, path[:-1], key=True)
+    label = f"{as_text(path[:-1])} needs `{path[-1]}`"
+    where = replace(where_is(document, path[:-1], key=True), label=label)
     model = section_at(path[:-1])
     doc = model.model_fields[str(path[-1])].description if model is not None else None
-    return Problem("R014", message, replace(where, label=f"{section} needs `{path[-1]}`"), doc)
+    return Problem("R014", f"`{as_text(path)}` is missing", where, doc)
 
 
 def _wrong(entry: ErrorDetails, path: KeyPath, document: Document) -> Problem:
-    value = _value_at(document.data, path)
+    value = value_at(document.data, path)
     where = where_is(document, path)
     if entry["type"] == "literal_error":
         return _not_a_choice(path, entry["ctx"]["expected"], value, where)
     should = _SHOULD_BE.get(entry["type"])
     if should:
-        where = replace(where, label=f"this is {_what(value)}")
+        where = replace(where, label=f"this is {_IS[type(value)]}")
     rule = f"should be {should}" if should else re.sub(r"^.*?(?=should )", "", entry["msg"])
-    rule = rule.replace(" after validation", "").replace(
-        "match pattern '^[a-z][a-z0-9_]*$'", "be a name: a-z, 0-9 and _"
-    )
+    rule = rule.replace(" after validation", "").replace(f"match pattern '{NAME_RULE}'", "be a name: a-z, 0-9 and _")
     return Problem("R013", f"`{as_text(path)}` {rule}", where, _way_out(entry["type"], value))
 
 
@@ -179,11 +172,8 @@ def _way_out(kind: str, value: Any) -> str | None:
     """The one thing to change, where the value shows what was meant."""
     if kind == "bool_type" and str(value).lower() in {"yes", "no", "on", "off", "true", "false"}:
         return "write true or false, without quotes"
-    if (
-        kind in {"int_type", "float_type"}
-        and isinstance(value, str)
-        and re.fullmatch(r"[-+]?[\d._]+(e[-+]?\d+)?", value)
-    ):
+    numeric = isinstance(value, str) and re.fullmatch(r"[-+]?[\d._]+(e[-+]?\d+)?", value)
+    if kind in {"int_type", "float_type"} and numeric:
         return "write the number without quotes or underscores"
     if kind == "tuple_type" and isinstance(value, str):
         return "a list of one is written in brackets: [value]"
@@ -192,22 +182,3 @@ def _way_out(kind: str, value: Any) -> str | None:
     if kind == "string_type" and isinstance(value, int | float):
         return "put it in quotes to make it text"
     return None
-
-
-def _value_at(data: Any, path: Iterable[str | int]) -> Any:
-    for part in path:
-        data = data[part]
-    return data
-
-
-def _what(value: Any) -> str:
-    """What a value is, in the words of the messages."""
-    kinds = (
-        (bool, "true or false"),
-        (int, "a whole number"),
-        (float, "a number with a decimal point or exponent"),
-        (str, "text"),
-        (list, "a list"),
-        (dict, "a section"),
-    )
-    return next((name for kind, name in kinds if isinstance(value, kind)), "empty")

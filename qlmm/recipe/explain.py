@@ -13,9 +13,9 @@ from typing import Any
 from qlmm.core.errors import RecipeError
 from qlmm.core.naming import close
 from qlmm.recipe.load import LoadedRecipe
-from qlmm.recipe.resume_rules import CLASSES
-from qlmm.recipe.schema import ConnectorSection
-from qlmm.recipe.schema_keys import Key, keys, section_at
+from qlmm.recipe.resume_rules import on_resume
+from qlmm.recipe.schema import Recipe
+from qlmm.recipe.schema_keys import Key, as_path, keys, section_at, value_at
 
 __all__ = ["Explained", "describe", "explain", "explained", "reference"]
 
@@ -29,7 +29,7 @@ A recipe is one YAML file of seven sections: `base` (with `connector` inside), `
 Values are YAML 1.2: `1e-4` is a number, `no` and `12:30` are text, `true` and `false` are the only truth values.
 Unknown keys, duplicate keys, aliases, anchors, tags and access keys are errors.
 
-*On resume* says what a change of the key means for a run that is not finished: `free` may change,
+*On resume* is what a change of the key means for a run that is not finished: `free` may change,
 `fork` needs a run directory of its own, `never` makes the weights saved so far useless.
 
 This page is made from the schema by `qlmm recipe explain --markdown`.
@@ -46,7 +46,7 @@ See [owl.md](owl.md).
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One key of one recipe: its documentation, its value there and where that comes from."""
+    """One key of one recipe, its value and where that comes from: ``file:line``, ``override`` or ``default``."""
 
     name: str
     key: Key
@@ -54,42 +54,20 @@ class Explained:
     origin: str
 
 
-def explained(loaded: LoadedRecipe) -> list[Explained]:
-    """Every key with its value and origin (``file:line``, ``override``, ``default``), in the order of the schema."""
-    return list(_explained(loaded))
-
-
-def _explained(loaded: LoadedRecipe) -> Iterator[Explained]:
-    data = loaded.recipe.model_dump(mode="json")
+def explained(loaded: LoadedRecipe) -> Iterator[Explained]:
+    """Every key with its value and origin, in the order of the schema."""
+    data, connector = loaded.recipe.model_dump(mode="json"), loaded.recipe.base.connector
     for key in keys():
-        for name in _instances(key.name, data):
-            yield Explained(name, key, _value_at(data, name), loaded.origin(name))
-        if key.name == "base.connector.kind" and loaded.recipe.base.connector is not None:
-            yield from _settings(loaded, loaded.recipe.base.connector)
-
-
-def _settings(loaded: LoadedRecipe, connector: ConnectorSection) -> Iterator[Explained]:
-    """The connector's own settings, as far as the recipe gives them: the schema does not know them."""
-    for setting, value in (connector.model_extra or {}).items():
-        name = f"base.connector.{setting}"
-        doc = f"Setting of the connector: see qlmm/model/connectors/{connector.kind}.py."
-        yield Explained(name, Key(name, doc, "", False), value, loaded.origin(name))
-
-
-def _instances(name: str, data: Any) -> list[str]:
-    """A key's name once for each entry of the list it stands in."""
-    listed, many, rest = name.partition("[]")
-    if not many:
-        return [name]
-    return [f"{listed}.{index}{rest}" for index in range(len(_value_at(data, listed)))]
-
-
-def _value_at(data: Any, name: str) -> Any:
-    for part in name.split("."):
-        if data is None:
-            return None
-        data = data[int(part)] if isinstance(data, list) else data[part]
-    return data
+        listed, many, rest = key.name.partition("[]")
+        indices = range(len(value_at(data, as_path(listed)))) if many else ()
+        for name in [f"{listed}.{index}{rest}" for index in indices] if many else [key.name]:
+            yield Explained(name, key, value_at(data, as_path(name)), loaded.origin(name))
+        if key.name == "base.connector.kind" and connector is not None:
+            # The connector's own settings, as far as they are given: the schema does not know them.
+            doc = f"Setting of the connector: see qlmm/model/connectors/{connector.kind}.py."
+            for setting, value in (connector.model_extra or {}).items():
+                name = f"base.connector.{setting}"
+                yield Explained(name, Key(name, doc, "", False), value, loaded.origin(name))
 
 
 def explain(loaded: LoadedRecipe) -> str:
@@ -99,9 +77,10 @@ def explain(loaded: LoadedRecipe) -> str:
 
 def _entry(item: Explained) -> str:
     key = item.key
-    head = f"{item.name} = {_shown(item.value)}"
-    lines = [f"{head:<52} # {item.origin}", f"    {key.doc}"]
-    return "\n".join([*lines, *([f"    {key.type}; {_default(key)}"] if key.type else []), ""])
+    value = item.value if isinstance(item.value, str) else json.dumps(item.value, ensure_ascii=False)
+    head = f"{item.name} = {'unset' if item.value is None else value}"
+    kind = [f"    {key.type}; {_default(key)}"] if key.type else []
+    return "\n".join([f"{head:<52} # {item.origin}", f"    {key.doc}", *kind, ""])
 
 
 def _default(key: Key) -> str:
@@ -109,42 +88,29 @@ def _default(key: Key) -> str:
 
 
 def describe(name: str) -> str:
-    """One key, or all keys of a section, as text.
-
-    Raises:
-        RecipeError: R012 when there is no such key.
-    """
+    """One key, or all keys of a section, as text; R012 when there is no such key."""
     found = [key for key in keys() if key.name == name or key.name.startswith((f"{name}.", f"{name}[]"))]
     if not found:
         known = [key.name for key in keys()]
         raise RecipeError.one("R012", f"no key is called `{name}`", help=close(name, known).partition("  known")[0])
-    return "\n".join(
-        f"{key.name}\n    {key.doc}\n    {key.type}; {_default(key)}; on resume: {CLASSES[key.name]}\n" for key in found
-    )
+    head = "{0.name}\n    {0.doc}\n    {0.type}; {1}; on resume: {2}\n"
+    return "\n".join(head.format(key, _default(key), on_resume(key.name)) for key in found)
 
 
 def reference() -> str:
     """The reference page of all keys, in Markdown."""
-    sections = dict.fromkeys(key.section for key in keys())
-    return "\n".join([_INTRODUCTION, *(_section(name) for name in sections)])
+    return "\n".join([_INTRODUCTION, *(_section(name) for name in Recipe.model_fields)])
 
 
 def _section(name: str) -> str:
     model = section_at((name,))
-    # Only the first line: pydantic's own base classes have none that would be worth a page.
     doc = (model.__doc__ or "").strip().splitlines()[0] if model is not None else "The recipe format."
-    rows = [_row(key) for key in keys() if key.section == name]
-    table = ["| key | type | default | on resume | what it does |", "|---|---|---|---|---|", *rows]
+    table = ["| key | type | default | on resume | what it does |", "|---|---|---|---|---|"]
+    rows = [_row(key) for key in keys() if key.name.partition(".")[0] == name]
     note = ["", _CONNECTOR_NOTE.strip()] if name == "base" else []
-    return "\n".join([f"## {name}", "", doc, "", *table, *note, ""])
+    return "\n".join([f"## {name}", "", doc, "", *table, *rows, *note, ""])
 
 
 def _row(key: Key) -> str:
-    cells = [f"`{key.name}`", key.type, f"`{key.default_text}`", CLASSES[key.name], key.doc]
+    cells = [f"`{key.name}`", key.type, f"`{key.default_text}`", on_resume(key.name), key.doc]
     return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "\\<") for cell in cells) + " |"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "unset"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

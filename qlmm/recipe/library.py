@@ -1,7 +1,6 @@
-"""The shipped recipes, and those of the zoo: found by name, listed by what their first lines say, copied to be changed.
+"""The shipped recipes, and those of the zoo: found by name, listed by their first lines, copied to be changed.
 
-A shipped recipe opens with a comment: one line that sums it up, then ``label: text`` lines (trains, hardware, data,
-run, override), each of which may go on over indented lines.
+A shipped recipe opens with a comment: one line that sums it up, then ``label: text``, with further lines indented.
 
 Usage: ``load_recipe(resolve("owl_lora"))``
 """
@@ -9,7 +8,8 @@ Usage: ``load_recipe(resolve("owl_lora"))``
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from qlmm.core.errors import RecipeError
@@ -44,18 +44,16 @@ Relative paths in a recipe are relative to the directory you start it from. All 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a recipe's opening comment says: its name, the summary, and the labelled lines."""
+    """A recipe's name, and the summary and labelled lines of its opening comment."""
 
     name: str
     summary: str
-    facts: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str]
 
 
 def folder() -> Path:
-    """Where the shipped recipes are: inside an installed package, or at the root of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parent / "recipes"
+    """Where the shipped recipes are."""
+    return zoo.packaged("recipes")
 
 
 def shipped() -> dict[str, Path]:
@@ -73,8 +71,6 @@ def is_recipe(target: str) -> bool:
 def resolve(recipe: str) -> Path:
     """The file that a recipe argument means: ``zoo:NAME``, a path, or the name of a shipped recipe.
 
-    A file in the way of a shipped name wins.
-
     Raises:
         RecipeError: R001 when it is none of them, with the nearest shipped name.
         UsageError: Z001 for an adapter that the zoo does not have, with the nearest.
@@ -84,13 +80,17 @@ def resolve(recipe: str) -> Path:
     path = Path(recipe)
     known = shipped()
     try:
-        if path.is_file() or recipe not in known:
-            _require_file(path, recipe, list(known))
-            return path
+        if recipe in known and not path.is_file():
+            return _short(known[recipe])
+        if path.is_dir():
+            raise RecipeError.one("R001", f"{recipe} is a folder, not a recipe file")
+        if not path.exists():
+            help = f"a recipe is a YAML file, a shipped name or zoo:NAME; {close(path.stem, known)}"
+            raise RecipeError.one("R001", f"there is no recipe `{recipe}`", help=help)
     except (OSError, ValueError):
         # A name too long for a file system, or with a NUL in it.
         raise RecipeError.one("R001", "the recipe's name is not a file name") from None
-    return _short(known[recipe])
+    return path
 
 
 def _short(path: Path) -> Path:
@@ -99,54 +99,40 @@ def _short(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def _require_file(path: Path, recipe: str, known: list[str]) -> None:
-    if path.is_dir():
-        raise RecipeError.one("R001", f"{recipe} is a folder, not a recipe file")
-    if not path.exists():
-        help = f"a recipe is a YAML file, a shipped name or zoo:NAME; {close(path.stem, known)}"
-        raise RecipeError.one("R001", f"there is no recipe `{recipe}`", help=help)
-
-
 def header(path: Path) -> Header:
-    """The opening comment of a recipe file; a file without one has an empty summary."""
-    lines = []
-    for line in path.read_text("utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").removeprefix(" "))
+    """The opening comment of a recipe file; without one the summary is empty."""
+    comment = takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+    lines = [line.removeprefix("#").removeprefix(" ") for line in comment]
     return Header(path.stem, lines[0].strip() if lines else "", _facts(lines[1:]))
 
 
 def _facts(lines: list[str]) -> dict[str, str]:
     facts: dict[str, str] = {}
-    label: str | None = None
+    label = ""
     for line in lines:
-        found = re.match(rf"({'|'.join(LABELS)}):\s+(.*)", line)
-        if found:
+        if found := re.match(rf"({'|'.join(LABELS)}):\s+(.*)", line):
             label = found[1]
             facts[label] = found[2].strip()
-        elif label is not None and line.startswith("  "):
+        elif label and line.startswith("  "):
             facts[label] += f" {line.strip()}"
         else:
-            label = None
+            label = ""
     return facts
 
 
 def readme() -> str:
     """The page recipes/README.md, its table made from the files."""
-    rows = []
+    page = _README
     for path in shipped().values():
         about = header(path)
         facts = [about.facts.get(label, "") for label in ("trains", "hardware", "data")]
         cells = [f"[`{about.name}`]({path.name})", about.summary, *facts]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return _README + "\n".join(rows) + "\n"
+        page += "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+    return page
 
 
 def copy(name: str, source: str, folder: Path) -> Path:
-    """Write a shipped recipe (or one of the zoo, or a recipe file) to ``folder/name.yaml`` as a start for one's own.
-
-    Its run directory takes the new name, so that copy and original do not meet in one directory.
+    """Write a recipe to ``folder/name.yaml`` as a start for one's own; its run directory takes the new name.
 
     Raises:
         RecipeError: R050 when the name is not one, R051 when the file exists: nothing is ever overwritten.

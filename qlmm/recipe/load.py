@@ -1,7 +1,7 @@
 """A recipe file, with overrides, as a checked ``Recipe`` that remembers where each key came from.
 
-Relative paths in a recipe (data, pictures, run directory) are relative to the current directory, as on the
-command line, not to the recipe's folder: a shipped recipe can be run from anywhere, and ``runs/`` lands where you are.
+Relative paths in a recipe are relative to the current directory, as on the command line, not to the recipe's folder:
+a shipped recipe can be run from anywhere, and ``runs/`` lands where you are.
 
 Usage: ``loaded = load_recipe("recipes/owl_lora.yaml", ["training.steps=20"]); loaded.recipe.training.steps``
 """
@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -23,10 +22,10 @@ from qlmm.core.errors import Problem, RecipeError, UsageError, Where
 from qlmm.recipe.error_messages import explain_errors, where_is
 from qlmm.recipe.overrides import OVERRIDES, apply
 from qlmm.recipe.schema import Recipe
-from qlmm.recipe.schema_keys import as_path, keys
+from qlmm.recipe.schema_keys import as_path, keys, value_at
 from qlmm.recipe.yaml_reader import Document, dump, excerpt, parse
 
-__all__ = ["MAX_BYTES", "LoadedRecipe", "as_yaml", "load_recipe", "parse_recipe"]
+__all__ = ["MAX_BYTES", "LoadedRecipe", "as_yaml", "load_recipe", "parse_recipe", "read_text"]
 
 MAX_BYTES = 256 * 1024
 LEAK_HELP = "take it out and revoke it; use the HF_TOKEN variable, `hf auth login` or the tracker's own login"
@@ -34,20 +33,12 @@ LEAK_HELP = "take it out and revoke it; use the HF_TOKEN variable, `hf auth logi
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A checked recipe, the text it was read from, and the place of every key in it.
-
-    Attributes:
-        recipe: the recipe with overrides applied and defaults filled in.
-        text: the file as it was read, without the overrides.
-        file: its name as the user gave it.
-        overrides: what the command line changed, in order.
-    """
+    """A checked recipe with overrides applied, the name of its file, and the place of every key in it."""
 
     recipe: Recipe
-    text: str
     file: str
-    overrides: tuple[str, ...] = ()
-    _document: Document = field(default_factory=lambda: Document(None), repr=False, compare=False)
+    overrides: tuple[str, ...]
+    _document: Document = field(repr=False, compare=False)
 
     def where(self, key: str) -> Where:
         """Where the value of a dotted key stands; for one that was not given, where its section does."""
@@ -61,17 +52,13 @@ class LoadedRecipe:
         where = place.key or place.value
         return "override" if where.file == OVERRIDES else f"{where.file}:{where.line}"
 
-    def _with_places(self, error: UsageError) -> UsageError:
-        """The error, each of its problems at the key that it is about unless it has a place already."""
-        return error.with_problems([self._placed(problem) for problem in error.problems])
-
     @contextmanager
     def placing(self) -> Iterator[None]:
         """Let a refusal inside the block point at the recipe's line whose key it is about."""
         try:
             yield
         except UsageError as error:
-            raise self._with_places(error) from error
+            raise error.with_problems([self._placed(problem) for problem in error.problems]) from error
 
     def _placed(self, problem: Problem) -> Problem:
         opening = re.match(r"[a-z]+(\.\w+)+", problem.key or "")
@@ -80,11 +67,6 @@ class LoadedRecipe:
             return problem
         return replace(problem, where=self.where(opening[0]))
 
-    @property
-    def resolved(self) -> str:
-        """The recipe as YAML with every key written out: what the run really does."""
-        return as_yaml(self.recipe)
-
 
 def as_yaml(recipe: Recipe) -> str:
     """Every key of a recipe as YAML; reading it again gives the same recipe."""
@@ -92,52 +74,46 @@ def as_yaml(recipe: Recipe) -> str:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read and check a recipe file.
-
-    Args:
-        path: the file; ``qlmm.recipe.library.resolve`` turns the name of a shipped recipe into one.
-        overrides: ``section.key=value`` each, later ones winning.
+    """Read and check a recipe file, with overrides ``section.key=value``, the last one winning.
 
     Raises:
         RecipeError: with every problem of the file and of the overrides, each with its place.
     """
-    return parse_recipe(_read(Path(path)), str(path), overrides)
+    return parse_recipe(read_text(Path(path)), str(path), overrides)
 
 
 def parse_recipe(text: str, file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Check a recipe's text; ``file`` is its name in messages.
-
-    Raises:
-        RecipeError: with every problem of the text and of the overrides, each with its place.
-    """
-    # Keys come first and alone: the messages of other problems quote lines.
-    _refuse([*_leaks(text, file), *_leaks_in_overrides(overrides)])
+    """Check a recipe's text as ``load_recipe`` checks a file; ``file`` is its name in messages."""
+    # Access keys come first and alone: the messages of other problems quote lines.
+    leaks = list(_leaks(text, file))
+    leaks += [leak for number, override in enumerate(overrides, 1) for leak in _leaks(override, OVERRIDES, number)]
+    if leaks:
+        raise RecipeError(leaks)
     document = parse(text, file)
     apply(document, overrides)
-    _refuse(list(_leaks_in_values(document, (), document.data)))
+    if leaks := list(_leaks_in_values(document)):
+        raise RecipeError(leaks)
     recipe, problems = _check(document)
     problems = sorted([*document.problems, *problems], key=_reading_order)
     if recipe is None or problems:
         raise RecipeError(problems)
-    return LoadedRecipe(recipe, text, file, tuple(overrides), document)
+    return LoadedRecipe(recipe, file, tuple(overrides), document)
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a recipe file; R001 when it cannot be read, R002 when it is too large or not UTF-8."""
     try:
         if path.exists() and not path.is_file():
             raise RecipeError.one("R001", f"{path} is not a file")
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or "not a file name"
         help = "`qlmm recipe list` shows the shipped ones"
         raise RecipeError.one("R001", f"cannot read {path}: {why}", help=help) from None
     if len(raw) > MAX_BYTES:
         raise RecipeError.one("R002", f"{path} is larger than {MAX_BYTES // 1024} KB, which no recipe is")
-    return _decode(raw, str(path))
-
-
-def _decode(raw: bytes, file: str) -> str:
+    file = str(path)
     if raw.startswith(b"\xef\xbb\xbf"):
         help = "save the file as UTF-8 without BOM"
         raise RecipeError.one("R002", "the file starts with a byte order mark", where=Where(file, 1, 1), help=help)
@@ -165,43 +141,26 @@ def _check(document: Document) -> tuple[Recipe | None, list[Problem]]:
         return None, explain_errors(error, document)
 
 
-def _refuse(problems: list[Problem]) -> None:
-    if problems:
-        raise RecipeError(problems)
-
-
-def _leaks(text: str, file: str) -> Iterator[Problem]:
+def _leaks(text: str, file: str, line: int | None = None) -> Iterator[Problem]:
+    """Access keys in a text, which is one ``line`` of the command line or the whole file."""
     for secret in secrets.find(text):
-        where = replace(excerpt(text, file, secret.start), excerpt=None)
-        yield _leak(secret, where)
+        where = excerpt(text, file, secret.start)
+        yield _leak(secret, replace(where, line=line or where.line))
 
 
-def _leaks_in_overrides(overrides: Sequence[str]) -> Iterator[Problem]:
-    for number, override in enumerate(overrides, start=1):
-        for secret in secrets.find(override):
-            yield _leak(secret, Where(OVERRIDES, number, secret.start + 1))
-
-
-def _leaks_in_values(document: Document, path: tuple[str | int, ...], value: Any) -> Iterator[Problem]:
-    """Keys that were hidden from the first look by escapes or folded lines."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaks_in_values(document, (*path, key), inner)
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _leaks_in_values(document, (*path, index), inner)
-    elif isinstance(value, str):
-        for secret in secrets.find(value):
-            yield _leak(secret, replace(where_is(document, path), excerpt=None))
+def _leaks_in_values(document: Document) -> Iterator[Problem]:
+    """Access keys that escapes or folded lines hid from the first look."""
+    for path in document.places:
+        value = value_at(document.data, path)
+        if isinstance(value, str):
+            yield from (_leak(secret, where_is(document, path)) for secret in secrets.find(value))
 
 
 def _leak(secret: secrets.Secret, where: Where) -> Problem:
-    return Problem("R020", f"this looks like a {secret.kind}", where, LEAK_HELP)
+    return Problem("R020", f"this looks like a {secret.kind}", replace(where, excerpt=None), LEAK_HELP)
 
 
 def _reading_order(problem: Problem) -> tuple[bool, int, int]:
     """File first, then command line; within each from top to bottom."""
-    where = problem.where
-    if where is None:
-        return (False, 0, 0)
+    where = problem.where or Where("")
     return (where.file == OVERRIDES, where.line or 0, where.column or 0)

@@ -1,10 +1,9 @@
 """What a recipe may say: seven sections of documented, typed keys.
 
 The descriptions below are the documentation: ``qlmm recipe explain`` and the reference page are made from them.
-Only names and shapes are checked here, so that reading a recipe needs no torch;
-whether a connector, a format or a model exists is checked when the run is planned.
+Whether a connector, a format or a model exists is checked when the run is planned; reading a recipe needs no torch.
 
-Usage: ``Recipe.model_validate_json(text)``; ``qlmm.recipe.load`` reads YAML and says where what is wrong
+Usage: ``Recipe.model_validate_json(text)``; ``qlmm.recipe.load`` reads YAML and names the place of what is wrong
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic_core import PydanticKnownError
 
-from qlmm.core.naming import names
+from qlmm.core.naming import NAME_RULE, names
 
 __all__ = [
     "OBJECTIVES",
@@ -30,7 +29,8 @@ __all__ = [
 ]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+FromZero = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=NAME_RULE)]
 # The folder whose files are the objectives; their names are listed without importing any.
 OBJECTIVES = "qlmm.training.objectives"
 
@@ -52,11 +52,7 @@ class Section(BaseModel):
 
 
 class ConnectorSection(BaseModel):
-    """What stands between vision tower and language model.
-
-    Further keys are the connector's own settings, and ``weights``, which all connectors have: the published checkpoint
-    that this one starts from.
-    """
+    """What stands between vision tower and language model; further keys are its own settings, and ``weights``."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, hide_input_in_errors=True)
 
@@ -82,9 +78,7 @@ class ConnectorSection(BaseModel):
 class BaseSection(Section):
     """The model to start from: a native vision-language model, or vision + connector + language."""
 
-    model: str | None = Field(
-        None, description="Native base: Hub id (id@commit pins it) or folder of a vision-language model."
-    )
+    model: str | None = Field(None, description="Native base: Hub id (id@commit pins it) or folder of its model.")
     vision: str | None = Field(
         None,
         description="Assembled base: Hub id, folder or builtin:<name> of a vision encoder (CLIP, SigLIP, DINOv2, ViT), "
@@ -104,8 +98,7 @@ class BaseSection(Section):
     chat_template: str | None = Field(
         None,
         description="Name of a template in qlmm/model/templates (owl, vicuna, chatml, plain; blip2, paligemma for "
-        "those bases) or a .jinja file; "
-        "unset: the tokenizer's own.",
+        "those bases) or a .jinja file; unset: the tokenizer's own.",
     )
     quantize: Literal["none", "int8", "nf4", "fp4"] = Field(
         "nf4",
@@ -133,9 +126,7 @@ class AdapterSection(Section):
         description="LoRA's scaling or initialisation; pissa, olora and loftq need `base.quantize: none` "
         "where PEFT cannot do them on quantised layers.",
     )
-    language: Literal["lora", "frozen"] = Field(
-        "lora", description="Train LoRA in the language model, or leave it as it is."
-    )
+    language: Literal["lora", "frozen"] = Field("lora", description="Train LoRA in the language model, or leave it.")
     connector: Literal["full", "lora", "frozen"] = Field(
         "full",
         description="Train all of the connector in full precision, or LoRA in its linear layers (for servers such as "
@@ -154,9 +145,7 @@ class AdapterSection(Section):
         description="Name endings of the language model's linear layers, or all-linear; the word experts adds LoRA on "
         "the experts of a mixture-of-experts model. The output head is never a target.",
     )
-    start_from: str | None = Field(
-        None, description="Adapter folder whose trained parts this run starts with (stage 2 after stage 1)."
-    )
+    start_from: str | None = Field(None, description="Adapter folder whose parts this run starts with (stage 2).")
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> AdapterSection:
@@ -171,16 +160,12 @@ class Source(Section):
     path: str = Field(
         description="File (json, jsonl, csv, parquet), folder with metadata, saved or Hub data set, or builtin:<name>."
     )
-    format: Name | None = Field(
-        None, description="Name of a file in qlmm/data/formats; unset: detected from the first rows."
-    )
+    format: Name | None = Field(None, description="Name of a file in qlmm/data/formats; unset: detected from rows.")
     split: str | None = Field(None, description="Split of a Hub or saved data set (default train).")
     image_root: str | None = Field(
         None, description="Folder that picture paths are relative to and may not leave; unset: the file's own folder."
     )
-    weight: PositiveFloat = Field(
-        1.0, description="How often each row is seen per epoch: 2 is twice, 0.5 is every other row."
-    )
+    weight: PositiveFloat = Field(1.0, description="How often each row is seen per epoch; 0.5: every other row.")
     limit: PositiveInt | None = Field(None, description="Take only the first so many rows.")
 
 
@@ -249,17 +234,15 @@ class TrainingSection(Section):
         description="What is computed once instead of several times: the prompt of a pair, the reference's "
         "log-probabilities of a row, a frozen tower's features of a picture. Losses are the same without.",
     )
-    gradient_checkpointing: bool = Field(
-        True, description="Trade a third more compute for most of the activations' memory."
-    )
+    gradient_checkpointing: bool = Field(True, description="Trade a third more compute for less activation memory.")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="cuda: refuse to start without a GPU.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto",
         description="Compute precision; auto: bf16 where the GPU has it, else fp16, and fp32 on CPU. "
         "Trained weights are always fp32.",
     )
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="Processes that decode pictures.")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of everything random.")
+    workers: FromZero = Field(0, description="Processes that decode pictures.")
+    seed: FromZero = Field(0, description="Seed of everything random.")
     log_every: PositiveInt = Field(10, description="Steps between log lines.")
     save_every: PositiveInt = Field(200, description="Steps between sealed checkpoints.")
     keep: PositiveInt = Field(2, description="Sealed checkpoints kept.")
@@ -273,7 +256,7 @@ class TrainingSection(Section):
 class OutputSection(Section):
     """Where things go."""
 
-    dir: str = Field(description="Run directory; created, or continued when it holds this recipe's unfinished run.")
+    dir: str = Field(description="Run directory; created, or continued when it is this recipe's unfinished run.")
     trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
         (), description="Trackers besides metrics.jsonl, which is always written."
     )
@@ -282,14 +265,10 @@ class OutputSection(Section):
 class EvaluationSection(Section):
     """Held-out rows, for the curve, the proof and the report."""
 
-    sources: tuple[Source, ...] = Field(
-        (), description="Held-out rows; unset: `rows` rows are set aside from data.sources."
-    )
+    sources: tuple[Source, ...] = Field((), description="Held-out rows; unset: `rows` of data.sources are set aside.")
     every: PositiveInt = Field(100, description="Steps between evaluations.")
     rows: PositiveInt = Field(64, description="Most held-out rows that are measured.")
-    answers: Annotated[int, Field(ge=0)] = Field(
-        8, description="Held-out pictures answered before and after training, for the report."
-    )
+    answers: FromZero = Field(8, description="Held-out pictures answered before and after training.")
     max_new_tokens: PositiveInt = Field(48, description="Longest answer in the report.")
 
 

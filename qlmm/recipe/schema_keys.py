@@ -20,7 +20,7 @@ from qlmm.recipe.yaml_reader import KeyPath
 if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
 
-__all__ = ["Key", "as_path", "as_text", "keys", "section_at"]
+__all__ = ["Key", "as_path", "as_text", "keys", "section_at", "value_at"]
 
 _WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "object": "keys"}
 _LIMITS = (("exclusiveMinimum", ">"), ("minimum", ">="), ("exclusiveMaximum", "<"), ("maximum", "<="))
@@ -35,11 +35,6 @@ class Key:
     type: str
     required: bool
     default: Any = None
-
-    @property
-    def section(self) -> str:
-        """The top-level section it belongs to; its own name for ``version``."""
-        return self.name.partition(".")[0]
 
     @property
     def default_text(self) -> str:
@@ -57,6 +52,13 @@ def as_path(key: str) -> KeyPath:
 def as_text(path: KeyPath) -> str:
     """``("data", "sources", 0, "path")`` -> ``data.sources.0.path``."""
     return ".".join(str(part) for part in path)
+
+
+def value_at(data: Any, path: KeyPath) -> Any:
+    """What stands at a path in plain data; None below an empty section."""
+    for part in path:
+        data = data[part] if data is not None else None
+    return data
 
 
 def section_at(path: KeyPath) -> type[BaseModel] | None:
@@ -90,7 +92,8 @@ def _leaves(schema: JsonSchemaValue, models: JsonSchemaValue, prefix: str, seen:
         full = prefix + name
         model, is_list = _model_name(field)
         if model is None or model in seen:
-            kind = f"list of entries as in {_first_list(model)}" if model is not None else _type(field)
+            # Only sources are listed twice.
+            kind = "list of entries as in data.sources" if model is not None else _type(field)
             yield Key(full, field.get("description", ""), kind, name in required, field.get("default"))
             continue
         seen.add(model)
@@ -99,13 +102,8 @@ def _leaves(schema: JsonSchemaValue, models: JsonSchemaValue, prefix: str, seen:
             yield replace(key, required=key.required and "anyOf" not in field)
 
 
-def _first_list(model: str) -> str:
-    """Where the entries of a kind are described: only sources are shared between sections."""
-    return {"Source": "data.sources"}[model]
-
-
 def _model_name(field: JsonSchemaValue) -> tuple[str | None, bool]:
-    """Name of the model a field holds, if any, and whether it holds a list of them."""
+    """Name of the model that a field is, if any, and whether it is a list of them."""
     if "$ref" in field:
         return field["$ref"].rpartition("/")[2], False
     if "items" in field:

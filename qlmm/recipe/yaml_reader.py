@@ -1,8 +1,8 @@
 """YAML reduced to data, with the place of every key and value, and no surprises.
 
 Scalars follow the YAML 1.2 core schema: ``1e-4`` is a number, ``no`` and ``12:30`` are text, ``0123`` is 123.
-Aliases, anchors, tags, duplicate keys, several documents and outsized documents are problems. PyYAML scans
-and parses; its own scalar rules are those of YAML 1.1, which turn ``1e-4`` into text and ``no`` into false.
+PyYAML scans and parses; its scalar rules are those of YAML 1.1, which turn ``1e-4`` into text and ``no`` into false.
+Aliases, anchors, tags, duplicate keys, several documents and outsized documents are problems.
 
 Usage: ``document = parse(text, "recipes/owl_lora.yaml"); document.data["base"]``
 """
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -62,10 +61,7 @@ class Place:
 
 @dataclass(slots=True)
 class Document:
-    """Plain data, the place of every node in it, and what is wrong with its YAML.
-
-    ``broken`` holds the paths of values that had to be guessed (aliases, tags): their types say nothing.
-    """
+    """Plain data, the place of every node, what is wrong with the YAML, and the paths whose values are a guess."""
 
     data: Any
     places: dict[KeyPath, Place] = field(default_factory=dict)
@@ -73,25 +69,14 @@ class Document:
     broken: set[KeyPath] = field(default_factory=set)
 
 
-class _Fatal(Exception):
-    """Reading cannot go on: the document is too deep or too large."""
-
-    def __init__(self, message: str, mark: yaml.Mark) -> None:
-        super().__init__(message)
-        self.message, self.mark = message, mark
-
-
-Report = Callable[[str, str, yaml.Mark, yaml.Mark, str], None]
-
-
-class _Loader(yaml.SafeLoader):
+class _Reader(yaml.SafeLoader):
     """PyYAML's composer with YAML 1.2 scalars, which counts nodes and reports what recipes may not use."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012  PyYAML's own class attribute
 
-    def __init__(self, text: str, report: Report) -> None:
+    def __init__(self, text: str, file: str, code: str, document: Document) -> None:
         super().__init__(text)
-        self.report = report
+        self.text, self.file, self.code, self.document = text, file, code, document
         self.depth = self.nodes = 0
         self.guessed: set[int] = set()
 
@@ -100,9 +85,9 @@ class _Loader(yaml.SafeLoader):
         start, end = event.start_mark, event.end_mark
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            raise _Fatal(f"more than {MAX_NODES} keys and values", start)
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES} keys and values", problem_mark=start)
         if self.depth >= MAX_DEPTH:
-            raise _Fatal(f"nested deeper than {MAX_DEPTH} levels", start)
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=start)
         guessed = self._refuse_sharing(event)
         if isinstance(event, yaml.AliasEvent):
             self.get_event()  # type: ignore[no-untyped-call]  # PyYAML has no types here
@@ -117,18 +102,59 @@ class _Loader(yaml.SafeLoader):
 
     def _refuse_sharing(self, event: Any) -> bool:
         """Report an alias, anchor or tag and take it off the event; whether the node's type is now a guess."""
-        start, end, name = event.start_mark, event.end_mark, event.anchor
         if isinstance(event, yaml.AliasEvent):
-            self.report("R004", f"alias `*{quoted(name)}`", start, end, "write the value out again")
+            self._refuse("R004", f"alias `*{quoted(str(event.anchor))}`", event, "write the value out again")
             return True
-        if name is not None:
-            self.report("R004", f"anchor `&{quoted(name)}`", start, end, "take it out; values are written out in full")
+        if event.anchor is not None:
+            help = "take it out; values are written out in full"
+            self._refuse("R004", f"anchor `&{quoted(event.anchor)}`", event, help)
             event.anchor = None
         if event.tag is None:
             return False
-        self.report("R005", "a tag", start, end, "take the `!…` out: types follow from the key")
+        self._refuse("R005", "a tag", event, "take the `!…` out: types follow from the key")
         event.tag = None
         return True
+
+    def _refuse(self, code: str, what: str, event: Any, help: str) -> None:
+        where = replace(self._where(event.start_mark, event.end_mark), label="not allowed in a recipe")
+        self.document.problems.append(Problem(code, f"{what} is not allowed here", where, help))
+
+    def _where(self, start: yaml.Mark, end: yaml.Mark) -> Where:
+        return excerpt(self.text, self.file, start.index, end=end.index)
+
+    def value(self, node: yaml.Node, path: KeyPath, key: Where | None) -> Any:
+        """A node as plain data; its place goes into the document."""
+        where = self._where(node.start_mark, node.end_mark if isinstance(node, yaml.ScalarNode) else node.start_mark)
+        self.document.places[path] = Place(key, where)
+        if id(node) in self.guessed:
+            self.document.broken.add(path)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, index), None) for index, item in enumerate(node.value)]
+        return self._scalar(node.tag.removeprefix(_PREFIX), node.value, path, where)
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, object]:
+        data: dict[str, object] = {}
+        for key, value in node.value:
+            where = self._where(key.start_mark, key.end_mark)
+            if not isinstance(key, yaml.ScalarNode):
+                self.document.problems.append(Problem(self.code, "a key must be a plain word", where))
+            elif key.value in data:
+                first = self.document.places[path + (key.value,)].key  # noqa: RUF005  mypy takes (*a, b) here for a slice
+                help = f"first given in line {first.line}" if first is not None else None
+                self.document.problems.append(Problem("R003", f"key `{quoted(key.value)}` is given twice", where, help))
+            else:
+                data[key.value] = self.value(value, (*path, key.value), where)
+        return data
+
+    def _scalar(self, kind: str, text: str, path: KeyPath, where: Where) -> Scalar:
+        value = _resolve(kind, text)
+        if (reason := _unusable(value)) is None:
+            return value
+        self.document.problems.append(Problem("R013", f"{reason} is not allowed", where))
+        self.document.broken.add(path)
+        return None
 
 
 class _Dumper(yaml.SafeDumper):
@@ -141,7 +167,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _name, _pattern, _first in _CORE:
-    for _class in (_Loader, _Dumper):
+    for _class in (_Reader, _Dumper):
         # An empty plain scalar has no first character; PyYAML looks it up as "".
         _starts = [*_first, ""] if _name == "null" else list(_first)
         _class.add_implicit_resolver(f"{_PREFIX}{_name}", re.compile(_pattern), _starts)
@@ -153,27 +179,41 @@ def dump(data: Any) -> str:
 
 
 def parse(text: str, file: str, *, code: str = "R002") -> Document:
-    """Read one YAML document; problems that leave the rest readable are in the result, one each.
-
-    Args:
-        text: the document; line ends may be of any kind.
-        file: its name in messages.
-        code: code of the error when the text is not YAML at all.
+    """Read one YAML document, whose name in messages is ``file``; problems that leave the rest readable are in it.
 
     Raises:
-        RecipeError: when the text cannot be read to its end.
+        RecipeError: with ``code``, when the text cannot be read to its end.
     """
-    return _Reader(text.replace("\r\n", "\n").replace("\r", "\n"), file, code).read()
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    document = Document(None)
+    try:
+        reader = _Reader(text, file, code, document)
+        node = reader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        message, index = ", ".join(filter(None, (error.problem, error.context))), mark.index if mark is not None else 0
+    except yaml.reader.ReaderError as error:
+        message, index = f"character U+{int(error.character):04X} is not allowed", int(error.position)
+    except (ValueError, OverflowError):
+        # chr() of an escape such as \UFFFFFFFF, which PyYAML does not guard.
+        message, index = "an escape in quotes names no character", 0
+    else:
+        document.places[()] = Place(None, Where(file))
+        document.data = reader.value(node, (), None) if node is not None else None
+        return document
+    help = next((way_out for sign, way_out in _SYNTAX_HELP.items() if sign in message), None)
+    where = excerpt(text, file, min(index, len(text)))
+    raise RecipeError([*document.problems, Problem(code, message, where, help)])
 
 
-def excerpt(text: str, file: str, start: int, *, end: int = 0, label: str = "") -> Where:
+def excerpt(text: str, file: str, start: int, *, end: int = 0) -> Where:
     """The place of ``text[start:end]`` with its line; lines end at line feeds, as editors count them."""
     first = text.rfind("\n", 0, start) + 1
     last = text.find("\n", first)
     line = text[first : last if last >= 0 else len(text)]
     width = max(1, min(end, first + len(line)) - start)
     shown = _printable(line) if len(line) <= LONGEST_EXCERPT else None
-    return Where(file, text.count("\n", 0, start) + 1, start - first + 1, shown, width, label)
+    return Where(file, text.count("\n", 0, start) + 1, start - first + 1, shown, width)
 
 
 def quoted(key: str) -> str:
@@ -186,86 +226,6 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-class _Reader:
-    """One pass over one document."""
-
-    def __init__(self, text: str, file: str, code: str) -> None:
-        self.text, self.file, self.code = text, file, code
-        self.document = Document(None)
-        self.guessed: set[int] = set()
-
-    def read(self) -> Document:
-        """Compose the nodes, then turn them into data."""
-        try:
-            loader = _Loader(self.text, self._report)
-            node = loader.get_single_node()
-        except _Fatal as error:
-            raise self._fatal(error.message, error.mark.index) from None
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            message = ", ".join(part for part in (error.problem, error.context) if part)
-            raise self._fatal(message, mark.index if mark is not None else 0) from None
-        except yaml.reader.ReaderError as error:
-            raise self._fatal(f"character U+{int(error.character):04X} is not allowed", int(error.position)) from None
-        except (ValueError, OverflowError):
-            # chr() of an escape such as \UFFFFFFFF, which PyYAML does not guard.
-            raise self._fatal("an escape in quotes names no character", 0) from None
-        if node is not None:
-            self.guessed = loader.guessed
-            self.document.data = self._value(node, (), None)
-        else:
-            self.document.places[()] = Place(None, Where(self.file))
-        return self.document
-
-    def _where(self, start: yaml.Mark, end: yaml.Mark, label: str = "") -> Where:
-        return excerpt(self.text, self.file, start.index, end=end.index, label=label)
-
-    def _report(self, code: str, message: str, start: yaml.Mark, end: yaml.Mark, help: str) -> None:
-        where = self._where(start, end, "not allowed in a recipe")
-        self.document.problems.append(Problem(code, f"{message} is not allowed here", where, help))
-
-    def _fatal(self, message: str, index: int) -> RecipeError:
-        help = next((text for sign, text in _SYNTAX_HELP.items() if sign in message), None)
-        where = excerpt(self.text, self.file, min(index, len(self.text)))
-        return RecipeError([*self.document.problems, Problem(self.code, message, where, help)])
-
-    def _value(self, node: yaml.Node, path: KeyPath, key: Where | None) -> Any:
-        where = self._where(node.start_mark, node.end_mark if isinstance(node, yaml.ScalarNode) else node.start_mark)
-        self.document.places[path] = Place(key, where)
-        if id(node) in self.guessed:
-            self.document.broken.add(path)
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, path)
-        if isinstance(node, yaml.SequenceNode):
-            return [self._value(item, (*path, index), None) for index, item in enumerate(node.value)]
-        return self._scalar(node.tag.removeprefix(_PREFIX), node.value, path, where)
-
-    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, object]:
-        data: dict[str, object] = {}
-        for key, value in node.value:
-            where = self._where(key.start_mark, key.end_mark)
-            if not isinstance(key, yaml.ScalarNode):
-                self.document.problems.append(Problem(self.code, "a key must be a plain word", where))
-            elif key.value in data:
-                first = self.document.places[path + (key.value,)].key  # noqa: RUF005  mypy takes (*a, b) here for a slice
-                twice = f"first given in line {first.line}" if first is not None else None
-                self.document.problems.append(
-                    Problem("R003", f"key `{quoted(key.value)}` is given twice", where, twice)
-                )
-            else:
-                data[key.value] = self._value(value, (*path, key.value), where)
-        return data
-
-    def _scalar(self, kind: str, text: str, path: KeyPath, where: Where) -> Scalar:
-        value = _resolve(kind, text)
-        reason = _unusable(value)
-        if reason is not None:
-            self.document.problems.append(Problem("R013", f"{reason} is not allowed", where))
-            self.document.broken.add(path)
-            return None
-        return value
-
-
 def _resolve(kind: str, text: str) -> Scalar:
     """A scalar of the core schema as Python data."""
     if kind == "null":
@@ -273,20 +233,15 @@ def _resolve(kind: str, text: str) -> Scalar:
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
-        return _integer(text)
+        # Python refuses to convert thousands of digits; such a number is reported as too large all the same.
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)) if len(text) <= 100 else math.inf
     if kind == "float":
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     return text
 
 
-def _integer(text: str) -> int | float:
-    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-    # Python refuses to convert thousands of digits; such a number is reported as too large all the same.
-    return int(text, base) if len(text) <= 100 else math.inf
-
-
 def _unusable(value: Scalar) -> str | None:
-    """Why a scalar can be the value of no key; None for one that can be used."""
+    """Why no key can have this value; None for one that can be used."""
     if isinstance(value, float) and not math.isfinite(value):
         return "a number that is not finite"
     if isinstance(value, int) and abs(value) >= MAX_INT:

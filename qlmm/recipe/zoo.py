@@ -1,6 +1,4 @@
-"""Where the adapters of the zoo lie, by name: ``zoo:owl_kinds`` in a recipe or on a command line is one of them.
-
-Only names and folders are known here, so that a recipe can start from an entry.
+"""Where the adapters of the zoo are, by name: ``zoo:owl_kinds`` in a recipe or on a command line is one of them.
 
 Usage: ``folder = entry_folder("owl_kinds")``
 """
@@ -13,17 +11,21 @@ from pathlib import Path
 from qlmm.core.errors import UsageError
 from qlmm.core.naming import NAME_RULE, close
 
-__all__ = ["ENTRY", "PREFIX", "entry_folder", "folder", "shipped", "start_folder"]
+__all__ = ["ENTRY", "PREFIX", "entry_folder", "folder", "packaged", "shipped", "start_folder"]
 
 PREFIX = "zoo:"
 ENTRY = "entry.json"
 
 
-def folder() -> Path:
-    """Where the entries are: inside an installed package, or at the root of a checkout."""
+def packaged(name: str) -> Path:
+    """A folder of data that ships with qlmm: inside an installed package, or at the root of a checkout."""
     package = Path(__file__).resolve().parents[1]
-    installed = package / "adapters_zoo"
-    return installed if installed.is_dir() else package.parent / "adapters_zoo"
+    return package / name if (package / name).is_dir() else package.parent / name
+
+
+def folder() -> Path:
+    """Where the entries are."""
+    return packaged("adapters_zoo")
 
 
 def shipped() -> dict[str, Path]:
@@ -33,11 +35,7 @@ def shipped() -> dict[str, Path]:
 
 
 def entry_folder(name: str) -> Path:
-    """The folder of an entry, with or without ``zoo:`` before its name.
-
-    Raises:
-        UsageError: Z001 when there is none of that name, with the nearest.
-    """
+    """The folder of an entry, with or without ``zoo:`` before its name; Z001, with the nearest, when there is none."""
     known = shipped()
     bare = name.removeprefix(PREFIX)
     if bare not in known:
@@ -46,9 +44,5 @@ def entry_folder(name: str) -> Path:
 
 
 def start_folder(named: Path) -> Path:
-    """The folder that ``adapter.start_from`` means: that of an entry, or the one it names.
-
-    Raises:
-        UsageError: Z001 for an entry that does not exist.
-    """
+    """The folder that ``adapter.start_from`` means: that of an entry, or the one it names."""
     return entry_folder(str(named)) if str(named).startswith(PREFIX) else named

@@ -1,7 +1,6 @@
 """The curves of a run: training thin and smoothed, held-out rows by the picture that was shown.
 
-The distance between the right and a shuffled picture is what the model takes from the picture; the figures show it.
-A run on preferences has a figure of its own, since the loss says little there.
+A run on preferences has a figure of its own, since the loss shows little there.
 
 Usage: ``files.atomic_write(folder / "loss.png", loss_png(read_metrics(folder / "metrics.jsonl")))``
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,7 +26,7 @@ SIZE_INCHES = (8.4, 4.2)
 PANELS_INCHES = (10.5, 3.1)  # of one row of two
 DOTS_PER_INCH = 160
 SMOOTHING_SHARE = 0.04  # of the steps; wide enough to calm a batch of one, narrow enough to keep a bump
-TRAINING, RIGHT, SHUFFLED = "training", "right picture", "shuffled pictures"
+TRAINING, RIGHT, SHUFFLED, NONE = "training", "right picture", "shuffled pictures", "no picture"
 LABEL_GAP_INCHES = 0.22  # the least distance between two labels
 
 
@@ -58,33 +57,40 @@ class Curve:
     values: tuple[float, ...]
 
 
-def loss_png(metrics: Sequence[Event], *, dark: bool = False) -> bytes:
-    """The figure as a PNG of 1,344 x 672 pixels; a run without any step gives empty axes that say so.
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One of several pictures in a figure: curves of training steps, which are smoothed, and of held-out rows."""
 
-    Args:
-        metrics: a run's events, as :func:`qlmm.training.logbook.read_metrics` gives them.
-        dark: draw for a dark page.
-    """
+    title: str
+    unit: str
+    steps: tuple[Curve, ...]
+    held_out: tuple[Curve, ...]
+
+
+def loss_png(metrics: Sequence[Event], *, dark: bool = False) -> bytes:
+    """The loss of a run's events as a PNG of 1,344 x 672 pixels; without any step the axes say that there is none."""
     colours = DARK if dark else LIGHT
     figure = _figure(SIZE_INCHES, colours)
     axes = figure.add_subplot()
-    _dress(axes, colours, "loss, nats per token")
-    _draw(axes, colours, metrics)
+    steps = [event for event in metrics if isinstance(event, StepDone)]
+    held_out = _held_out(metrics, colours)
+    # A loss over pairs is of another kind than that of held-out answers, and is drawn with the preferences.
+    apart = held_out and any(_on_pairs(event) for event in steps)
+    panel = Panel("", "loss, nats per token", () if apart else _drawn([_loss(steps, colours)]), held_out)
+    _fill(axes, colours, panel)
+    if panel.steps or panel.held_out:
+        _mark_lost(axes, colours, [event.step for event in steps if not math.isfinite(event.loss)])
+    else:
+        axes.text(0.5, 0.5, "no step was taken", transform=axes.transAxes, ha="center", color=colours.text)
     return _png(figure)
 
 
 def preferences_png(metrics: Sequence[Event], *, dark: bool = False) -> bytes | None:
-    """The course of the preferences, as a PNG of 1,680 pixels' width: a panel for each thing that was measured.
+    """The course of the preferences, as a PNG of 1,680 pixels' width, or None for a run that measured none.
 
-    These are the loss, held-out pairs won with right and with shuffled pictures, rewards of the training rows,
-    log-probabilities of their answers (the chosen one's may well fall), and the distance from the reference.
-
-    Args:
-        metrics: a run's events.
-        dark: draw for a dark page.
-
-    Returns:
-        The figure, or None for a run that measured no preference.
+    There is a panel for each thing that was measured: the loss, held-out pairs won with right and with shuffled
+    pictures, rewards of the training rows, log-probabilities of their answers (the chosen one's may well fall), and the
+    distance from the reference.
     """
     colours = DARK if dark else LIGHT
     panels = [panel for panel in _panels(metrics, colours) if panel.steps or panel.held_out]
@@ -97,16 +103,6 @@ def preferences_png(metrics: Sequence[Event], *, dark: bool = False) -> bytes | 
         alone = number % 2 == 0 and number == len(panels) - 1
         _fill(figure.add_subplot(grid[number // 2, slice(0, 2) if alone else number % 2]), colours, panel)
     return _png(figure)
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One of several pictures in a figure: curves of training steps, which are smoothed, and of held-out rows."""
-
-    title: str
-    unit: str
-    steps: tuple[Curve, ...]
-    held_out: tuple[Curve, ...]
 
 
 def _panels(metrics: Sequence[Event], colours: Colours) -> list[Panel]:
@@ -149,17 +145,24 @@ def _loss(steps: Sequence[StepDone], colours: Colours) -> Curve:
     return _finite(TRAINING, colours.train, [(event.step, event.loss) for event in steps])
 
 
+def _held_out(metrics: Sequence[Event], colours: Colours) -> tuple[Curve, ...]:
+    found = [event for event in metrics if isinstance(event, Evaluated)]
+    kinds = {"right": (RIGHT, colours.right), "shuffled": (SHUFFLED, colours.shuffled), "none": (NONE, colours.none)}
+    return _drawn(
+        [
+            _finite(name, colour, [(event.step, event.losses[key]) for event in found if key in event.losses])
+            for key, (name, colour) in kinds.items()
+        ]
+    )
+
+
+def _finite(name: str, colour: str, points: Sequence[tuple[int, float]]) -> Curve:
+    kept = [point for point in points if math.isfinite(point[1])]
+    return Curve(name, colour, tuple(step for step, _ in kept), tuple(value for _, value in kept))
+
+
 def _drawn(curves: Sequence[Curve]) -> tuple[Curve, ...]:
     return tuple(curve for curve in curves if curve.steps)
-
-
-def _fill(axes: Axes, colours: Colours, panel: Panel) -> None:
-    _dress(axes, colours, panel.unit)
-    axes.set_title(panel.title, color=colours.text, fontsize=10.5, loc="left")
-    smooth = [_plot_steps(axes, curve) for curve in panel.steps]
-    _plot_held_out(axes, panel.held_out)
-    _shade(axes, panel.held_out)
-    _name_curves(axes, colours, (*smooth, *panel.held_out))
 
 
 def _figure(inches: tuple[float, float], colours: Colours) -> Figure:
@@ -175,64 +178,28 @@ def _png(figure: Figure) -> bytes:
     return target.getvalue()
 
 
-def _draw(axes: Axes, colours: Colours, metrics: Sequence[Event]) -> None:
-    steps = [event for event in metrics if isinstance(event, StepDone)]
-    held_out = _held_out(metrics, colours)
-    # A loss over pairs is of another kind than that of held-out answers, and is drawn with the preferences.
-    train = (
-        Curve(TRAINING, colours.train, (), ())
-        if held_out and any(_on_pairs(e) for e in steps)
-        else _loss(steps, colours)
-    )
-    if not train.steps and not held_out:
-        axes.text(0.5, 0.5, "no step was taken", transform=axes.transAxes, ha="center", color=colours.text)
-        return
-    smooth = _plot_steps(axes, train)
-    _plot_held_out(axes, held_out)
-    _shade(axes, held_out)
-    _mark_lost(axes, colours, [event.step for event in steps if not math.isfinite(event.loss)])
-    _name_curves(axes, colours, [curve for curve in (smooth, *held_out) if curve.steps])
-
-
-def _plot_steps(axes: Axes, curve: Curve) -> Curve:
-    """Draw every step thin and the smoothed curve thick; returns the smoothed one."""
-    smooth = _smoothed(curve)
-    axes.plot(curve.steps, curve.values, color=curve.colour, linewidth=0.8, alpha=0.45)
-    axes.plot(smooth.steps, smooth.values, color=curve.colour, linewidth=2.0)
-    return smooth
-
-
-def _plot_held_out(axes: Axes, curves: Sequence[Curve]) -> None:
-    for curve in curves:
+def _fill(axes: Axes, colours: Colours, panel: Panel) -> None:
+    """Draw a panel: every training step thin and the smoothed curve thick, held-out rows as points on a line."""
+    _dress(axes, colours, panel)
+    smooth = [_smoothed(curve) for curve in panel.steps]
+    for curve, line in zip(panel.steps, smooth, strict=True):
+        axes.plot(curve.steps, curve.values, color=curve.colour, linewidth=0.8, alpha=0.45)
+        axes.plot(line.steps, line.values, color=curve.colour, linewidth=2.0)
+    for curve in panel.held_out:
         axes.plot(curve.steps, curve.values, color=curve.colour, linewidth=1.8, marker="o", markersize=5)
-
-
-def _shade(axes: Axes, held_out: Sequence[Curve]) -> None:
-    """Fill the area between the right and a shuffled picture: what the picture is worth."""
-    right, shuffled = (next((curve for curve in held_out if curve.name == name), None) for name in (RIGHT, SHUFFLED))
+    # The area between the right and a shuffled picture is what the picture is worth.
+    by_name = {curve.name: curve for curve in panel.held_out}
+    right, shuffled = by_name.get(RIGHT), by_name.get(SHUFFLED)
     if right is not None and shuffled is not None and right.steps == shuffled.steps:
         axes.fill_between(right.steps, right.values, shuffled.values, color=right.colour, alpha=0.10, linewidth=0)
+    _name_curves(axes, colours, (*smooth, *panel.held_out))
 
 
-def _mark_lost(axes: Axes, colours: Colours, steps: Sequence[int]) -> None:
-    for step in steps:
-        axes.axvline(step, color=colours.shuffled, linewidth=1.0, linestyle=":")
-    if steps:
-        axes.annotate(
-            "loss not finite",
-            xy=(steps[0], 1.0),
-            xycoords=axes.get_xaxis_transform(),
-            xytext=(4, -4),
-            textcoords="offset points",
-            va="top",
-            color=colours.shuffled,
-        )
-
-
-def _dress(axes: Axes, colours: Colours, unit: str) -> None:
+def _dress(axes: Axes, colours: Colours, panel: Panel) -> None:
     axes.set_facecolor(colours.page)
+    axes.set_title(panel.title, color=colours.text, fontsize=10.5, loc="left")
     axes.set_xlabel("optimiser step", color=colours.text)
-    axes.set_ylabel(unit, color=colours.text)
+    axes.set_ylabel(panel.unit, color=colours.text)
     axes.grid(axis="y", color=colours.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=colours.text, length=0)
@@ -243,23 +210,12 @@ def _dress(axes: Axes, colours: Colours, unit: str) -> None:
     axes.spines["bottom"].set_color(colours.grid)
 
 
-def _held_out(metrics: Sequence[Event], colours: Colours) -> list[Curve]:
-    evaluations = [event for event in metrics if isinstance(event, Evaluated)]
-    kinds = (
-        ("right", RIGHT, colours.right),
-        ("shuffled", SHUFFLED, colours.shuffled),
-        ("none", "no picture", colours.none),
-    )
-    curves = [
-        _finite(name, colour, [(event.step, event.losses[key]) for event in evaluations if key in event.losses])
-        for key, name, colour in kinds
-    ]
-    return [curve for curve in curves if curve.steps]
-
-
-def _finite(name: str, colour: str, points: Sequence[tuple[int, float]]) -> Curve:
-    kept = [point for point in points if math.isfinite(point[1])]
-    return Curve(name, colour, tuple(step for step, _ in kept), tuple(value for _, value in kept))
+def _mark_lost(axes: Axes, colours: Colours, steps: Sequence[int]) -> None:
+    for step in steps:
+        axes.axvline(step, color=colours.shuffled, linewidth=1.0, linestyle=":")
+    if steps:
+        top, where = axes.get_xaxis_transform(), (steps[0], 1.0)
+        axes.annotate("loss not finite", where, (4, -4), top, "offset points", va="top", color=colours.shuffled)
 
 
 def _smoothed(curve: Curve) -> Curve:
@@ -269,7 +225,7 @@ def _smoothed(curve: Curve) -> Curve:
     for at in range(len(losses)):
         window = losses[at - min(reach, at) : at + min(reach, at) + 1]
         means.append(sum(window) / len(window))
-    return Curve(curve.name, curve.colour, curve.steps, tuple(means))
+    return replace(curve, values=tuple(means))
 
 
 def _name_curves(axes: Axes, colours: Colours, curves: Sequence[Curve]) -> None:
@@ -277,8 +233,7 @@ def _name_curves(axes: Axes, colours: Colours, curves: Sequence[Curve]) -> None:
     low, high = axes.get_ylim()
     gap = LABEL_GAP_INCHES * DOTS_PER_INCH / axes.get_window_extent().height * (high - low)
     ends = sorted(curves, key=lambda curve: curve.values[-1])
-    heights = _spread([curve.values[-1] for curve in ends], gap)
-    for curve, height in zip(ends, heights, strict=True):
+    for curve, height in zip(ends, _spread([curve.values[-1] for curve in ends], gap), strict=True):
         axes.annotate(
             f"{curve.name} {curve.values[-1]:.3g}".replace(" -", " −"),
             xy=(1.0, height),
@@ -294,16 +249,12 @@ def _name_curves(axes: Axes, colours: Colours, curves: Sequence[Curve]) -> None:
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
     """Ascending heights pushed apart to at least ``gap``, around their common middle where they collide."""
     groups: list[list[float]] = []
+
+    def edge(group: Sequence[float], side: int) -> float:
+        return sum(group) / len(group) + side * gap * (len(group) - 1) / 2
+
     for height in heights:
         groups.append([height])
-        while len(groups) > 1 and _bottom(groups[-1], gap) - _top(groups[-2], gap) < gap:
+        while len(groups) > 1 and edge(groups[-1], -1) - edge(groups[-2], 1) < gap:
             groups[-2:] = [groups[-2] + groups[-1]]
-    return [_bottom(group, gap) + index * gap for group in groups for index in range(len(group))]
-
-
-def _bottom(group: Sequence[float], gap: float) -> float:
-    return sum(group) / len(group) - gap * (len(group) - 1) / 2
-
-
-def _top(group: Sequence[float], gap: float) -> float:
-    return sum(group) / len(group) + gap * (len(group) - 1) / 2
+    return [edge(group, -1) + index * gap for group in groups for index in range(len(group))]

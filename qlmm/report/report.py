@@ -1,6 +1,5 @@
 """The report of a run: one HTML file that needs nothing outside itself, to keep beside the adapter or to send on.
 
-It shows the curves, held-out pictures with the answers before and after, the proof, the plan, the recipe and versions.
 Questions and answers come from data and from a model, so all text is escaped, and a policy in the page forbids scripts.
 
 Usage: ``write_report(folder / "report.html", RunReport(plan, proof, metrics, answers, recipe_text, versions))``
@@ -24,19 +23,10 @@ from qlmm.report.plot import loss_png, preferences_png
 
 __all__ = ["RunReport", "render_report", "write_report"]
 
-TEMPLATE = "report.html.jinja"
-
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """The facts that the report shows.
-
-    Attributes:
-        metrics: the run's events, as metrics.jsonl holds them.
-        answers: held-out questions, answered before and after training.
-        recipe_text: the recipe as it was run, YAML.
-        versions: name to version, in the order to show.
-    """
+    """The facts that the report shows: the recipe as YAML, versions by name in the order to show."""
 
     plan: PlanFacts
     proof: Proof
@@ -48,7 +38,7 @@ class RunReport:
 
 def write_report(path: Path, report: RunReport) -> None:
     """Write the report in one step, so that a reader never meets half of it."""
-    # Half a surrogate pair, which a broken data row may hold, cannot be written as UTF-8: it becomes a question mark.
+    # Half a surrogate pair, which a broken data row may have, cannot be written as UTF-8: it becomes a question mark.
     files.atomic_write(path, render_report(report).encode("utf-8", "replace"))
 
 
@@ -56,8 +46,16 @@ def render_report(report: RunReport) -> str:
     """The report as HTML."""
     finished = [event.seconds for event in report.metrics if isinstance(event, Finished)]
     peaks = [event.memory_bytes for event in report.metrics if isinstance(event, StepDone)]
-    template = _environment().get_template(TEMPLATE)
-    return template.render(
+    environment = Environment(
+        loader=PackageLoader("qlmm.report", ""),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        finalize=_without_secrets,
+    )
+    environment.filters |= {
+        "png": _png, "short": _short, "same": _same, "share": units.share, "memory": units.memory, "clock": units.clock
+    }  # fmt: skip
+    return environment.get_template("report.html.jinja").render(
         title=PurePath(report.plan.output_dir).name or report.plan.output_dir,
         plan=report.plan,
         proof=report.proof,
@@ -66,24 +64,11 @@ def render_report(report: RunReport) -> str:
         versions=report.versions,
         curve=_png(loss_png(report.metrics)),
         dark_curve=_png(loss_png(report.metrics, dark=True)),
-        preferences=_drawn(preferences_png(report.metrics)),
-        dark_preferences=_drawn(preferences_png(report.metrics, dark=True)),
+        preferences=_png(preferences_png(report.metrics)),
+        dark_preferences=_png(preferences_png(report.metrics, dark=True)),
         seconds=finished[-1] if finished else None,
         peak_bytes=max(peaks, default=0),
     )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("qlmm.report", ""),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        finalize=_without_secrets,
-    )
-    environment.filters.update(
-        png=_png, short=_short, same=_same, share=units.share, memory=units.memory, clock=units.clock
-    )
-    return environment
 
 
 def _without_secrets(value: object) -> object:
@@ -91,16 +76,14 @@ def _without_secrets(value: object) -> object:
     return redact(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _png(picture: bytes) -> Markup:
+def _png(picture: bytes | None) -> Markup | None:
+    if picture is None:
+        return None
     return Markup("data:image/png;base64,{}").format(base64.b64encode(picture).decode("ascii"))
 
 
-def _drawn(picture: bytes | None) -> Markup | None:
-    return _png(picture) if picture is not None else None
-
-
 def _short(count: int) -> str:
-    """A count of parameters as people say it: 134.5 M."""
+    """A count of parameters in short: 134.5 M."""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -1,4 +1,1 @@
-"""Model and rows -> a sealed run directory, and the material of the run proof.
-
-Usage: ``from qlmm.training.plan import make_plan``
-"""
+"""Model and rows -> a sealed run directory, and the material of the run proof."""

@@ -3,7 +3,7 @@
 The event's kind stands under ``event``, its fields beside it. JSON has no word for a number that is not finite,
 so a diverged loss is written as the string "nan" or "inf": the true value, in a file every reader accepts.
 
-Usage: ``with Logbook(folder / "metrics.jsonl", start=0) as logbook: logbook(StepDone(...))``
+Usage: ``with open_logbook(folder / "metrics.jsonl", start=0) as write: write(StepDone(...))``
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,10 +24,7 @@ from qlmm.core import files
 from qlmm.core.errors import RunError, Where
 from qlmm.core.events import Answered, Evaluated, Event, Finished, PairsEvaluated, Resumed, Saved, StepDone, Warned
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
-__all__ = ["Logbook", "read_metrics"]
+__all__ = ["open_logbook", "read_metrics"]
 
 KINDS: dict[str, type[Event]] = {
     "step": StepDone,
@@ -41,63 +39,47 @@ KINDS: dict[str, type[Event]] = {
 NAMES = {kind: name for name, kind in KINDS.items()}
 
 
-class Logbook:
-    """A listener that appends every event to a file.
+@contextmanager
+def open_logbook(path: Path, *, start: int) -> Iterator[Callable[[Event], None]]:
+    """A listener that appends every event to a file; what a sealed checkpoint stands for is on the disk with it.
 
-    Args:
-        path: the file; created when missing.
-        start: the step the run goes on from. Lines written after that step by a run that was cut are dropped,
-            because the steps are about to be taken again and a curve must not run twice over the same ground.
-            0 starts a new file.
+    Lines that a cut run wrote after step `start` are dropped: these steps are taken again, and a curve must not run
+    twice over the same ground. A start at 0 begins a new file.
     """
+    kept = _until(read_metrics(path), start) if start and path.exists() else []
+    files.atomic_write(path, b"".join(_line(event) for event in kept))
+    # Unbuffered and opened for appending: each line reaches the system in one write, so a kill cannot tear it.
+    with path.open("ab", buffering=0) as file:
 
-    def __init__(self, path: Path, *, start: int) -> None:
-        kept = _until(read_metrics(path), start) if start and path.exists() else []
-        files.atomic_write(path, b"".join(_line(event) for event in kept))
-        # Unbuffered and opened for appending: each line reaches the system in one write, so a kill cannot tear it.
-        self._file = path.open("ab", buffering=0)
+        def write(event: Event) -> None:
+            file.write(_line(event))
+            if isinstance(event, Saved | Finished):
+                os.fsync(file.fileno())
 
-    def __call__(self, event: Event) -> None:
-        """Append one event; what a saved checkpoint stands for is on the disk before the run goes on."""
-        self._file.write(_line(event))
-        if isinstance(event, Saved | Finished):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> Logbook:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        yield write
 
 
 def read_metrics(path: Path) -> list[Event]:
-    """The events of a file that :class:`Logbook` wrote; a last line that a crash cut short is left out.
+    """The events of a logbook; a last line that a crash cut short is left out.
 
     Raises:
         RunError: L001 when any other line is not an event, which means that something else wrote the file.
     """
-    return list(_events(path))
-
-
-def _events(path: Path) -> Iterator[Event]:
+    events: list[Event] = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            yield _event(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+            fields = json.loads(line)
+            events.append(_reader(fields.pop("event")).validate_python(fields))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             # ValidationError and JSONDecodeError are ValueErrors. Only the last piece has no line end after it.
             if number == len(lines):
-                return
+                break
             where = Where(str(path), number, excerpt=line.decode("utf-8", "replace")[:100])
             raise RunError.one("L001", f"not an event: {_why(error)}", where=where, help="remove the line") from error
+    return events
 
 
 def _why(error: Exception) -> str:
@@ -105,11 +87,6 @@ def _why(error: Exception) -> str:
         first = error.errors(include_input=False)[0]
         return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
     return f"{type(error).__name__}: {error}"
-
-
-def _event(raw: dict[str, Any]) -> Event:
-    fields = dict(raw)
-    return _reader(fields.pop("event")).validate_python(fields)
 
 
 @functools.cache
@@ -126,16 +103,12 @@ def _line(event: Event) -> bytes:
 def _spelt_out(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _spelt_out(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _until(events: Sequence[Event], step: int) -> list[Event]:
+def _until(events: Sequence[Event], step: int) -> Iterator[Event]:
     """What was written before the first event of a step that is to be taken again."""
-    kept: list[Event] = []
     for event in events:
         if isinstance(event, StepDone | Evaluated | PairsEvaluated | Saved | Resumed | Finished) and event.step > step:
-            break
-        kept.append(event)
-    return kept
+            return
+        yield event

@@ -8,114 +8,90 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qlmm.core.events import Listener, Saved, StepDone
-from qlmm.core.signals import Stop, stop_signals
+from qlmm.core.signals import Stop
 from qlmm.training.run_dir import RunDir
 
 __all__ = ["Evaluate", "Monitor", "peak_memory_bytes"]
 
-# Called with the step; measures held-out rows and tells the listener.
+# Called with the step; measures held-out rows and passes on what it found.
 Evaluate = Callable[[int], object]
 
 # What an objective measures beside its loss, of all that TRL logs.
 METRICS = (
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-    "kl",
-    "entropy",
-    "mean_token_accuracy",
-    "nll_loss",
-    "log_odds_ratio",
-    "log_odds_chosen",
-)
+    "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
+    "kl", "entropy", "mean_token_accuracy", "nll_loss", "log_odds_ratio", "log_odds_chosen",
+)  # fmt: skip
 
 
 class Monitor(TrainerCallback):
-    """Turns the trainer's hooks into events, seals what it saves, and stops it when asked to."""
+    """Turns the trainer's hooks into events, seals what it saves, and stops it when asked to.
+
+    Attributes:
+        grad_norms: gives the gradient norms of the steps since its last call.
+        stop: asks for an end, which comes once the step is taken, saved and sealed.
+    """
 
     def __init__(self, run: RunDir, listener: Listener, *, keep: int, every: int, evaluate: Evaluate) -> None:
         self._run, self._listener, self._keep, self._every, self._evaluate = run, listener, keep, every, evaluate
-        self._grad_norms: Callable[[], dict[str, float]] = dict
-        self._since = (time.monotonic(), 0.0)
-        self._first: tuple[float, int] | None = None
+        self.grad_norms: Callable[[], dict[str, float]] = dict
         self._rates: dict[str, float] = {}
-        self._stop = Stop()
-
-    def watch(self, grad_norms: Callable[[], dict[str, float]]) -> None:
-        """Say where the gradient norms of the steps since the last call come from."""
-        self._grad_norms = grad_norms
+        self.stop = Stop()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clocks."""
-        self._since, self._first = (time.monotonic(), 0.0), (time.monotonic(), state.global_step)
+        begun = time.monotonic()
+        self._since, self._first = (begun, 0.0), (begun, state.global_step)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any
     ) -> None:
-        """Keep the rates of the step that is taken now: by the time it is logged, the next step's are set."""
+        """Keep the rates of the step that is being taken: by the time it is logged, the next step's are set."""
         optimizer: torch.optim.Optimizer = found["optimizer"]
         self._rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any) -> None:
-        """Pass a step on as an event; the trainer's own summary at the end carries no loss and is left out."""
+        """Pass a step on as an event; the trainer's own summary at the end has no loss and is left out."""
         logs: dict[str, float] = found["logs"]
         if "loss" not in logs:
             return
         now, tokens = time.monotonic(), logs.get("num_tokens", 0.0)
-        then, tokens_then = self._since
+        (then, tokens_then), (begun, first_step) = self._since, self._first
         self._since = (now, tokens)
-        begun, first_step = self._first or (then, 0)
-        done = state.global_step - first_step
-        left = (now - begun) / max(done, 1) * (state.max_steps - state.global_step)
+        seconds_a_step = (now - begun) / max(state.global_step - first_step, 1)
         self._listener(
             StepDone(
                 step=state.global_step,
                 total=state.max_steps,
                 loss=logs["loss"],
                 rates=dict(self._rates),
-                grad_norms=self._grad_norms(),
+                grad_norms=self.grad_norms(),
                 tokens_per_s=max(tokens - tokens_then, 0.0) / max(now - then, 1e-9),
                 memory_bytes=peak_memory_bytes(),
-                seconds_left=left,
+                seconds_left=seconds_a_step * (state.max_steps - state.global_step),
                 metrics={name: logs[name] for name in METRICS if name in logs},
             )
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate where it is due, before a save of the same step; log the last step; obey a signal."""
-        if state.global_step >= state.max_steps or self.stopped_by is not None:
+        if state.global_step >= state.max_steps or self.stop.by is not None:
             control.should_log = True
         if state.global_step % self._every == 0 and state.global_step < state.max_steps:
             self._evaluate(state.global_step)
-        if self.stopped_by is not None:
+        if self.stop.by is not None:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal the save, then let old checkpoints go."""
         folder = self._run.seal_checkpoint(state.global_step, self._keep)
         self._listener(Saved(state.global_step, folder.name))
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """On SIGTERM or Ctrl-C finish the step, save, seal and leave; a second Ctrl-C leaves at once."""
-        with stop_signals() as self._stop:
-            yield
-
-    @property
-    def stopped_by(self) -> int | None:
-        """The signal that ended the run early, or None."""
-        return self._stop.by
 
 
 def peak_memory_bytes() -> int:

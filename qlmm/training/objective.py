@@ -1,7 +1,6 @@
 """What an objective is: one record per file of `qlmm/training/objectives`, whose name a recipe gives.
 
-A file names TRL's classes by `lazily`: data checks and error messages ask every objective for its facts, and TRL takes
-seconds to import.
+A file names TRL's classes by `lazily`: data checks read every objective, and TRL takes seconds to import.
 
 Usage: ``objective("dpo").rows  # "preference"``
 """
@@ -13,14 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from qlmm.core import naming
 from qlmm.core.errors import UsageError
 from qlmm.data.errors import OtherKind
 from qlmm.data.reading.dataset import TAKEN
-from qlmm.data.sample import Example, Kind
-from qlmm.proof.records import PartName, Promise, ReferenceProof
+from qlmm.data.sample import Example, Feedback, Kind
+from qlmm.proof.records import Promise, ReferenceProof
 from qlmm.recipe.schema import OBJECTIVES, TrainingSection
 
 if TYPE_CHECKING:
@@ -30,21 +29,9 @@ if TYPE_CHECKING:
     from qlmm.training.trainers.base import PartsTrainer
 
 __all__ = [
-    "LIGER",
-    "NO_BALANCING",
-    "OF_LIKELIHOOD",
-    "WHOLE_ROWS",
-    "Objective",
-    "lazily",
-    "objective",
-    "objectives",
-    "objectives_by_rows",
-    "pair_collator",
-    "redirected",
-    "refused",
-]
-
-Measure = Literal["pictures", "pairs"]
+    "LIGER", "NO_BALANCING", "OF_LIKELIHOOD", "REFERENCE", "WHOLE_ROWS", "Objective", "collator", "exemplary",
+    "in_epoch", "lazily", "objective", "objectives", "objectives_by_rows", "pair_collator", "redirected", "refused",
+]  # fmt: skip
 
 # What every objective takes in `training.extra`. qlmm sets the others itself, or they would break a promise (exact
 # resume, whole rows, rotation after sealing), or they would let a shared recipe publish, load code or read files.
@@ -52,12 +39,13 @@ _NAMES = """
 weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim_args lr_scheduler_kwargs label_smoothing_factor tf32
 torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config neftune_noise_alpha
 torch_empty_cache_steps full_determinism gradient_checkpointing_kwargs activation_offloading loss_type
-dataloader_prefetch_factor dataloader_persistent_workers dataloader_multiprocessing_context
-ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
-average_tokens_across_devices router_aux_loss_coef run_name project log_level skip_memory_metrics
+dataloader_prefetch_factor dataloader_persistent_workers dataloader_multiprocessing_context router_aux_loss_coef
+run_name project log_level skip_memory_metrics
 """
 _PASSED_ON = frozenset(_NAMES.split())
 
+# The name that TRL gives to its frozen copy of the adapter, connector included.
+REFERENCE = "ref"
 # Lengths are checked when the run is planned; cutting here would cut pictures.
 WHOLE_ROWS: Mapping[str, Any] = {"max_length": None}
 # Routers are never trained, so that there is nothing to balance between experts.
@@ -70,7 +58,7 @@ LIGER = frozenset({"use_liger_kernel", "liger_kernel_config"})
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Everything that differs between objectives; a run asks nothing else for it.
+    """Everything that differs between objectives.
 
     Attributes:
         rows: the kind of row it learns from.
@@ -78,21 +66,19 @@ class Objective:
         trainer: gives the class that trains: one of ours before a trainer of TRL.
         collator: makes the collator from the rows, their encoder and TRL's settings.
         lacks: why another objective's loss is not one of its own, as the end of a sentence.
-        needs: parts that the base must have.
         through_head: whether log-probabilities come from TRL's fused head, which not every class has.
-        names: what `training.extra` may hold besides what every objective takes.
-        withheld: what it may not hold, though every other objective takes it.
+        names: what `training.extra` may have besides what every objective takes.
+        withheld: what it may not have, though every other objective takes it.
         positive: numbers of `names` that must be above 0.
         losses: what `training.losses` may name; none for an objective with one loss of its own.
         mixed: whether several losses may be added up, each with its weight.
         reference: whether a frozen copy of the start stands beside the model.
         fixed: TRL's fields that are set in every run.
-        defaults: TRL's fields that are set unless the recipe says otherwise.
+        defaults: TRL's fields that are set unless the recipe sets them.
         passes: how often a step shows each of its pictures to the tower.
-        measures: what is measured on held-out rows.
         check: refuses settings that would not work together.
         taught: the rows to learn from that one row gives.
-        warnings: what the plan says about the rows of an epoch.
+        warnings: warnings of the plan about the rows of an epoch.
         first_loss: the loss before the first step, where it follows from the settings alone.
         promises: what a run promises beside what every run promises.
     """
@@ -102,7 +88,6 @@ class Objective:
     trainer: Callable[[], type[PartsTrainer]]
     collator: Callable[[Sequence[Example], Encoder, Any], Collator]
     lacks: str
-    needs: frozenset[PartName] = frozenset({"language"})
     through_head: bool = True
     names: frozenset[str] = frozenset()
     withheld: frozenset[str] = frozenset()
@@ -113,7 +98,6 @@ class Objective:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     passes: int = 1
-    measures: tuple[Measure, ...] = ("pictures", "pairs")
     check: Callable[[TrainingSection], None] = lambda training: None
     taught: Callable[[Example], tuple[Example, ...]] = lambda row: (row,)
     warnings: Callable[[TrainingSection, Mixture, Sequence[Example]], Iterable[str]] = lambda *_: ()
@@ -122,16 +106,12 @@ class Objective:
 
     @property
     def passed_on(self) -> frozenset[str]:
-        """Every name that `training.extra` may hold."""
+        """Every name that `training.extra` may have."""
         return (_PASSED_ON | self.names) - self.withheld
 
 
 def objective(name: str) -> Objective:
-    """The objective of a name.
-
-    Raises:
-        UsageError: N001 when there is no such file.
-    """
+    """The objective of a name, or error N001."""
     return naming.load(OBJECTIVES, name, "OBJECTIVE", Objective)
 
 
@@ -170,11 +150,23 @@ def lazily(place: str) -> Callable[[], Any]:
     return load
 
 
-def pair_collator(rows: Sequence[Example], encoder: Encoder, args: Any) -> Collator:
-    """The collator of objectives that learn from pairs."""
-    from qlmm.data.batching.collators import PairCollator
+def collator(name: str) -> Callable[[Sequence[Example], Encoder, Any], Collator]:
+    """What makes a collator of a class of `qlmm.data.batching.collators`, which is imported when it is called."""
+    found = lazily(f"qlmm.data.batching.collators:{name}")
+    return lambda rows, encoder, args: found()(rows, encoder)
 
-    return PairCollator(rows, encoder)
+
+pair_collator = collator("PairCollator")
+
+
+def exemplary(row: Example) -> bool:
+    """Whether a row's answer should become likelier: all but an undesirable one."""
+    return not isinstance(row, Feedback) or row.desirable
+
+
+def in_epoch(mixture: Mixture, value: Callable[[int], float]) -> float:
+    """A value of each row, summed over an epoch; a source that is only taken in part counts with the part's share."""
+    return sum(sum(value(row) for row in one.rows) / len(one.rows) * one.count for one in mixture.strata)
 
 
 def refused(key: str, message: str, help: str, code: str = "T004") -> UsageError:

@@ -1,7 +1,6 @@
 """Everything about a run that can be known before weights are loaded; `--dry-run` stops here.
 
-Checks go from cheap to dear: a misspelt name is refused before a configuration is fetched, a bad row before any
-weights are.
+Cheap checks come first: a misspelt name is refused before a configuration is fetched, a bad row before any weights are.
 
 Usage: ``plan = make_plan(recipe); plan.facts.steps``
 """
@@ -16,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from transformers import ProcessorMixin
-
 from qlmm.core.errors import DataError, UsageError, Where
 from qlmm.core.files import free_bytes
 from qlmm.core.units import memory
@@ -28,7 +25,7 @@ from qlmm.data.fingerprint import DataFingerprint
 from qlmm.data.media.images import BadImage, decode
 from qlmm.data.reading.dataset import Bad
 from qlmm.data.sample import Example, Preference, Sample
-from qlmm.model.inspection.memory import Load, estimate, trained_parameters, trained_sizes
+from qlmm.model.inspection.memory import Load, estimate, trained_sizes
 from qlmm.model.loading.base import Base, Blueprint
 from qlmm.model.numerics.precision import Precision, choose
 from qlmm.model.numerics.quantization import check_experts
@@ -38,7 +35,7 @@ from qlmm.model.peft.warm_start import Earlier
 from qlmm.model.token_losses import has_backbone, needs_pictures
 from qlmm.proof.records import PartFacts, PlanFacts, TokenFacts
 from qlmm.recipe.schema import Recipe
-from qlmm.training.objective import Objective, objective
+from qlmm.training.objective import Objective, in_epoch, objective, refused
 from qlmm.training.rows import Rows, measured, read_rows
 from qlmm.training.trl_settings import trainer_config
 
@@ -53,15 +50,12 @@ class Plan:
     """A run that can start: what will be loaded, learned and measured.
 
     Attributes:
-        base: the recipe's base; what is loaded is the state that was looked at.
         train: rows to learn from, all of them within `data.max_length`; pairs for a preference objective.
-        lengths: tokens of each of them.
         held_out: rows to measure on; of pairs, their chosen sides.
         pairs: the held-out rows that are pairs.
         needs_pictures: whether every row must have a picture.
         mixture: what an epoch is made of.
-        bad: rows that were left out, with the reason.
-        data: fingerprints and counts of the rows, for the manifest.
+        bad: rows that were left out.
         keeps_features: whether a frozen tower's features of a picture are kept for when it comes back.
     """
 
@@ -71,7 +65,6 @@ class Plan:
     precision: Precision
     placement: Placement
     earlier: Earlier | None
-    processor: ProcessorMixin
     encoder: Encoder
     train: tuple[Example, ...]
     lengths: tuple[Lengths, ...]
@@ -94,11 +87,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Check everything and count everything.
-
-    Raises:
-        UsageError: whatever is wrong with recipe, machine, base or data; nothing was written by then.
-    """
+    """Check everything and count everything; a UsageError is what is wrong with recipe, machine, base or data."""
     precision = choose(recipe.training.device, recipe.training.precision)
     check_variant(recipe.adapter, recipe.base.quantize)
     _check_trackers(recipe)
@@ -138,7 +127,6 @@ def make_plan(recipe: Recipe) -> Plan:
         precision=precision,
         placement=placement,
         earlier=earlier,
-        processor=rows.encoder.processor,
         encoder=rows.encoder,
         train=rows.train.samples,
         lengths=rows.train.lengths,
@@ -163,13 +151,10 @@ def _steps(recipe: Recipe, epoch_rows: int) -> int:
 def _views(recipe: Recipe, rows: Rows, steps: int) -> float:
     """How often the run shows a picture to the tower, on average over its pictures."""
     train, training = rows.train.samples, recipe.training
-    in_epoch = sum(
-        sum(len(train[row].images) for row in stratum.rows) / len(stratum.rows) * stratum.count
-        for stratum in rows.mixture.strata
-    )
+    shown = in_epoch(rows.mixture, lambda row: len(train[row].images))
     epochs = steps * training.batch_size * training.accumulation / len(rows.mixture)
     different = len({image for row in train for image in row.images})
-    return objective(training.objective).passes * in_epoch * epochs / max(1, different)
+    return objective(training.objective).passes * shown * epochs / max(1, different)
 
 
 def _facts(recipe: Recipe, precision: Precision, base: Base, placement: Placement, rows: Rows, steps: int) -> PlanFacts:
@@ -181,14 +166,14 @@ def _facts(recipe: Recipe, precision: Precision, base: Base, placement: Placemen
     load = Load(
         rows=training.batch_size * sides,
         tokens=tokens.p95,
-        compute=precision.compute,
+        precision=precision,
         quantize=recipe.base.quantize,
         checkpointing=training.gradient_checkpointing,
         small_optimizer=training.optimizer != "adamw",
         reference=objective(training.objective).reference,
     )
     need = estimate(shape.model, shape.parts, placement, load)
-    trained = trained_parameters(shape.model, placement)
+    trained = sum(trained_sizes(shape.model, placement))
     return PlanFacts(
         base=base.name,
         parts=tuple(_part(part, shape, placement, recipe, precision) for part in PART_NAMES if shape.parts.has(part)),
@@ -201,7 +186,7 @@ def _facts(recipe: Recipe, precision: Precision, base: Base, placement: Placemen
         batch_rows=training.batch_size * training.accumulation,
         memory_bytes=sum(need.values()),
         memory_breakdown=need,
-        # Each checkpoint holds the trained weights and Adam's two moments; the adapter and its stage, the weights.
+        # Each checkpoint has the trained weights and Adam's two moments; the adapter and its stage, the weights.
         disk_bytes=trained * 4 * (3 * (training.keep + 1) + 2) + 50_000_000,
         precision=precision.name,
         device=precision.device,
@@ -246,64 +231,35 @@ def _warnings(recipe: Recipe, rows: Rows) -> tuple[str, ...]:
 
 
 def _check_objective(recipe: Recipe, shape: Blueprint) -> None:
-    """Refuse an objective on a class that lacks a part it needs, or whose log-probabilities TRL cannot take.
-
-    Raises:
-        UsageError: T005.
-    """
-    asked = objective(recipe.training.objective)
-    lacking = sorted(part for part in asked.needs if not shape.parts.has(part))
-    if lacking:
-        raise UsageError.one(
-            "T005",
-            f"{recipe.training.objective} needs a base with {' and '.join(lacking)}, and "
-            f"{type(shape.model).__name__} has none",
-            help="choose another base or another objective",
-            key="training.objective",
-        )
-    if asked.through_head and not has_backbone(shape.model):
-        raise UsageError.one(
-            "T005",
-            f"{recipe.training.objective} needs a backbone with a head on top, and "
-            f"{type(shape.model).__name__} has none",
-            help="choose another base, or objective sft",
-            key="training.objective",
-        )
+    """Refuse an objective on a class whose log-probabilities TRL cannot take."""
+    name = recipe.training.objective
+    if objective(name).through_head and not has_backbone(shape.model):
+        why = f"{name} needs a backbone with a head on top, and {type(shape.model).__name__} has none"
+        raise refused("objective", why, "choose another base, or objective sft", "T005")
 
 
 def _check_trackers(recipe: Recipe) -> None:
-    """Refuse a tracker whose package is missing, which the trainer would only find out once the run had started.
-
-    Raises:
-        UsageError: T003.
-    """
+    """Refuse a tracker whose package is missing, which the trainer would only find out once the run had started."""
     for name in recipe.output.trackers:
         if importlib.util.find_spec(name) is None:
-            raise UsageError.one(
-                "T003",
-                f"{name} is not installed here",
-                help=f"pip install {name}, or leave it out",
-                key="output.trackers",
-            )
+            help = f"pip install {name}, or leave it out"
+            raise UsageError.one("T003", f"{name} is not installed here", help=help, key="output.trackers")
 
 
 def _check_kinds_of_rows(recipe: Recipe, base: Base, rows: Rows, *, needs: bool) -> None:
-    """Refuse rows that this base cannot be given, before anything is loaded.
-
-    Raises:
-        DataError: D042 for a row without a picture, D043 for batches that would hold both kinds of rows.
-    """
+    """Refuse rows without a picture, or batches of both kinds of rows, that this base cannot be given."""
     bare = next((sample for sample in (*rows.train.samples, *rows.held_out) if not sample.images), None)
-    if needs and bare is not None:
-        where = Where(bare.origin.file, bare.origin.line)
+    if bare is None:
+        return
+    if needs:
         raise DataError.one(
             "D042",
             f"this row has no picture, and {base.name} cannot do without",
-            where=where,
+            where=Where(bare.origin.file, bare.origin.line),
             help="leave rows without a picture out, or choose another base",
         )
     training, shown = recipe.training, any(sample.images for sample in rows.train.samples)
-    if bare is not None and shown and not rows.encoder.takes_both and training.batch_size > 1:
+    if shown and not rows.encoder.takes_both and training.batch_size > 1:
         kind, rows_a_step = type(rows.encoder.processor).__name__, training.batch_size * training.accumulation
         raise DataError.one(
             "D043",
@@ -315,11 +271,7 @@ def _check_kinds_of_rows(recipe: Recipe, base: Base, rows: Rows, *, needs: bool)
 
 
 def _check_pictures(recipe: Recipe, placement: Placement, rows: Rows) -> None:
-    """Refuse what would end unproven for certain, and decode the few pictures that are measured before training.
-
-    Raises:
-        DataError: D041 when a part that only pictures train has none, D020 when a held-out picture cannot be decoded.
-    """
+    """Refuse what would end unproven for certain, and decode the few pictures that are measured before training."""
     seeing = sorted(placement.asked & {"connector", "vision"})
     if seeing and not any(sample.images for sample in rows.train.samples):
         raise DataError.one(
@@ -338,22 +290,14 @@ def _check_pictures(recipe: Recipe, placement: Placement, rows: Rows) -> None:
 
 
 def _check_disk(facts: PlanFacts) -> None:
-    """Refuse a run that would fill the disk.
-
-    Raises:
-        UsageError: O003 with the space needed and the space there is, O004 where nothing can be written at all.
-    """
+    """Refuse a run that would fill the disk, or cannot write there at all."""
     place = Path(facts.output_dir).absolute()
     while not place.exists():
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
-        why = "cannot be written to" if place.is_dir() else "is not a directory"
-        raise UsageError.one(
-            "O004",
-            f"{facts.output_dir} cannot be made: {place} {why}",
-            help="name another output.dir",
-            key="output.dir",
-        )
+        why = f"{place} " + ("cannot be written to" if place.is_dir() else "is not a directory")
+        help = "name another output.dir"
+        raise UsageError.one("O004", f"{facts.output_dir} cannot be made: {why}", help=help, key="output.dir")
     free = free_bytes(place)
     if free < facts.disk_bytes:
         raise UsageError.one(

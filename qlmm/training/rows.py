@@ -15,34 +15,18 @@ from qlmm.data.batching.holdout_split import set_aside
 from qlmm.data.batching.mixture import Mixture
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.encoding.length_limit import Fitted
-from qlmm.data.errors import DropReason, OtherKind
+from qlmm.data.errors import OtherKind
 from qlmm.data.reading.dataset import Loaded, load_samples
 from qlmm.data.sample import Example, Feedback, Preference, Sample
 from qlmm.recipe.schema import Recipe, Source
-from qlmm.training.objective import objective, redirected
+from qlmm.training.objective import exemplary, objective, redirected
 
-__all__ = ["Rows", "exemplary", "measured", "read_rows"]
-
-# The words of screens and records for each reason.
-LEFT_OUT = {
-    DropReason.TOO_LONG: "over data.max_length",
-    DropReason.NOTHING_LEARNED: "nothing to learn",
-    DropReason.BAD_ROW: "bad row",
-    DropReason.NO_PICTURE: "bad row",
-}
+__all__ = ["Rows", "measured", "read_rows"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a run.
-
-    Attributes:
-        encoder: how they become tokens.
-        loaded: everything that was read, bad rows too.
-        train: the rows to learn from, all of them within `data.max_length`.
-        held_out: the rows to measure on.
-        mixture: what an epoch is made of.
-    """
+    """The rows of a run: all that were read, bad ones too; those to learn from; those to measure on; an epoch's."""
 
     encoder: Encoder
     loaded: Loaded[Example]
@@ -53,8 +37,7 @@ class Rows:
     @property
     def dropped(self) -> dict[str, int]:
         """Rows left out, by reason."""
-        reasons = [one.reason for one in self.train.dropped] + [one.reason for one in self.loaded.bad]
-        return dict(Counter(LEFT_OUT[reason] for reason in reasons))
+        return dict(Counter([*(one.reason for one in self.train.dropped), *("bad row" for _ in self.loaded.bad)]))
 
 
 def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
@@ -75,22 +58,15 @@ def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
     taught = [(row, one) for row in learn for one in taught_by(loaded.samples[row])]
     fitted = encoder.fit([one for _, one in taught])
     if not fitted.samples:
-        first = fitted.dropped[0] if fitted.dropped else None
-        raise DataError.one(
-            "D040",
-            f"no row is left to learn from: {first.origin}: {first.text}" if first else "no row is left to learn from",
-            help="raise data.max_length, or set data.overlong=shorten",
-        )
+        first = "".join(f": {one.origin}: {one.text}" for one in fitted.dropped[:1])
+        help = "raise data.max_length, or set data.overlong=shorten"
+        raise DataError.one("D040", f"no row is left to learn from{first}", help=help)
+    # An undesirable answer measures nothing.
     held_out = encoder.fit([row for row in others if exemplary(row)]).samples[: evaluation.rows]
     sources = [loaded.source[taught[place][0]] for place in fitted.kept]
     weights = [source.weight for source in data.sources]
     mixture = Mixture.of(fitted.samples, sources, weights, text_ratio=data.text_ratio)
     return Rows(encoder, loaded, fitted, held_out, mixture)
-
-
-def exemplary(row: Example) -> bool:
-    """Whether a held-out row's answer should become likelier: an undesirable answer measures nothing."""
-    return not isinstance(row, Feedback) or row.desirable
 
 
 def measured(row: Example) -> Sample:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from qlmm.core.errors import RunError
 from qlmm.core.events import Listener, Warned
 from qlmm.core.filenames import ADAPTER_WEIGHTS
+from qlmm.core.signals import stop_signals
 from qlmm.model.image_budget.budget import agree
 from qlmm.model.parts.split import PEFT_PREFIX
 from qlmm.model.peft.adapter import attach, to_fp32
@@ -30,12 +31,10 @@ __all__ = ["Ended", "build", "train"]
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How training ended.
+    """How training ended: by a signal, or None when all steps were taken.
 
-    Attributes:
-        signal: what ended it early, or None when all steps were taken.
-        finish: lets go of what training put beside the model, once the model is measured. Returns how far the reference
-            of a preference objective moved; None without one, or when no step was taken.
+    `finish` removes what training put beside the model, once the model is measured. It returns how far the reference of
+    a preference objective moved; None without one, or when no step was taken.
     """
 
     signal: int | None
@@ -49,7 +48,7 @@ def build(plan: Plan) -> tuple[PeftModel, Start]:
     """
     recipe, seed = plan.recipe, plan.recipe.training.seed
     base = plan.base.load(plan.precision, seed=seed)
-    agree(base, plan.processor)
+    agree(base, plan.encoder.processor)
     model = attach(base, plan.placement, recipe.adapter, seed=seed)
     if plan.earlier is not None:
         plan.earlier.fill(model)
@@ -59,26 +58,9 @@ def build(plan: Plan) -> tuple[PeftModel, Start]:
 
 
 def train(
-    plan: Plan,
-    run: RunDir,
-    model: PeftModel,
-    listener: Listener,
-    *,
-    evaluate: Evaluate,
-    resume: Path | None,
+    plan: Plan, run: RunDir, model: PeftModel, listener: Listener, *, evaluate: Evaluate, resume: Path | None
 ) -> Ended:
-    """Train to the last step, or to a signal.
-
-    Args:
-        plan: the run.
-        run: its directory, locked.
-        model: the model from `build`; trained in place.
-        listener: receives events.
-        evaluate: measures held-out rows on the way; called with the step.
-        resume: the sealed checkpoint to go on from.
-
-    Returns:
-        How it ended.
+    """Train the model from `build`, in place, to the last step or to a signal; `resume` is a sealed checkpoint.
 
     Raises:
         RunError: G001, G002 when a loss or gradient is not finite; G003 when the GPU is out of memory.
@@ -90,12 +72,12 @@ def train(
         return Ended(None, lambda: None)
     monitor = Monitor(run, listener, keep=recipe.training.keep, every=recipe.evaluation.every, evaluate=evaluate)
     trainer: Any = plan.objective.trainer()(model, plan, callbacks=[monitor])
-    monitor.watch(trainer.take_grad_norms)
+    monitor.grad_norms = trainer.take_grad_norms
     for note in trainer.notes:
         listener(Warned(note))
     trainer.prepare(run)
     try:
-        with monitor.signals():
+        with stop_signals() as monitor.stop:
             trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
     except torch.OutOfMemoryError as error:
         raise RunError.one(
@@ -104,4 +86,4 @@ def train(
             help="lower training.batch_size and raise training.accumulation by as much, lower data.max_length, "
             "or set training.optimizer=paged_adamw_8bit",
         ) from error
-    return Ended(monitor.stopped_by, trainer.finish)
+    return Ended(monitor.stop.by, trainer.finish)

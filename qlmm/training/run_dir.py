@@ -1,9 +1,9 @@
 """One run, one directory, one writer: its lock, its record, its checkpoints.
 
-``run.json`` is written before anything else and marks the directory as ours; it says what was asked and how far the run
+``run.json`` is written before anything else and marks the directory as ours: it has what was asked and how far the run
 came. A directory that is not empty and has no ``run.json`` is never touched.
 
-Usage: ``with RunDir.open(Path("runs/owl_lora"), recipe) as run: …``
+Usage: ``with RunDir.open(Path("runs/owl_lora"), record) as run: …``
 """
 
 from __future__ import annotations
@@ -14,50 +14,95 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qlmm.core.errors import RunError, UsageError
 from qlmm.core.events import Listener, Warned
 from qlmm.core.filenames import RUN_RECORD
 from qlmm.core.files import atomic_write
-from qlmm.core.lock import only_writer
 from qlmm.core.seal import SEAL_NAME, read_facts, seal, unseal, verify
-from qlmm.training.run_record import RunRecord
+from qlmm.core.staging import only_writer
+from qlmm.data.fingerprint import DataFingerprint
+from qlmm.model.loading.identity import BaseIdentity
+from qlmm.proof.records import IN_JSON, Answer, HeldOutProof, PlanFacts, Proof
+from qlmm.recipe.schema import Recipe
 
-__all__ = ["RunDir", "read_record"]
+__all__ = ["Before", "RunDir", "RunRecord", "read_record"]
 
 LOCK = "run.lock"
 PREFIX = "checkpoint-"
 
 
-class RunDir:
-    """The directory of one run, held under its lock."""
+class Before(BaseModel):
+    """What was measured and answered before the first step, for a continued run to remember."""
 
-    def __init__(self, path: Path, record: RunRecord) -> None:
-        self.path = path
-        self.record = record
+    model_config = ConfigDict(**IN_JSON, frozen=True)
+
+    held_out: HeldOutProof
+    answers: tuple[str, ...]
+
+
+class RunRecord(BaseModel):
+    """``run.json``: what a run was asked to do, how far it came, and what it proved; None is not known yet.
+
+    Attributes:
+        recipe: as it ran, overrides and defaults included.
+        versions: of the packages that decide what a run computes.
+        status: how far it came; `unproven` means that training ended but a promise was broken.
+        writer: the process that wrote last.
+        frozen_sha256: one hash over the base's tensors.
+    """
+
+    model_config = ConfigDict(**IN_JSON, frozen=True)
+
+    version: Literal[1] = 1
+    recipe: Recipe
+    recipe_file: str
+    overrides: tuple[str, ...] = ()
+    versions: dict[str, str]
+    base: BaseIdentity
+    data: DataFingerprint
+    plan: PlanFacts
+    status: Literal["new", "unfinished", "finished", "unproven"] = "new"
+    writer: str | None = None
+    before: Before | None = None
+    frozen_sha256: str | None = None
+    proof: Proof | None = None
+    adapter: str | None = None
+    answers: tuple[Answer, ...] | None = None
+
+    def to_text(self) -> str:
+        """The record as JSON, without what is not known yet."""
+        unknown = {name for name in type(self).model_fields if vars(self)[name] is None}
+        return self.model_dump_json(indent=1, exclude=unknown) + "\n"
+
+
+@dataclass(slots=True)
+class RunDir:
+    """The directory of one run, under its lock."""
+
+    path: Path
+    record: RunRecord
 
     @classmethod
     @contextmanager
     def open(cls, path: Path, new: RunRecord) -> Iterator[RunDir]:
-        """Create the directory, or open the run that lives in it, and hold its lock.
-
-        Args:
-            path: the run directory.
-            new: what a new run records about itself; an existing run keeps its own.
+        """Lock a directory for a new run with the record `new`, or for the run that lives in it with its own record.
 
         Raises:
             UsageError: O001 when the directory is not ours, O002 when another process writes to it.
         """
-        existing = read_record(path)
+        read_record(path)
         path.mkdir(parents=True, exist_ok=True)
         with only_writer(path / LOCK, lambda: _in_use(path)):
             # Read again under the lock: another process may have started the run in between.
-            run = cls(path, read_record(path) or existing or new)
-            run.write(writer=_writer())
+            run = cls(path, read_record(path) or new)
+            began = time.strftime("%Y-%m-%d %H:%M:%S")
+            run.write(writer=f"process {os.getpid()} on {socket.gethostname()} since {began}")
             yield run
 
     def write(self, **changes: Any) -> None:
@@ -66,9 +111,8 @@ class RunDir:
         atomic_write(self.path / RUN_RECORD, self.record.to_text())
 
     def sealed(self) -> list[Path]:
-        """Checkpoints that carry a seal, oldest first; ordered by their step, never by a clock."""
-        found = [path for path in self.path.glob(f"{PREFIX}*") if (path / SEAL_NAME).is_file()]
-        return sorted(found, key=_step)
+        """Checkpoints that have a seal, oldest first; ordered by their step, never by a clock."""
+        return sorted((path for path in self.path.glob(f"{PREFIX}*") if (path / SEAL_NAME).is_file()), key=_step)
 
     def last_good(self, listener: Listener) -> Path | None:
         """The newest checkpoint whose every byte is as it was sealed; younger ones are named and passed over.
@@ -107,7 +151,7 @@ class RunDir:
                 shutil.rmtree(path)
 
     def step_of(self, checkpoint: Path) -> int:
-        """The step a sealed checkpoint continues from."""
+        """The step that a sealed checkpoint continues from."""
         return int(read_facts(checkpoint)["step"])
 
 
@@ -120,36 +164,31 @@ def read_record(path: Path) -> RunRecord | None:
     try:
         other = path.is_symlink() or (path.exists() and not path.is_dir())
     except OSError as error:
-        why = error.strerror or str(error)
-        raise UsageError.one(
-            "O001", f"it cannot be used: {why}", help="name another output.dir", key="output.dir"
-        ) from error
+        raise _refused(f"it cannot be used: {error.strerror or error}", "name another output.dir") from error
     if other:
-        raise UsageError.one("O001", f"{path} is not a directory", help="name another output.dir", key="output.dir")
+        raise _refused(f"{path} is not a directory", "name another output.dir")
     if not path.exists() or all(_is_trace(entry.name) for entry in path.iterdir()):
         return None
     try:
         return RunRecord.model_validate_json((path / RUN_RECORD).read_bytes())
     except FileNotFoundError:
-        why = f"it holds files, but no {RUN_RECORD}"
+        why = f"it has files, but no {RUN_RECORD}"
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        why = (
-            f"its {RUN_RECORD} cannot be read"
-            if first["type"] == "json_invalid"
-            else f"its {RUN_RECORD} is not one of a run: {place or 'file'}: {first['msg']}"
-        )
-    raise UsageError.one(
-        "O001",
-        f"{path} is not ours to write in: {why}",
-        help="name an empty or new directory; nothing there was touched",
-        key="output.dir",
+        place = ".".join(map(str, first["loc"])) or "file"
+        damaged = first["type"] == "json_invalid"
+        why = f"its {RUN_RECORD} " + ("cannot be read" if damaged else f"is not one of a run: {place}: {first['msg']}")
+    raise _refused(
+        f"{path} is not ours to write in: {why}", "name an empty or new directory; nothing there was touched"
     )
 
 
+def _refused(why: str, help: str, code: str = "O001") -> UsageError:
+    return UsageError.one(code, why, help=help, key="output.dir")
+
+
 def _is_trace(name: str) -> bool:
-    """What a run that was killed before its first record can leave behind."""
+    """Whether a run that was killed before its first record can leave such a file."""
     return name == LOCK or (name.startswith(f".{RUN_RECORD}.") and name.endswith(".tmp"))
 
 
@@ -161,9 +200,6 @@ def _step(path: Path) -> int:
 def _in_use(path: Path) -> UsageError:
     record = read_record(path)
     writer = record.writer if record is not None and record.writer else "another process"
-    help = "wait for that run to end, or name another output.dir"
-    return UsageError.one("O002", f"{path} is in use by {writer}", help=help, key="output.dir")
-
-
-def _writer() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    return _refused(
+        f"{path} is in use by {writer}", "wait for that run to end, or name another output.dir", code="O002"
+    )

@@ -19,8 +19,6 @@ from qlmm.training.objective import Objective, objective, objectives, refused
 
 __all__ = ["trainer_config"]
 
-_OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
-
 
 def trainer_config(training: TrainingSection, output: OutputSection, precision: Precision, *, steps: int) -> Any:
     """TRL's settings for a run of `steps` optimiser steps, of the class that belongs to the objective.
@@ -34,15 +32,19 @@ def trainer_config(training: TrainingSection, output: OutputSection, precision: 
     asked = objective(training.objective)
     kind = asked.config()
     ours = {**_ours(training, output, precision, steps), **asked.fixed, **_losses(training, asked)}
-    _check_positive(training, asked)
+    for name in sorted(asked.positive & training.extra.keys()):
+        value = training.extra[name]
+        # The loss would be constant, turned round or not there.
+        if not isinstance(value, float | int) or value <= 0:
+            raise refused("extra", f"{name} {value} must be above 0", "leave it out for the default")
     asked.check(training)
     for name, value in training.extra.items():
         _check_extra(name, value, ours, kind, asked.passed_on)
     try:
         return kind(**ours, **{**asked.defaults, **training.extra})
     except (ValueError, TypeError, ImportError) as error:
-        said = str(error).splitlines()[0]
-        raise UsageError.one("T002", f"TRL refuses the training section: {said}", help="change or drop it") from error
+        why = str(error).splitlines()[0]
+        raise UsageError.one("T002", f"TRL refuses the training section: {why}", help="change or drop it") from error
 
 
 def _losses(training: TrainingSection, asked: Objective) -> Mapping[str, Any]:
@@ -80,37 +82,23 @@ def _not_of(name: str, asked: Objective, loss: str) -> UsageError:
     return refused("losses", f"TRL has no loss `{loss}`", help)
 
 
-def _check_positive(training: TrainingSection, asked: Objective) -> None:
-    """Refuse numbers with which a loss would be constant, turned round or not there."""
-    for name in sorted(asked.positive):
-        value = training.extra.get(name, 1.0)
-        if not isinstance(value, float | int) or value <= 0:
-            raise refused("extra", f"{name} {value} must be above 0", "leave it out for the default")
-
-
 def _check_extra(name: str, value: Any, ours: Mapping[str, Any], kind: type[Any], names: frozenset[str]) -> None:
-    """Refuse what is not TRL's, not for a recipe to say, or of the wrong kind."""
+    """Refuse what is not TRL's, not for a recipe to set, or of the wrong kind."""
     kinds = get_type_hints(kind)
     if name not in kinds:
         close = get_close_matches(name, sorted(names), n=1)
-        hint = f"did you mean `{close[0]}`?" if close else "leave it out"
-        raise UsageError.one(
-            "T001", f"`{name}` is not a field of TRL's {kind.__name__}", help=hint, key="training.extra"
-        )
+        help = f"did you mean `{close[0]}`?" if close else "leave it out"
+        raise refused("extra", f"`{name}` is not a field of TRL's {kind.__name__}", help, "T001")
     if name not in names:
-        why = (
-            "is set by qlmm itself"
-            if name in ours
-            else "cannot be passed on: it would break a promise of the run, or do nothing"
-        )
-        hint = "use the recipe's own key for it, or leave it out"
-        raise UsageError.one("T001", f"`{name}` {why}", help=hint, key="training.extra")
+        lost = "cannot be passed on: it would break a promise of the run, or do nothing"
+        why = "is set by qlmm itself" if name in ours else lost
+        raise refused("extra", f"`{name}` {why}", "use the recipe's own key for it, or leave it out", "T001")
     try:
         TypeAdapter(kinds[name]).validate_python(value, strict=True)
     except ValidationError as error:
         rule = error.errors(include_input=False)[0]["msg"].removeprefix("Input ")
-        hint = f"write the value as TRL's {kind.__name__} documents it"
-        raise UsageError.one("T001", f"`{name}` {rule}", help=hint, key="training.extra") from error
+        help = f"write the value as TRL's {kind.__name__} documents it"
+        raise refused("extra", f"`{name}` {rule}", help, "T001") from error
 
 
 def _ours(training: TrainingSection, output: OutputSection, precision: Precision, steps: int) -> Mapping[str, Any]:
@@ -122,7 +110,7 @@ def _ours(training: TrainingSection, output: OutputSection, precision: Precision
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.schedule,
         "warmup_steps": round(training.warmup * steps),
-        "optim": _OPTIMIZERS[training.optimizer],
+        "optim": "adamw_torch" if training.optimizer == "adamw" else training.optimizer,
         "gradient_checkpointing": training.gradient_checkpointing,
         "bf16": precision.name == "bf16",
         "fp16": precision.name == "fp16",

@@ -41,11 +41,13 @@ def rows(folder: Path, *more: Any) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    from qlmm.model.loading.base import Base
+    from qlmm.model.loading.base import Base, NativeBase
 
     def resolve(section: Any) -> Base:
-        source: Any = SimpleNamespace(processor=tiny_processor(section.chat_template), answers_in_decoder=False)
-        return Base(section, source)
+        unread: Any = SimpleNamespace(is_encoder_decoder=False)
+        base = NativeBase(section, unread, {}, unread)
+        vars(base)["published_processor"] = tiny_processor(section.chat_template)
+        return base
 
     monkeypatch.setattr(Base, "resolve", resolve)
     path = tmp_path / "mine.yaml"

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from qlmm.builtin import registry as builtin
 from qlmm.cli.commands import doctor as module
 from qlmm.cli.commands.doctor import doctor, examine, four_bit
-from qlmm.core.naming import names
 
 SECRET = "hf_" + "Qw3r" * 8
 
@@ -35,7 +35,7 @@ def test_everything_is_one_json_object(machine: None, capsys: pytest.CaptureFixt
     assert facts["devices"]["cpu"]["memory"] > 1 << 30
     assert facts["disk"]["QLMM_HOME"] == {"path": str(tmp_path / "home"), "free": facts["disk"]["QLMM_HOME"]["free"]}
     assert facts["environment"]["HF_TOKEN"] == "set, not shown"
-    assert list(facts["packaged"]) == [name.replace("_", "-") for name in names("qlmm.builtin.assets")]
+    assert list(facts["packaged"]) == builtin.names()
     assert not any(facts["packaged"].values())
 
 

@@ -84,7 +84,7 @@ SAYS = {
         "336 x 336 16 tokens 1024 x 768 16 tokens 1920 x 1080 16 tokens",
         "cannot data.max_pixels, data.min_pixels, data.max_tiles: this base's LlavaImageProcessor",
         "without a picture: taken by the processor with two pictures: taken by the processor",
-        "holds 32 tensors, 136 KiB in fp32: 28 of LoRA, 4 of whole modules",
+        "contains 32 tensors, 136 KiB in fp32: 28 of LoRA, 4 of whole modules",
         "servers vLLM and its like refuse modules_to_save: set adapter.connector=lora",
         "to train on one row of 1,024 tokens in bf16: frozen weights",
     ),
@@ -205,7 +205,7 @@ def test_a_processor_that_is_not_there_does_not_hide_the_rest(run: Run) -> None:
     code, said, _ = run("mute")
     assert code == 0
     assert "model.multi_modal_projector" in said
-    assert "not known base.model: the folder mute does not hold all of a model: Can't load" in flat(said)
+    assert "not known base.model: the folder mute does not have all of a model: Can't load" in flat(said)
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="this machine has torchvision")

@@ -56,7 +56,7 @@ def test_show_of_what_is_no_text_is_refused(recipe: Shell) -> None:
     Path("mine.yaml").write_bytes(b"\xff")
     code, printed, said = recipe("show", "mine.yaml")
     assert (code, printed) == (2, "")
-    assert "error[R001]" in said
+    assert "error[R002]" in said
 
 
 def test_check_says_ok_in_one_line(recipe: Shell) -> None:

@@ -153,7 +153,7 @@ BAD: dict[str, list[tuple[Mapping[str, Any], str]]] = {
         ({**RLAIF, "rejected": "1 "}, "are the same"),
         ({**RLAIF, "question": ""}, "empty question"),
         ({**RLAIF, "image": "a", "question": "<image> or <image>"}, "2 <image> markers for 1 pictures"),
-        ({**RLAIF, "image": "../a.png"}, "holds `..`"),
+        ({**RLAIF, "image": "../a.png"}, "contains `..`"),
     ],
     "sharegpt_ranking": [
         ({"conversations": [ASK], "chosen": ANSWER}, "no `rejected`"),

@@ -30,7 +30,6 @@ from transformers import (
 from qlmm.compat import (
     bitsandbytes_private,
     efficientnet_private,
-    hooks,
     hub_private,
     peft_private,
     transformers_models,
@@ -38,6 +37,7 @@ from qlmm.compat import (
     trl_experimental,
     trl_private,
 )
+from tests.contract.hooks import HOOKS, Hook
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
@@ -127,8 +127,8 @@ def dependency(path: str) -> type[Any]:
     return found
 
 
-@pytest.mark.parametrize("hook", hooks.HOOKS, ids=lambda hook: f"{hook.owner}.{hook.name}")
-def test_a_hook_is_still_there_with_the_same_arguments(hook: hooks.Hook) -> None:
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: f"{hook.owner}.{hook.name}")
+def test_a_hook_is_still_there_with_the_same_arguments(hook: Hook) -> None:
     owner = dependency(hook.owner)
     if hook.takes is None:
         assert any(hook.name in read for _, read in code_of(owner)), f"{hook.owner} does not read {hook.name} any more"
@@ -187,7 +187,7 @@ def private_names(kind: type[Any]) -> set[str]:
 
 
 def test_no_other_private_method_or_attribute_of_a_dependency_is_replaced() -> None:
-    listed = {hook.name for hook in hooks.HOOKS}
+    listed = {hook.name for hook in HOOKS}
     kinds = subclasses()
     assert {"SftTrainer", "DpoTrainer", "AssembledProcessor"} <= {kind.__name__ for kind in kinds}
     met: set[str] = set()
@@ -195,7 +195,7 @@ def test_no_other_private_method_or_attribute_of_a_dependency_is_replaced() -> N
         theirs = {name for one in foreign(kind) for name in vars(one)}
         theirs |= {name for one, names in code_of(kind) if one in foreign(kind) for name in names}
         met |= private_names(kind) & theirs
-    assert met - listed == set(), "list it in qlmm/compat/hooks.py with the reason, or give ours another name"
+    assert met - listed == set(), "list it in tests/contract/hooks.py with the reason, or give ours another name"
     assert {name for name in listed if name.startswith("_")} - met == set(), "listed, but not replaced any more"
 
 

@@ -14,16 +14,21 @@ from safetensors.torch import save_file
 
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import read_manifest
-from qlmm.artifacts.export.export import EXPORTS, Export, Job, Wishes, target, targets
+from qlmm.artifacts.export.export import EXPORTS, Export, Job, Wishes
 from qlmm.artifacts.export.targets.peft import carried
 from qlmm.core.errors import ModelError, UsageError
 from qlmm.core.filenames import ADAPTER_WEIGHTS
+from qlmm.core.naming import load, names
 from qlmm.model.loading.base import Base, Blueprint
 from qlmm.model.parts.split import split
 from tests.tiny import tiny_llava, tiny_processor
 from tests.unit.artifacts.adapters import adapter_folder, manifest
 
-NAMES = targets()
+NAMES = names(EXPORTS)
+
+
+def target(name: str) -> Export:
+    return load(EXPORTS, name, "EXPORT", Export)
 
 
 def test_these_are_the_targets() -> None:
@@ -57,7 +62,7 @@ def job(tmp_path: Path) -> Job:
     changes = {"recipe": facts.recipe.model_copy(update={"base": base}), "files": file_hashes(folder)}
     resolved, wishes = Base.resolve(base), Wishes(onto="original")
     # With weights, which one of the tests saves.
-    vars(resolved.source)["shape"] = Blueprint(model, split(model))
+    vars(resolved)["shape"] = Blueprint(model, split(model))
     return Job(folder, facts.model_copy(update=changes), resolved, wishes, "run", lambda line: None)
 
 
@@ -86,8 +91,8 @@ def test_what_cannot_be_merged_is_refused_by_the_plan(name: str, job: Job) -> No
 
 def test_a_plan_counts_what_lies_on_the_disk_at_once(job: Job) -> None:
     """Weights of 16 bits become files of 32, beside the merged model."""
-    job.shape.model.to(torch.bfloat16).save_pretrained(job.folder.parent / "base")
-    weights = sum(value.numel() for value in job.shape.model.state_dict().values())
+    job.base.shape.model.to(torch.bfloat16).save_pretrained(job.folder.parent / "base")
+    weights = sum(value.numel() for value in job.base.shape.model.state_dict().values())
     small, large = (target("gguf").plan(replace(job, wishes=Wishes("original", kind))).size for kind in ("f16", "f32"))
     assert small > 2 * weights
     # Not written: the tower's last block and norm, which LLaVA does not read.
@@ -97,9 +102,9 @@ def test_a_plan_counts_what_lies_on_the_disk_at_once(job: Job) -> None:
 def test_only_files_of_an_adapter_are_carried_along(job: Job) -> None:
     strange = {"../x.txt": "", "/etc/passwd": "", "notes.md": "", "qlmm.json": "", "held-out/0.png": "", "a.bin": ""}
     facts = job.manifest.model_copy(update={"files": job.manifest.files | strange})
-    names = carried(replace(job, manifest=facts))
-    assert {ADAPTER_WEIGHTS, "adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= set(names)
-    assert strange.keys().isdisjoint(names)
+    found = carried(replace(job, manifest=facts))
+    assert {ADAPTER_WEIGHTS, "adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= set(found)
+    assert strange.keys().isdisjoint(found)
 
 
 @pytest.mark.parametrize("name", ["gguf", "ollama"])
@@ -115,7 +120,7 @@ def test_gguf_names_the_package_that_is_missing(name: str, job: Job, monkeypatch
 def test_what_llama_cpp_does_not_know_is_refused_naming_what_it_does(
     name: str, key: str, value: str, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(job.shape.model.config), key, value)
+    monkeypatch.setattr(type(job.base.shape.model.config), key, value)
     with pytest.raises(ModelError, match=r"known: llava, idefics3, smolvlm"):
         target(name).plan(job)
 

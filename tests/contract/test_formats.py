@@ -11,16 +11,17 @@ import pytest
 from PIL import Image
 
 import qlmm
+from qlmm.core import naming
 from qlmm.core.errors import DataError
 from qlmm.data.contract import Format
 from qlmm.data.errors import BadRow
 from qlmm.data.media.media_root import ImageRoot
-from qlmm.data.reading.dataset import detected, format_names, load_format
+from qlmm.data.reading.dataset import detect_format, load_format
 from qlmm.data.sample import ImageRef, Turn
 from tests.contract import feedback_rows, preference_rows
 
 ROOT = Path(qlmm.__file__).parent
-NAMES = format_names()
+NAMES = naming.names("qlmm.data.formats")
 # What handles rows of every format, and words that stand in its messages, whatever the columns are called.
 NEUTRAL = [ROOT / "data/contract.py", ROOT / "preference_data/prompts.py", *(ROOT / "data/reading").glob("*.py")]
 WORDS = {"chosen", "rejected", "question"}
@@ -191,7 +192,7 @@ BAD: dict[str, list[tuple[Mapping[str, Any], str]]] = {
             {"image": "a", "conversations": [{"from": "human", "value": "<image><image>"}, ANSWER]},
             "2 <image> markers for 1 pictures",
         ),
-        ({"image": "../a.png", "conversations": [ASK, ANSWER]}, "holds `..`"),
+        ({"image": "../a.png", "conversations": [ASK, ANSWER]}, "contains `..`"),
         ({"image": 5, "conversations": [ASK, ANSWER]}, "not int"),
     ],
     "messages": [
@@ -251,7 +252,7 @@ def test_the_example_reads_and_is_detected_as_its_own_format(name: str, images: 
     assert isinstance(form, Format)
     assert form.doc
     assert form.read(form.example, images)[-1].role == "assistant"
-    assert detected(form.example, "rows.jsonl") == name
+    assert detect_format("rows.jsonl", [form.example]) == name
 
 
 @pytest.mark.parametrize(("name", "row", "turns"), [(n, r, t) for n, rows in GOLDEN.items() for r, t in rows])
@@ -259,7 +260,7 @@ def test_golden_rows_give_golden_turns(
     name: str, row: Mapping[str, Any], turns: list[tuple[Any, ...]], images: ImageRoot
 ) -> None:
     assert told(load_format(name).read(row, images)) == turns
-    assert detected(row, "rows.jsonl") == name
+    assert detect_format("rows.jsonl", [row]) == name
 
 
 @pytest.mark.parametrize(("name", "row", "turns"), [(n, r, t) for n, rows in GOLDEN.items() for r, t in rows])
@@ -293,7 +294,7 @@ def test_a_row_that_ends_with_its_question_is_read_up_to_it(name: str, images: I
 def test_two_formats_of_one_rank_are_an_error_not_a_guess() -> None:
     row = {**load_format("llava").example, **load_format("messages").example}
     with pytest.raises(DataError, match="fit the formats llava and messages alike") as caught:
-        detected(row, "rows.jsonl")
+        detect_format("rows.jsonl", [row])
     assert caught.value.problems[0].code == "D011"
 
 

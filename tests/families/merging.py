@@ -60,7 +60,7 @@ def shaken(plan: Plan) -> PeftModel:
 def adapter_of(plan: Plan, model: PeftModel, folder: Path) -> Path:
     """The adapter folder that a run with this plan would leave, without its proof."""
     recipe = plan.recipe
-    stage = stage_adapter(model, plan.processor, folder, recipe.base, bare=plan.placement.bare)
+    stage = stage_adapter(model, plan.encoder.processor, folder, plan.base.identity, bare=plan.placement.bare)
     manifest = Manifest(
         base=plan.base.identity,
         recipe=recipe,

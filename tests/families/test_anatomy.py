@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from qlmm.core.errors import ModelError
-from qlmm.model.inspection.memory import trained_parameters
+from qlmm.model.inspection.memory import trained_sizes
 from qlmm.model.numerics.quantization import check_experts, skip_names
 from qlmm.model.parts.experts import fused_experts, routers
 from qlmm.model.parts.known_names import CONNECTOR_IN_TOWER, CROSS_ATTENTION, OTHER, UNSPLIT
@@ -106,7 +106,7 @@ def test_experts_get_lora_on_request_only_and_routers_never() -> None:
     assert asked.experts == fused
     wrapped = attach(model, asked, section, seed=0)  # type: ignore[arg-type]  # as above
     trained = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
-    assert trained == trained_parameters(tiny_model(family(MOE)), asked)
+    assert trained == sum(trained_sizes(tiny_model(family(MOE)), asked))
 
 
 def test_experts_in_4_bit_with_dropout_or_where_there_are_none_are_refused() -> None:

@@ -9,12 +9,11 @@ import torch
 from trl.trainer.utils import add_fused_lm_head
 
 from qlmm.core.errors import ModelError
-from qlmm.data.batching.collators import rows
-from qlmm.data.batching.feedback_collator import EXCHANGED, FeedbackCollator
+from qlmm.data.batching.collators import EXCHANGED, FeedbackCollator, rows
 from qlmm.data.encoding.encoder import IGNORED
 from qlmm.data.sample import Feedback, Origin, Turn
 from qlmm.model.token_losses import token_losses
-from qlmm.training.trainers.kto import KtoTrainer
+from qlmm.training.trainers.reference import KtoTrainer
 from tests.families.build import family, tiny_model
 from tests.families.encoders import PICTURES, encoder, usable
 from tests.families.rows import ROWS

@@ -28,7 +28,7 @@ SHARDS = [f"model-{number:05}-of-00002.safetensors" for number in (1, 2)]
 WRITES = {
     "hf": "qlmm.artifacts.safetensors_stream._write",
     "vllm": "qlmm.artifacts.safetensors_stream._write",
-    "gguf": "qlmm.artifacts.export.llamacpp.file._encoded",
+    "gguf": "qlmm.artifacts.export.llamacpp.file._values",
     "ollama": "qlmm.artifacts.export.targets.ollama.atomic_write",
     "peft": "qlmm.artifacts.export.targets.peft.shutil.copyfile",
 }

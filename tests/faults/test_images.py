@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from qlmm.data.media import images
 from qlmm.data.media.images import BadImage, decode, size
 from qlmm.data.sample import ImageRef
 
@@ -131,13 +132,16 @@ def test_the_pixel_limit_is_checked_in_the_header(side: int) -> None:
             check(ImageRef(data=data))
 
 
-def test_limits_are_the_callers() -> None:
+def test_limits_are_limits_of_pixels_and_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     ref = ImageRef(data=WHOLE["PNG"])
+    monkeypatch.setattr(images, "MAX_PIXELS", 384)
+    assert decode(ref).size == (24, 16)
+    monkeypatch.setattr(images, "MAX_PIXELS", 383)
     with pytest.raises(BadImage, match="383 pixels allowed"):
-        decode(ref, max_pixels=383)
+        decode(ref)
+    monkeypatch.setattr(images, "MAX_BYTES", 10)
     with pytest.raises(BadImage, match="bytes, more than"):
-        decode(ref, max_bytes=10)
-    assert decode(ref, max_pixels=384).size == (24, 16)
+        decode(ref)
 
 
 def test_a_text_bomb_in_a_png_is_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from qlmm.training.trainers.orpo import CERTAIN
+from qlmm.training.trainers.reference_free import CERTAIN
 from tests.golden.formulas import kto, odds_ratio, simpo
 from tests.golden.one_step import ROWS, Step, one_step, trainer_for
 from tests.runs import TinyRun

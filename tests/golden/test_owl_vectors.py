@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionModel
 
-from qlmm.model.assembled.owl_weights import vision_config_from, vision_state
+from qlmm.model.assembled.owl_checkpoint import vision_config_from, vision_state
 from qlmm.model.connectors import abstractor
 from qlmm.model.connectors.abstractor import CONNECTOR, Abstractor, AbstractorSettings, published_settings
 from tests.golden.fill import fill, norm_weights, query_wave, wave

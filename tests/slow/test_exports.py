@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from qlmm.api import finetune, load
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.export.export import Wishes, export
-from qlmm.artifacts.export.parity import Said, same
+from qlmm.artifacts.export.parity import same
 from qlmm.artifacts.merge.deltas import Deltas
 from qlmm.core.errors import RunError, UsageError
 from tests.assembling import image_processor, tower
@@ -161,9 +161,9 @@ def test_an_export_that_answers_otherwise_is_not_made(
 
 
 def test_same_is_not_fooled_by_nan() -> None:
-    one, other = Said((torch.zeros(4, 8),), "fp32"), Said((torch.full((4, 8), float("nan")),), "fp32")
+    one, other = torch.zeros(4, 8), torch.full((4, 8), float("nan"))
     with pytest.raises(RunError, match="E005"):
-        same(one, other, "x", stored="fp32")
+        same([one], [other], "x", ["fp32"])
 
 
 def test_llama_cpps_own_converter_is_used_for_what_is_not_known(

@@ -19,8 +19,7 @@ from qlmm.artifacts.adapter.load import load_base, plain_base
 from qlmm.cli.commands.data import check
 from qlmm.core.errors import QlmmError, RunError
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
-from qlmm.generation.answers import answer
-from qlmm.generation.sampling import Draw, draw
+from qlmm.generation.answers import answer, draw
 from qlmm.model.loading.base import Base
 from qlmm.model.token_losses import last_logits
 from qlmm.preference_data.judge import Judge
@@ -214,13 +213,13 @@ def pictures(tiny: TinyRun, count: int) -> tuple[ImageRef, ...]:
 def test_every_drawn_answer_sees_its_own_pictures_in_order(tiny: TinyRun, loaded: LoadedAdapter, count: int) -> None:
     sample = Sample((Turn("user", (*pictures(tiny, count), "what is this ?")),), Origin("here", 1))
     likeliest = answer(loaded.model, loaded.encoder, sample, 8)
-    drawn = draw(loaded.model, loaded.encoder, sample, 3, Draw(temperature=1e-4, max_new_tokens=8))
+    drawn = draw(loaded.model, loaded.encoder, sample, 3, temperature=1e-4, max_new_tokens=8)
     assert drawn == [likeliest] * 3
 
 
 def test_a_seed_decides_the_draws(tiny: TinyRun, loaded: LoadedAdapter) -> None:
     sample = Sample((Turn("user", (*pictures(tiny, 1), "what is this ?")),), Origin("here", 1))
-    drawn = [draw(loaded.model, loaded.encoder, sample, 3, Draw(max_new_tokens=8, seed=seed)) for seed in (1, 1, 2)]
+    drawn = [draw(loaded.model, loaded.encoder, sample, 3, max_new_tokens=8, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) > 1
 
@@ -254,7 +253,7 @@ def test_other_kinds_of_models_draw_and_judge_alike(name: str, tiny: TinyRun, tm
     shown = pictures(tiny, 1 if base.model.config.is_encoder_decoder else 2)
     asked = Sample((Turn("user", (*shown, "what is this ?")),), Origin("here", 1))
     likeliest = answer(base.model, base.encoder, asked, 4)
-    assert draw(base.model, base.encoder, asked, 3, Draw(temperature=1e-5, max_new_tokens=4)) == [likeliest] * 3
+    assert draw(base.model, base.encoder, asked, 3, temperature=1e-5, max_new_tokens=4) == [likeliest] * 3
     judge = Judge.of(base)
     found = judge.verdicts(["a much longer question than the other one ?", "what is this ?"], shown)
     with torch.no_grad():

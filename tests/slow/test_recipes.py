@@ -336,7 +336,7 @@ def test_a_native_model_sees_pictures_and_prompts_as_its_recipe_says(model: str,
     assert done.plan.facts.tokens.visual_median > 0
     assert not done.plan.facts.rows_dropped
     if done.recipe.base.chat_template is not None:
-        assert done.plan.processor.chat_template == chat_template(done.recipe.base.chat_template)
+        assert done.plan.encoder.processor.chat_template == chat_template(done.recipe.base.chat_template)
 
 
 def test_a_model_with_a_decoder_of_its_own_goes_the_whole_way(run: Run, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -247,10 +248,11 @@ def test_the_reference_is_asked_once_per_pair(tiny: TinyRun, monkeypatch: pytest
     asked: list[int] = []
     computed: Callable[..., Any] = made.compute_ref_log_probs
     monkeypatch.setattr(made, "compute_ref_log_probs", lambda *given: (asked.append(1), computed(*given))[1])
-    made.remember(tiny.folder / "asked.jsonl", base="b")
+    (tiny.folder / "asked").mkdir()
+    made.prepare(SimpleNamespace(path=tiny.folder / "asked", record=SimpleNamespace(frozen_sha256="b")))
     made.train()
     # A batch is asked about when it holds a pair that was not met before: never in a later epoch of the same batches.
-    lines = (tiny.folder / "asked.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (tiny.folder / "asked" / "reference.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) - 1 == len(plan.train)
     assert len(asked) < 12
 

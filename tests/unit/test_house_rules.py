@@ -147,13 +147,18 @@ def test_types_are_ignored_only_by_code_and_with_a_reason() -> None:
 def test_a_module_says_what_it_is_and_how_it_is_used(path: Path) -> None:
     doc = ast.get_docstring(tree(path)) or ""
     assert doc, "no docstring"
-    assert "Usage:" in doc or is_list_of_extensions(path), "no usage line"
+    assert "Usage:" in doc or is_list_of_extensions(path) or is_command(path), "no usage line"
     assert "\nfrom __future__ import annotations\n" in path.read_text("utf-8") or len(tree(path).body) == 1
 
 
 def is_list_of_extensions(path: Path) -> bool:
     """The docstring-only ``__init__`` of a folder whose files are found by name has nothing to show."""
     return path.name == "__init__.py" and len(tree(path).body) == 1
+
+
+def is_command(path: Path) -> bool:
+    """A command shows how it is used at the end of its help."""
+    return path.parent.name == "commands" and "Example" in path.read_text("utf-8")
 
 
 @pytest.mark.parametrize("path", [path for path in PACKAGE if not path.stem.startswith("__")], ids=name_of)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qlmm.compat.hooks import HOOKS
+from tests.contract.hooks import HOOKS
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPAT = ROOT / "qlmm" / "compat"

@@ -1,4 +1,4 @@
-"""What an adapter folder may consist of: a list of files that are shared, and the rule for pickles.
+"""The files that an adapter may have: a list of those that are shared, and the rule for pickles.
 
 A pickle runs code where it is loaded, so no file of an adapter may be one, by its name or by its content.
 
@@ -29,21 +29,13 @@ __all__ = [
     "refuse_files",
 ]
 
-# The same list as patterns of the Hub, for an adapter whose manifest is not here yet.
-HUB_PATTERNS = (
-    "*.json",
-    "*.jinja",
-    "*.txt",
-    "*.model",
-    "*.tiktoken",
-    "*.spm",
-    "*.md",
-    ADAPTER_WEIGHTS,
-    "held-out/*.png",
-)
+# Files of PEFT, a processor, tokenizers or chat templates.
+_SUFFIXES = ("json", "jinja", "txt", "model", "tiktoken", "spm")
+# A second tokenizer has a folder of its own.
+_TEXT = re.compile(rf"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:{'|'.join(_SUFFIXES)})")
 _PICTURE = re.compile(r"held-out/[\w-][\w.-]*\.png")
-# Files of PEFT, a processor, tokenizers or chat templates; a second tokenizer has a folder of its own.
-_TEXT = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*\.(?:json|jinja|txt|model|tiktoken|spm)")
+# The same list as patterns of the Hub, for an adapter whose manifest is not here yet.
+HUB_PATTERNS = (*(f"*.{suffix}" for suffix in _SUFFIXES), "*.md", ADAPTER_WEIGHTS, "held-out/*.png")
 _PICKLE = re.compile(r".*\.(?:pkl|pickle|pt|pth|bin|ckpt|joblib|npy|npz)", re.IGNORECASE)
 # Protocols 2 to 5 begin with their number; older ones have no mark, and no loader takes them without their suffix.
 _PICKLE_MARKS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
@@ -51,7 +43,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def allowed(name: str, manifest: Manifest) -> bool:
-    """Whether a file of this name may be sent or fetched: one that the manifest names, of a kind that adapters have."""
+    """Whether a file may be sent or fetched: the manifest names it, and it is of a kind that adapters have."""
     known = name == ADAPTER_WEIGHTS or is_picture(name) or bool(_TEXT.fullmatch(name))
     return name in (MANIFEST, CARD) or (name in manifest.files and known and name != LOCAL_RECIPE)
 
@@ -69,7 +61,7 @@ def files_below(folder: Path) -> list[str]:
 
 
 def check_no_pickle(folder: Path) -> str:
-    """Refuse a folder that holds a file which runs code when it is loaded.
+    """Refuse a folder with a file that runs code when it is loaded.
 
     Raises:
         ModelError: A014 with its name.
@@ -77,11 +69,8 @@ def check_no_pickle(folder: Path) -> str:
     names = files_below(folder)
     found = [name for name in names if has_pickle_name(name) or _has_pickle_content(folder / name)]
     if found:
-        raise ModelError.one(
-            "A014",
-            f"{folder} holds pickle, which runs code when it is loaded: {', '.join(found)}",
-            help="delete it; qlmm itself writes safetensors only",
-        )
+        message = f"{folder} has pickles, which run code when they are loaded: {', '.join(found)}"
+        raise ModelError.one("A014", message, help="delete it; qlmm itself writes safetensors only")
     return f"none in {len(names)} files"
 
 
@@ -106,39 +95,25 @@ def _has_pickle_content(path: Path) -> bool:
 
 
 def check_contents(folder: Path, names: Iterable[str]) -> None:
-    """Refuse files that are not what their names say.
-
-    Raises:
-        ModelError: H011 naming them.
-    """
+    """Raise H011 about files that are not of the kind that their names promise."""
     refuse_files(folder, [f"{name} {why}" for name in names if (why := _wrong_content(folder / name, name))])
 
 
 def refuse_files(folder: Path, wrong: Iterable[str]) -> None:
-    """Raise one error about all files that must not be sent, if there are any.
-
-    Raises:
-        ModelError: H011.
-    """
+    """Raise H011 about all files that must not be sent, if there are any."""
     help = f"nothing was sent; move it out of {folder} and run the same command again"
-    problems = [Problem("H011", message, help=help) for message in wrong]
-    if problems:
+    if problems := [Problem("H011", message, help=help) for message in wrong]:
         raise ModelError(problems)
 
 
 def _wrong_content(path: Path, name: str) -> str | None:
     if name == ADAPTER_WEIGHTS:
-        return None if _is_safetensors(path) else "is not a safetensors file"
+        try:
+            with safe_open(str(path), framework="pt"):
+                return None
+        except SafetensorError:
+            return "is not a safetensors file"
     if _has_pickle_content(path):
         return "is a pickle by its content"
     with path.open("rb") as file:
         return "is not a PNG picture" if is_picture(name) and file.read(len(_PNG)) != _PNG else None
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether the header can be read and fits the file."""
-    try:
-        with safe_open(str(path), framework="pt"):
-            return True
-    except SafetensorError:
-        return False

@@ -1,4 +1,4 @@
-"""The files of a base: where they lie, whether they are there, and what nobody can say without the Hub.
+"""The files of a base: weights and configurations, fetched if need be, and the folders that they lie in.
 
 Usage: ``paths = weight_files(locate("some/model"), "base.model")``
 """
@@ -33,31 +33,23 @@ def weight_files(located: Located, key: str) -> list[Path]:
         ModelError: A025 for a shard that is missing or an index that is damaged, A026 where there are none, M003 and
             following as for any base.
     """
-    single = base_file(located, SINGLE, key)
+    single = base_file(located, key, SINGLE)
     if single is not None:
         return [single]
-    index = base_file(located, INDEX, key)
+    index = base_file(located, key, INDEX)
     if index is None:
         if _unknown(located, SINGLE) or _unknown(located, INDEX):
             raise _out_of_reach(located, key)
-        raise ModelError.one(
-            "A026",
-            f"{located.name} has no safetensors weights; pickled ones run code and are not read",
-            key=key,
-            help="choose a revision with safetensors, or convert it where you trust it",
-        )
+        message = f"{located.name} has no safetensors weights; pickled ones run code and are not read"
+        help = "choose a revision with safetensors, or convert it where you trust it"
+        raise ModelError.one("A026", message, key=key, help=help)
     names = _shards(index)
-    found = {name: base_file(located, name, key) for name in names if Path(name).name == name}
+    found = {name: base_file(located, key, name) for name in names if Path(name).name == name}
     if any(path is None and _unknown(located, name) for name, path in found.items()):
         raise _out_of_reach(located, key)
-    missing = [name for name in names if found.get(name) is None]
-    if missing:
-        raise ModelError.one(
-            "A025",
-            f"{located.name} lacks {', '.join(missing)}, which its index names",
-            key=key,
-            help="fetch the base's files again",
-        )
+    if missing := [name for name in names if found.get(name) is None]:
+        message = f"{located.name} lacks {', '.join(missing)}, which its index names"
+        raise ModelError.one("A025", message, key=key, help="fetch the base's files again")
     return [path for path in found.values() if path is not None]
 
 
@@ -66,13 +58,12 @@ def _shards(index: Path) -> list[str]:
         return sorted(set(_Index.model_validate_json(index.read_bytes()).weight_map.values()))
     except ValidationError as error:
         why = error.errors(include_input=False)[0]["msg"]
-        raise ModelError.one(
-            "A025", f"{index} is not an index of weights: {why}", help="fetch the base's files again"
-        ) from error
+        help = "fetch the base's files again"
+        raise ModelError.one("A025", f"{index} is not an index of weights: {why}", help=help) from error
 
 
 def _unknown(located: Located, name: str) -> bool:
-    """Whether nobody could say if a file that was not found is on the Hub."""
+    """Whether a file that was not found may be on the Hub all the same."""
     if Path(located.path).is_dir():
         return False
     return try_to_load_from_cache(located.path, name, constants.HF_HUB_CACHE, located.revision) is None
@@ -80,16 +71,12 @@ def _unknown(located: Located, name: str) -> bool:
 
 def _out_of_reach(located: Located, key: str) -> ModelError:
     pinned = f" --revision {located.revision}" if located.revision else ""
-    return Unavailable.one(
-        "M003",
-        f"not all weights of {located.name} are in the cache, and the Hub cannot be reached",
-        key=key,
-        help=f"`hf download {located.path}{pinned}` fetches them; offline (HF_HUB_OFFLINE=1) only what is in the cache "
-        "is found",
-    )
+    message = f"not all weights of {located.name} are in the cache, and the Hub cannot be reached"
+    found = "offline (HF_HUB_OFFLINE=1) only what is in the cache is found"
+    return Unavailable.one("M003", message, key=key, help=f"`hf download {located.path}{pinned}` fetches them; {found}")
 
 
-def base_file(located: Located, name: str, key: str) -> Path | None:
+def base_file(located: Located, key: str, name: str) -> Path | None:
     """One file of a base, fetched if need be; None where it has none of that name."""
     with reading(key, located):
         return fetched_file(located.path, name, located.revision)
@@ -98,4 +85,5 @@ def base_file(located: Located, name: str, key: str) -> Path | None:
 def sources_of(folder: Path, manifest: Manifest) -> list[Path]:
     """The folders that are read when something is made of an adapter: its own, and those of its base."""
     base = manifest.recipe.base
-    return [folder, *(Path(locate(name).path) for name in (base.model, base.vision, base.language) if name)]
+    weights = base.connector.weights if base.connector is not None else None
+    return [folder, *(Path(locate(name).path) for name in (base.model, base.vision, base.language, weights) if name)]

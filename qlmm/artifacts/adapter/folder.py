@@ -1,6 +1,6 @@
-"""From a trained model to an adapter folder in PEFT's layout, complete or not there at all.
+"""An adapter folder in PEFT's layout: staged, hashed and named.
 
-Usage: ``folder = stage_adapter(model, processor, run.path); …; publish(folder, run.path / "adapter")``
+Usage: ``folder = stage_adapter(model, processor, run.path, base.identity); …; publish(folder, run.path / "adapter")``
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from qlmm.artifacts.adapter.local_paths import name_of
 from qlmm.core.filenames import ADAPTER, ADAPTER_CONFIG, UNHASHED, UNPROVEN
 from qlmm.core.files import atomic_write, file_sha256
 from qlmm.core.staging import emptied
-from qlmm.model.loading.hub import locate
+from qlmm.model.loading.identity import BaseIdentity
 from qlmm.model.peft.adapter import save_adapter
-from qlmm.recipe.schema import BaseSection
 
 __all__ = ["file_hashes", "run_name", "stage_adapter"]
 
@@ -25,28 +24,18 @@ _STAGE = ".adapter.part"
 
 
 def stage_adapter(
-    model: PeftModel, processor: ProcessorMixin, run: Path, base: BaseSection, *, bare: tuple[str, ...] = ()
+    model: PeftModel, processor: ProcessorMixin, run: Path, base: BaseIdentity, *, bare: tuple[str, ...] = ()
 ) -> Path:
     """Write weights, configuration, processor and chat template beside their final place."""
     stage = emptied(run / _STAGE)
     save_adapter(model, stage, bare)
     processor.save_pretrained(str(stage))
-    _name_base(stage / ADAPTER_CONFIG, base)
+    # PEFT asks the Hub for an id without its revision. An assembled base stays unnamed: PEFT could not load it.
+    whole, config = base.whole, json.loads((stage / ADAPTER_CONFIG).read_text("utf-8"))
+    config["base_model_name_or_path"] = name_of(whole.name) if whole is not None else None
+    config["revision"] = whole.asked_revision if whole is not None else None
+    atomic_write(stage / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return stage
-
-
-def _name_base(path: Path, base: BaseSection) -> None:
-    """Name the base in PEFT's own file; an assembled base has none that PEFT could load, so it stays unnamed."""
-    config = json.loads(path.read_text("utf-8"))
-    place = locate(base.model) if base.model is not None else None
-    # An id without its revision is what PEFT asks the Hub for; a folder may have an @ in its name.
-    name, revision = (
-        (place.path, place.revision)
-        if place is not None and place.revision
-        else (name_of(base.model) if base.model is not None else None, None)
-    )
-    config |= {"base_model_name_or_path": name, "revision": revision}
-    atomic_write(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -56,6 +45,6 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 
 def run_name(folder: Path) -> str:
-    """What people call an adapter: its run's name where it lies in a run directory, else the folder's own."""
+    """The name of an adapter's run where it lies in a run directory, else the folder's own."""
     whole = folder.resolve()
     return whole.parent.name if whole.name in (ADAPTER, UNPROVEN) else whole.name

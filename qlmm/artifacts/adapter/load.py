@@ -1,4 +1,4 @@
-"""An adapter folder back to a model that answers: base, adapter, processor, in one call.
+"""An adapter folder, or a base alone, to a model that answers.
 
 Usage: ``loaded = load(Path("runs/owl_lora/adapter")); loaded.model.generate(**loaded.encoder.prompt(sample))``
 """
@@ -22,15 +22,7 @@ from qlmm.model.numerics.precision import Precision, again, choose
 from qlmm.model.peft.adapter import fill_bare, to_fp32
 from qlmm.recipe.schema import BaseSection, DataSection, Source
 
-__all__ = [
-    "LoadedAdapter",
-    "LoadedBase",
-    "check_base",
-    "check_files",
-    "load",
-    "load_base",
-    "plain_base",
-]
+__all__ = ["LoadedAdapter", "LoadedBase", "check_base", "check_files", "load", "load_base", "plain_base"]
 
 # Without these an adapter silently answers with an untrained connector, or not at all.
 REQUIRED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
@@ -38,7 +30,7 @@ REQUIRED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 @dataclass(frozen=True, slots=True)
 class LoadedAdapter:
-    """A model with its adapter, in evaluation mode, and what is needed to talk to it.
+    """A model with its adapter, in evaluation mode, and what is needed to ask it.
 
     Attributes:
         bare: parameters of the base itself that the adapter replaced, by their names in `model`.
@@ -54,7 +46,7 @@ class LoadedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class LoadedBase:
-    """A base without an adapter, in evaluation mode, and what is needed to talk to it."""
+    """A base without an adapter, in evaluation mode, and what is needed to ask it."""
 
     model: PreTrainedModel
     encoder: Encoder
@@ -62,12 +54,9 @@ class LoadedBase:
 
 
 def load(folder: str | Path, *, precision: Precision | None = None, base: Base | None = None) -> LoadedAdapter:
-    """Load an adapter onto its base; works for native and assembled bases alike.
+    """Load an adapter onto its base, which may be resolved already.
 
-    Args:
-        folder: the adapter folder of a run.
-        precision: where and how to compute; by default as the run did where this machine can, else its own best.
-        base: the adapter's base, where it is resolved already.
+    The default precision is that of the run where this machine can, else the machine's best.
 
     Raises:
         ModelError: A001 to A003 for a folder that is not a whole adapter, A004 for a base that is not the one it was
@@ -89,16 +78,12 @@ def load(folder: str | Path, *, precision: Precision | None = None, base: Base |
 
 
 def plain_base(name: str) -> BaseSection:
-    """A vision-language model as it comes: a Hub id or a folder, nothing quantised, its own chat template."""
+    """The section of a vision-language model as it comes: nothing quantised, its own chat template."""
     return BaseSection(model=name, quantize="none")
 
 
 def load_base(base: Base, *, precision: Precision | None = None) -> LoadedBase:
-    """Load a base alone, to be asked or to judge.
-
-    Args:
-        base: the base.
-        precision: where and how to compute; by default this machine's best.
+    """Load a base alone; by default in this machine's best precision.
 
     Raises:
         ModelError: D030 and following for a processor that qlmm cannot ask.
@@ -110,42 +95,30 @@ def load_base(base: Base, *, precision: Precision | None = None) -> LoadedBase:
     return LoadedBase(model, encoder, where)
 
 
-def check_files(folder: Path, manifest: Manifest, called: str | None = None) -> None:
-    """Compare the folder with its manifest before anything is read into a model.
-
-    Args:
-        folder: the adapter.
-        manifest: its manifest.
-        called: its name in messages; unset: the folder.
+def check_files(folder: Path, manifest: Manifest, called: str | None = None) -> str:
+    """Compare an adapter's files with its manifest; `called` is the adapter's name in messages, else the folder.
 
     Raises:
         ModelError: A003 naming the files that are missing or differ, or whose hash nobody wrote down.
     """
+    called = called or str(folder)
     help = "fetch the adapter again, or take it from the run directory it was made in"
     wrong = [name for name in REQUIRED if not (folder / name).is_file()]
-    wrong += [
-        name
-        for name, sha256 in manifest.files.items()
-        if name not in wrong and (not (folder / name).is_file() or file_sha256(folder / name) != sha256)
-    ]
+    there = {name: (folder / name).is_file() and file_sha256(folder / name) for name in manifest.files}
+    wrong += [name for name, sha256 in manifest.files.items() if name not in wrong and there[name] != sha256]
     if wrong:
-        raise ModelError.one(
-            "A003",
-            f"{called or folder} is not as it was written: {', '.join(wrong)} missing or changed",
-            help=help,
-        )
+        message = f"{called} is not as it was written: {', '.join(wrong)} missing or changed"
+        raise ModelError.one("A003", message, help=help)
     unknown = [name for name in (*REQUIRED, PROBE) if name not in manifest.files and (folder / name).is_file()]
     if unknown:
-        raise ModelError.one("A003", f"{called or folder}: {MANIFEST} has no hash of {', '.join(unknown)}", help=help)
+        raise ModelError.one("A003", f"{called}: {MANIFEST} has no hash of {', '.join(unknown)}", help=help)
+    return f"{len(manifest.files)} files are as they were written"
 
 
-def check_base(manifest: Manifest, base: Base, *, commit: bool = False) -> None:
+def check_base(manifest: Manifest, base: Base, *, commit: bool = False) -> str:
     """Refuse a base that is not the one the adapter was trained on.
 
-    Args:
-        manifest: the adapter's.
-        base: what is there now.
-        commit: whether a commit known to be another is refused too; weights can change with no other sign.
+    With `commit`, another commit is refused too: weights can change with no other sign.
 
     Raises:
         ModelError: A004 for another configuration, A005 for another commit, with what was recorded and what is there.
@@ -154,14 +127,11 @@ def check_base(manifest: Manifest, base: Base, *, commit: bool = False) -> None:
         then, now = one.recorded, one.present
         if one.field in ("part", "configuration"):
             name, revision = (then.id, then.revision) if then is not None else (base.name, None)
-            raise ModelError.one(
-                "A004",
-                f"{name} is not the {one.role} this adapter was trained on: its configuration differs",
-                help=f"the adapter recorded revision {revision or 'none'}; pin it as id@revision",
-            )
+            message = f"{name} is not the {one.role} this adapter was trained on: its configuration differs"
+            help = f"the adapter recorded revision {revision or 'none'}; pin it as id@revision"
+            raise ModelError.one("A004", message, help=help)
         if one.field == "revision" and commit and then is not None and now is not None:
-            raise ModelError.one(
-                "A005",
-                f"{then.id} is at revision {now.revision} here; the adapter was trained on {then.revision}",
-                help=f"fetch that revision: hf download {then.name} --revision {then.revision}",
-            )
+            message = f"{then.id} is at revision {now.revision} here; the adapter was trained on {then.revision}"
+            help = f"fetch that revision: hf download {then.name} --revision {then.revision}"
+            raise ModelError.one("A005", message, help=help)
+    return ", ".join(part.id for part in manifest.base.parts.values())

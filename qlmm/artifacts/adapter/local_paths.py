@@ -1,4 +1,4 @@
-"""What belongs to one machine or one person, and is kept out of files that are shared: folders and access keys.
+"""Folders of a machine and access keys, which are kept out of files that are shared.
 
 An absolute path becomes its last part. A relative one names nobody and stays.
 
@@ -34,11 +34,9 @@ def name_of(path: str) -> str:
 
 
 def without_places(value: JsonValue, key: str = "") -> JsonValue:
-    """A copy of a JSON value whose texts hold neither absolute paths nor access keys.
+    """A copy of a JSON value without absolute paths and access keys.
 
-    Args:
-        value: what ``json.loads`` gives.
-        key: the key it stands under; a ``revision`` is a commit, which reads like an access key.
+    The value under the key ``revision`` is a commit, which reads like an access key.
     """
     if isinstance(value, dict):
         return {name: without_places(one, name) for name, one in value.items()}
@@ -59,7 +57,7 @@ def is_data_set(path: str) -> bool:
 
 
 def secrets_in(text: str, commits: Iterable[str] = ()) -> list[str]:
-    """Kinds of everything in a text that looks like an access key; known commits do not count."""
+    """The kinds of access keys that a text seems to contain; known commits do not count."""
     known = set(commits)
     return sorted({secret.kind for secret in find(text) if text[secret.start : secret.end] not in known})
 

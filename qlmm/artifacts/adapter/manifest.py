@@ -1,4 +1,4 @@
-"""``qlmm.json``: what an adapter is, next to it, in facts that PEFT's own files do not hold.
+"""``qlmm.json``: the facts about an adapter that PEFT's own files lack.
 
 Usage: ``manifest = read_manifest(Path("runs/owl_lora/adapter"))``
 """
@@ -25,12 +25,10 @@ from qlmm.recipe.schema import Recipe
 
 __all__ = ["Combination", "CombinedSource", "Manifest", "read_manifest", "versions", "write_manifest"]
 
-_DAMAGED = "fetch the adapter again, or take it from the run directory it was made in"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
 def _inside(name: str) -> str:
-    """A file of the folder itself, whatever a manifest from elsewhere says."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
         raise ValueError(f"{name!r} leads out of the folder")
@@ -70,7 +68,7 @@ class Combination(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Everything needed to load the adapter again and to judge it.
+    """All that is needed to load the adapter again and to judge it.
 
     Attributes:
         base: what the base is, part by part.
@@ -99,7 +97,7 @@ class Manifest(BaseModel):
 
     @property
     def proven_by(self) -> Proof:
-        """The run proof; where there is none, a proof without promises, which does not hold."""
+        """The run proof; where there is none, a proof without promises, which proves nothing."""
         return self.proof or Proof((), None, None, 0, None)
 
     def shared(self) -> Manifest:
@@ -126,11 +124,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path, *, local: bool = True) -> Manifest:
-    """Read an adapter's manifest.
-
-    Args:
-        folder: the adapter folder.
-        local: use the paths of this machine where the folder holds them; otherwise the manifest stays as it is shared.
+    """Read an adapter's manifest, with the paths of this machine where `local` and where the folder has them.
 
     Raises:
         ModelError: A001 when the folder is not an adapter of qlmm, A002 when its manifest is damaged.
@@ -142,18 +136,14 @@ def read_manifest(folder: Path, *, local: bool = True) -> Manifest:
         raise ModelError.one("A001", f"{folder} is not an adapter made by qlmm: it has no {MANIFEST}", help=hint)
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
-        return _with_local_paths(manifest, folder / LOCAL_RECIPE) if local else manifest
+        if not (local and (folder / LOCAL_RECIPE).is_file()):
+            return manifest
+        recipe = Recipe.model_validate_json((folder / LOCAL_RECIPE).read_bytes())
+        here = manifest.model_copy(update={"recipe": recipe})
+        # Only as long as both recipes are the same but for their places.
+        return here if here.shared().recipe == manifest.recipe else manifest
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ModelError.one("A002", f"{path} is damaged: {place or 'file'}: {first['msg']}", help=_DAMAGED) from error
-    except json.JSONDecodeError as error:
-        raise ModelError.one("A002", f"{path} is damaged: {error}", help=_DAMAGED) from error
-
-
-def _with_local_paths(manifest: Manifest, path: Path) -> Manifest:
-    """The manifest with the recipe as it ran here, as long as both are the same but for its places."""
-    if not path.is_file():
-        return manifest
-    here = manifest.model_copy(update={"recipe": Recipe.model_validate_json(path.read_bytes())})
-    return here if here.shared().recipe == manifest.recipe else manifest
+        help = "fetch the adapter again, or take it from the run directory it was made in"
+        raise ModelError.one("A002", f"{path} is damaged: {place or 'file'}: {first['msg']}", help=help) from error

@@ -1,8 +1,5 @@
 """The last promise of a run: read back in a fresh process, the adapter gives the same logits.
 
-This module, run as a program, loads the adapter from its folder as any user would, encodes the rows of its probe with
-the processor it finds there, and compares.
-
 Usage: ``python -m qlmm.artifacts.adapter.reload ADAPTER DEVICE PRECISION`` prints one line of JSON.
 """
 
@@ -25,7 +22,7 @@ __all__ = ["prove_reload"]
 
 
 def prove_reload(adapter: Path, precision: Precision) -> ReloadProof:
-    """Load the adapter in a fresh process and compare logits.
+    """Load the adapter in a fresh process, as any user would, and compare logits of its probe's rows.
 
     Raises:
         RunError: A010 when the fresh process could not load it at all.
@@ -40,10 +37,10 @@ def prove_reload(adapter: Path, precision: Precision) -> ReloadProof:
     return ReloadProof(rows=answer["rows"], max_difference=apart, tolerance=most, same=same)
 
 
-def _reason(said: str) -> str:
+def _reason(stderr: str) -> str:
     """What went wrong, in one line: an error of ours, which more lines follow, or the end of a traceback."""
-    ours = re.findall(r"^.*?(error\[\w+\]: .*)$", said, re.MULTILINE)
-    lines: list[str] = ours or said.strip().splitlines() or ["no message"]
+    ours = re.findall(r"^.*?(error\[\w+\]: .*)$", stderr, re.MULTILINE)
+    lines: list[str] = ours or stderr.strip().splitlines() or ["no message"]
     return lines[-1]
 
 

@@ -1,4 +1,4 @@
-"""The rows that an adapter's run learnt from and held out, read again.
+"""The rows that an adapter's run was trained on and held out.
 
 Usage: ``rows = rows_of_run(folder, manifest, base); rows.held_out``
 """
@@ -16,20 +16,14 @@ __all__ = ["rows_of_run"]
 
 
 def rows_of_run(folder: Path, manifest: Manifest, base: Base) -> Rows:
-    """Read a run's rows, as long as they are here and those of then; where it ran is of no interest.
-
-    Args:
-        folder: the adapter folder, whose processor says which rows fit.
-        manifest: its manifest.
-        base: its base.
+    """Read a run's rows again, with the adapter's own processor.
 
     Raises:
         DataError: when they cannot be read.
         ModelError: A037 when they have changed.
     """
-    recipe = manifest.recipe
-    encoder, _ = base.encoder(recipe.data, base.saved_processor(folder))
-    rows = read_rows(recipe, encoder)
+    encoder, _ = base.encoder(manifest.recipe.data, base.saved_processor(folder))
+    rows = read_rows(manifest.recipe, encoder)
     if rows.loaded.fingerprint != manifest.data.sha256:
         raise ModelError.one("A037", "the rows have changed since the run", help="put them back as they were")
     return rows

@@ -1,4 +1,4 @@
-"""Which tensors an adapter must hold, found from its recipe and its base's configuration alone.
+"""An adapter's tensors: which its file has, and which its recipe and its base's configuration ask for.
 
 PEFT loads an adapter for a base with fewer layers, or with a tensor missing, with a warning at most.
 
@@ -9,60 +9,55 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
 from qlmm.artifacts.adapter.manifest import Manifest
-from qlmm.artifacts.safetensors_stream import DTYPES
+from qlmm.artifacts.safetensors_stream import DTYPE_NAMES
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qlmm.model.loading.base import Base, Blueprint
 from qlmm.model.parts.split import PEFT_PREFIX, PartName, Parts
 from qlmm.model.peft.adapter import attach, place
 
-__all__ = ["check_tensors", "expected_tensors", "found_tensors"]
+__all__ = ["adapter_weights", "check_tensors", "found_tensors"]
 
 MOST_NAMED = 3
 # LoRA is always trained; a module that is only carried along stays in the precision of its run.
 _LORA, _WHOLE = ("F32",), ("F32", "BF16", "F16")
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-Shape = tuple[int, ...]
+# A tensor's shape, and the dtype it has or those that it may have.
+Facts = tuple[tuple[int, ...], tuple[str, ...]]
 
 
 def check_tensors(folder: Path, manifest: Manifest, base: Base) -> str:
     """Compare names, shapes and dtypes of an adapter's tensors with what its recipe makes of its base.
 
-    Args:
-        folder: the adapter folder.
-        manifest: its manifest.
-        base: its base.
-
     Raises:
         ModelError: A017 with the first tensors that are missing, too many or different.
     """
-    found = found_tensors(folder)
-    expected = expected_tensors(folder, manifest, base.shape)
+    found, expected = found_tensors(folder), _expected_tensors(folder, manifest, base.shape)
     wrong = [
-        f"{name} is {_said(found.get(name))}, not {_said(expected.get(name))}"
+        f"{name} is {_shown(found.get(name))}, not {_shown(expected.get(name))}"
         for name in sorted(expected.keys() | found.keys())
         if not _fits(found.get(name), expected.get(name))
     ]
     if wrong:
-        raise ModelError.one(
-            "A017",
-            f"{len(wrong)} tensors do not fit the base: {'; '.join(wrong[:MOST_NAMED])}",
-            help="the adapter was trained on another base, or its file was changed; fetch both again",
-        )
+        message = f"{len(wrong)} tensors do not fit the base: {'; '.join(wrong[:MOST_NAMED])}"
+        help = "the adapter was trained on another base, or its file was changed; fetch both again"
+        raise ModelError.one("A017", message, help=help)
     return f"{len(found)} tensors fit the base by name, shape and dtype"
 
 
-def found_tensors(folder: Path) -> dict[str, tuple[Shape, tuple[str, ...]]]:
-    """Shape and dtype of each tensor of an adapter's file; no weight is read.
+@contextmanager
+def adapter_weights(folder: Path) -> Iterator[Any]:
+    """The adapter's weights, open for reading.
 
     Raises:
         ModelError: A003 when the file cannot be read.
@@ -70,13 +65,23 @@ def found_tensors(folder: Path) -> dict[str, tuple[Shape, tuple[str, ...]]]:
     path = folder / ADAPTER_WEIGHTS
     try:
         with safe_open(str(path), framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no mapping
-            return {name: (tuple(one.get_shape()), (str(one.get_dtype()),)) for name, one in slices.items()}
+            yield file
     except (SafetensorError, OSError) as error:
         raise ModelError.one("A003", f"{path} cannot be read: {error}", help="fetch the adapter again") from error
 
 
-def expected_tensors(folder: Path, manifest: Manifest, shape: Blueprint) -> dict[str, tuple[Shape, tuple[str, ...]]]:
+def found_tensors(folder: Path) -> dict[str, Facts]:
+    """Shape and dtype of each tensor of an adapter's file; no weight is read.
+
+    Raises:
+        ModelError: A003 when the file cannot be read.
+    """
+    with adapter_weights(folder) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        return {name: (tuple(one.get_shape()), (str(one.get_dtype()),)) for name, one in slices.items()}
+
+
+def _expected_tensors(folder: Path, manifest: Manifest, shape: Blueprint) -> dict[str, Facts]:
     """Shape and allowed dtypes of what PEFT stores for the recipe's placement.
 
     Parts that an earlier adapter trained and this one carries are named in PEFT's configuration only.
@@ -96,26 +101,25 @@ def expected_tensors(folder: Path, manifest: Manifest, shape: Blueprint) -> dict
 def _dtypes(name: str, value: torch.Tensor) -> tuple[str, ...]:
     """What a tensor may be stored as; a batch norm counts its batches in integers."""
     if not value.is_floating_point():
-        return (_NAMES[value.dtype],)
+        return (DTYPE_NAMES[value.dtype],)
     return _LORA if ".lora_" in name else _WHOLE
 
 
 def _whole(folder: Path, parts: Parts) -> frozenset[PartName]:
-    """The parts that PEFT's configuration says are stored whole."""
+    """The parts that PEFT's configuration lists as stored whole."""
     modules = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8")).get("modules_to_save") or []
     try:
         return frozenset(parts.of(module) for module in modules)
     except KeyError as error:
-        raise ModelError.one(
-            "A017", f"the base has no {error.args[0]}, which the adapter holds", help="is this the adapter's base?"
-        ) from error
+        help = "is this the adapter's base?"
+        raise ModelError.one("A017", f"the base has no {error.args[0]}, which the adapter has", help=help) from error
 
 
-def _fits(found: tuple[Shape, tuple[str, ...]] | None, expected: tuple[Shape, tuple[str, ...]] | None) -> bool:
+def _fits(found: Facts | None, expected: Facts | None) -> bool:
     if found is None or expected is None:
         return False
     return found[0] == expected[0] and set(found[1]) <= set(expected[1])
 
 
-def _said(one: tuple[Shape, tuple[str, ...]] | None) -> str:
+def _shown(one: Facts | None) -> str:
     return "missing" if one is None else f"{' x '.join(map(str, one[0]))} {one[1][0]}"

@@ -1,7 +1,7 @@
-"""Is an adapter what it says it is? Every claim that can be checked is checked, and what cannot be is said so.
+"""The checks of an adapter: its own files, then the base that it is put onto, then what both answer.
 
-Files and tensors are looked at first: nothing is loaded from a folder that is not as written. What needs the base is
-"not checked" where the base cannot be had, which is never counted as passed.
+Nothing is loaded from a folder that is not as it was written. A check whose base cannot be had is "not checked", which
+never counts as passed.
 
 Usage: ``verdict = verify(Path("runs/owl_lora/adapter")); verdict.holds``
 """
@@ -10,22 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from qlmm.artifacts.adapter.allowed_files import check_no_pickle
 from qlmm.artifacts.adapter.load import check_base, check_files, load
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
-from qlmm.artifacts.adapter.tensors import check_tensors
+from qlmm.artifacts.adapter.tensors import adapter_weights, check_tensors
 from qlmm.core.errors import ModelError, QlmmError, Unavailable
-from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.model.loading.base import Base
 from qlmm.proof.probe import check_answers
 
-__all__ = ["Check", "Verdict", "check_finite", "run_check", "verify"]
+__all__ = ["Check", "Verdict", "check_adapter", "check_finite", "check_fits", "run_check", "verify"]
 
 Status = Literal["ok", "failed", "not checked"]
 
@@ -54,87 +53,86 @@ class Verdict:
 
 
 def verify(folder: Path, *, tell: Callable[[str], None] = lambda line: None) -> Verdict:
-    """Check an adapter folder.
-
-    Args:
-        folder: the adapter's.
-        tell: receives a line about what is going on.
+    """Check an adapter folder, as far as its base is at hand; `tell` receives a line about what is going on.
 
     Raises:
         ModelError: A001, A002 for what is not an adapter.
     """
     manifest = read_manifest(folder)
-    folder_checks = (
-        run_check("files", lambda: _files(folder, manifest)),
+    base = cache(lambda: Base.resolve(manifest.recipe.base))
+    checks = [
+        run_check("files", lambda: check_files(folder, manifest)),
         run_check("no pickle", lambda: check_no_pickle(folder)),
         run_check("values", lambda: check_finite(folder)),
-    )
+    ]
     tell("looking at the base")
-    found: list[Base] = []
-    base = run_check("base", lambda: _base(manifest, found))
-    if base.status == "not checked":
-        why = "the base is not at hand"
-    elif any(one.status != "ok" for one in (*folder_checks, base)):
-        why = "nothing is loaded from what is not as it was written"
-    else:
+    checks.append(run_check("base", lambda: check_base(manifest, base(), commit=True)))
+    if all(check.status == "ok" for check in checks):
         tell("loading base and adapter")
-        tensors = run_check("tensors", lambda: check_tensors(folder, manifest, found[0]))
-        fit = tensors.status == "ok"
-        answers = (
-            run_check("answers", lambda: _answers(folder, found[0]))
-            if fit
-            else _unchecked("answers", "the tensors do not fit")
-        )
-        return Verdict(folder, (*folder_checks, base, tensors, answers))
-    return Verdict(folder, (*folder_checks, base, *(_unchecked(name, why) for name in ("tensors", "answers"))))
+    for name, look in (
+        ("tensors", lambda: check_tensors(folder, manifest, base())),
+        ("answers", lambda: _answers(folder, base())),
+    ):
+        statuses = {check.status for check in checks}
+        if statuses == {"ok"}:
+            checks.append(run_check(name, look))
+        else:
+            failed = "failed" in statuses
+            why = "nothing is loaded from what is not as it was written" if failed else "the base is not at hand"
+            checks.append(Check(name, "not checked", why))
+    return Verdict(folder, tuple(checks))
 
 
-def _unchecked(name: str, why: str) -> Check:
-    return Check(name, "not checked", why)
+def check_adapter(folder: Path) -> Manifest:
+    """The manifest of a whole adapter; its base is not needed for these checks.
 
-
-def run_check(name: str, look: Callable[[], str]) -> Check:
-    """Make a check: what it found where it passes, the error where it fails, or that its base cannot be had."""
-    try:
-        return Check(name, "ok", look())
-    except QlmmError as error:
-        # A base that cannot be had says nothing about the adapter.
-        status: Status = "not checked" if isinstance(error, Unavailable) else "failed"
-        return Check(name, status, error.text, error.problems[0].help or "")
-
-
-def _files(folder: Path, manifest: Manifest) -> str:
+    Raises:
+        ModelError: A001 to A003, A014, A015 for what is not a whole adapter.
+    """
+    manifest = read_manifest(folder)
+    check_no_pickle(folder)
     check_files(folder, manifest)
-    return f"{len(manifest.files)} files are as they were written"
+    check_finite(folder)
+    return manifest
+
+
+def check_fits(folder: Path, manifest: Manifest, base: Base) -> None:
+    """Compare the base at hand with the one that the adapter was trained on; no weight of it is read.
+
+    Raises:
+        ModelError: A004, A005, A017, A032 for another base.
+    """
+    check_base(manifest, base, commit=True)
+    check_tensors(folder, manifest, base)
+    ours, theirs = (one.tokenizer.get_vocab() for one in (base.saved_processor(folder), base.published_processor))
+    if ours != theirs:
+        apart = len(ours.items() ^ theirs.items())
+        message = f"the base's tokenizer differs from the one the adapter was trained with, in {apart} entries"
+        raise ModelError.one("A032", message, help="fetch the base and the adapter again")
 
 
 def check_finite(folder: Path) -> str:
-    """Refuse weights that are no numbers.
+    """Refuse weights that are not numbers.
 
     Raises:
         ModelError: A015 with the tensors, A003 when the file cannot be read.
     """
-    path = folder / ADAPTER_WEIGHTS
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            names = list(file.keys())
-            wrong = [name for name in names if not torch.isfinite(file.get_tensor(name)).all()]
-    except (SafetensorError, OSError) as error:
-        raise ModelError.one("A003", f"{path} cannot be read: {error}", help="fetch the adapter again") from error
+    with adapter_weights(folder) as file:
+        names = list(file.keys())
+        wrong = [name for name in names if not torch.isfinite(file.get_tensor(name)).all()]
     if wrong:
-        raise ModelError.one(
-            "A015",
-            f"{len(wrong)} tensors hold NaN or infinity, such as {wrong[0]}",
-            help="train again with a lower training.learning_rate; such an adapter answers nonsense",
-        )
+        help = "train again with a lower training.learning_rate; such an adapter answers nonsense"
+        raise ModelError.one("A015", f"{len(wrong)} tensors have NaN or infinity, such as {wrong[0]}", help=help)
     return f"{len(names)} tensors, all of them finite"
 
 
-def _base(manifest: Manifest, found: list[Base]) -> str:
-    base = Base.resolve(manifest.recipe.base)
-    check_base(manifest, base, commit=True)
-    found.append(base)
-    return ", ".join(part.id for part in manifest.base.parts.values())
+def run_check(name: str, look: Callable[[], str]) -> Check:
+    """What a check found, or the error it ended with; a base that cannot be had proves nothing about the adapter."""
+    try:
+        return Check(name, "ok", look())
+    except QlmmError as error:
+        status: Status = "not checked" if isinstance(error, Unavailable) else "failed"
+        return Check(name, status, error.text, error.problems[0].help or "")
 
 
 def _answers(folder: Path, base: Base) -> str:

@@ -1,7 +1,7 @@
 """The adapter's README: a model card made of facts, so that it cannot promise what was not measured.
 
-A run writes it. What only the Hub knows (its address there, licences) is filled in when it is pushed, in sections
-between marks; what its owner wrote elsewhere by hand stays.
+A run writes it. A push fills in what only the Hub knows (address, licences), in sections between marks; what the owner
+wrote elsewhere by hand stays.
 
 Usage: ``atomic_write(folder / "README.md", card(manifest, proof, answers))``
 """
@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -19,13 +20,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from qlmm.artifacts.adapter.local_paths import is_data_set
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.cards.loading_examples import usage
-from qlmm.artifacts.cards.sections import marked, renewed
+from qlmm.artifacts.cards.sections import marked, renewed, table
 from qlmm.core.errors import ModelError
 from qlmm.core.units import share
 from qlmm.data.reading.readers import HUB_ID
 from qlmm.proof.records import Answer, PartProof, Proof
 
-__all__ = ["MOST_PICTURES", "base_table", "card", "data_table", "picture_name", "placed", "public_ids"]
+__all__ = ["MOST_PICTURES", "base_table", "card", "data_table", "metadata", "picture_name", "placed", "public_ids"]
 
 MOST_PICTURES = 4
 LONGEST_TEXT = 300
@@ -42,17 +43,27 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>~$&])")
 def card(manifest: Manifest, proof: Proof, answers: Sequence[Answer] = ()) -> str:
     """The card's text, with the Hub's metadata on top.
 
-    Args:
-        manifest: what the adapter is.
-        proof: what its run proved.
-        answers: held-out questions; the pictures of the first four lie beside the card, see :func:`picture_name`.
+    The pictures of the first four answers to held-out questions lie beside the card, see :func:`picture_name`.
     """
     manifest = manifest.shared()
-    front = _metadata(manifest, proof).to_yaml()
     measured = [_trained(proof), _losses(proof), _pairs(proof), _answers(answers), _promises(proof)]
     sections = [_title(manifest), "" if proof.holds else UNPROVEN, marked("base", base_table(manifest, {})), *measured]
     sections += [marked("data", data_table(manifest, {})), f"## Use\n\n{marked('use', usage(manifest, None))}"]
+    front = _metadata(manifest, proof).to_yaml()
     return f"---\n{front}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def metadata(manifest: Manifest, relation: str, library: str, tags: Sequence[str], **more: Any) -> ModelCardData:
+    """The Hub's metadata of what was made of a base, with its relation to that base."""
+    bases, _ = public_ids(manifest)
+    return ModelCardData(
+        base_model=bases or None,
+        base_model_relation=relation if bases else None,
+        library_name=library,
+        pipeline_tag="image-text-to-text",
+        tags=list(tags),
+        **more,
+    )
 
 
 def picture_name(number: int) -> str:
@@ -63,12 +74,8 @@ def picture_name(number: int) -> str:
 def placed(text: str, manifest: Manifest, repo: str, licences: Mapping[str, str], *, unproven: bool) -> str:
     """A card as it stands on the Hub: with its address, the licences the Hub states, and a warning where one is due.
 
-    Args:
-        text: the card in the adapter's folder, edited by hand or not; only what stands between marks is written anew.
-        manifest: the manifest it was made from.
-        repo: the repository's id.
-        licences: what the Hub states, by id of a model or data set.
-        unproven: say on top that nothing is proven.
+    The card may have been edited by hand; only sections between marks are written anew. Licences go by the id of a
+    model or data set.
 
     Raises:
         ModelError: H015 when the metadata on top cannot be read.
@@ -81,13 +88,9 @@ def placed(text: str, manifest: Manifest, repo: str, licences: Mapping[str, str]
         raise ModelError.one("H015", f"the metadata on top of README.md cannot be read: {reason}", help=help) from error
     if written.data.eval_results:
         written.data.model_name = repo.partition("/")[2]
-    body = written.text
-    for name, new, old in (
-        ("use", usage(manifest, repo), usage(manifest, None)),
-        ("base", base_table(manifest, licences), base_table(manifest, {})),
-        ("data", data_table(manifest, licences), data_table(manifest, {})),
-    ):
-        body = renewed(body, name, new, old)
+    body = renewed(written.text, "use", usage(manifest, repo))
+    body = renewed(body, "base", base_table(manifest, licences))
+    body = renewed(body, "data", data_table(manifest, licences))
     if unproven and UNPROVEN not in body:
         body = f"\n{UNPROVEN}\n{body}"
     written.text = body
@@ -103,30 +106,24 @@ def public_ids(manifest: Manifest) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(bases)), list(dict.fromkeys(data))
 
 
-def _address(path: str) -> str:
-    return f"https://huggingface.co/datasets/{path.partition('@')[0]}"
-
-
 def _metadata(manifest: Manifest, proof: Proof) -> ModelCardData:
-    bases, data = public_ids(manifest)
     recipe, results = manifest.recipe, _results(manifest, proof)
     tags = ["lora", "vision", "qlmm", manifest.base.kind]
     tags += ["qlora"] if recipe.base.quantize != "none" else []
     tags += [recipe.training.objective] if recipe.training.objective != "sft" else []
-    return ModelCardData(
-        base_model=bases or None,
-        base_model_relation="adapter" if bases else None,
-        library_name="peft",
-        pipeline_tag="image-text-to-text",
-        datasets=data or None,
-        tags=tags,
+    return metadata(
+        manifest,
+        "adapter",
+        "peft",
+        tags,
+        datasets=public_ids(manifest)[1] or None,
         model_name=Path(recipe.output.dir).name if results else None,
         eval_results=results or None,
     )
 
 
 def _results(manifest: Manifest, proof: Proof) -> list[EvalResult]:
-    """What was measured on held-out rows, as the Hub lists it; numbers that are not finite are no results."""
+    """What was measured on held-out rows, as the Hub lists it, without numbers that are not finite."""
     values: list[tuple[str, str, float]] = []
     if proof.after is not None:
         losses = (("right picture", proof.after.right), ("another row's picture", proof.after.shuffled))
@@ -153,7 +150,7 @@ def _results(manifest: Manifest, proof: Proof) -> list[EvalResult]:
 def _title(manifest: Manifest) -> str:
     return (
         f"# Adapter trained with qlmm {manifest.versions['qlmm']}\n\n"
-        f"{manifest.steps} steps on {'an assembled' if manifest.base.kind == 'assembled' else 'a native'} base, "
+        f"{manifest.steps} steps on {'a native' if manifest.base.whole is not None else 'an assembled'} base, "
         f"language model stored as {manifest.recipe.base.quantize}, computed in {manifest.precision}."
     )
 
@@ -164,62 +161,58 @@ def base_table(manifest: Manifest, licences: Mapping[str, str]) -> str:
     rows = []
     for role, part in manifest.base.parts.items():
         shown = f"[{part.name}](https://huggingface.co/{part.name})" if part.name in public else f"`{part.name}`"
-        rows.append(f"| {role} | {shown} | {part.revision or '—'} | {licences.get(part.name, SEE_BASE)} |")
-    return "| part | from | revision | licence |\n|---|---|---|---|\n" + "\n".join(rows)
+        rows.append((role, shown, part.revision or "—", licences.get(part.name, SEE_BASE)))
+    return table(("part", "from", "revision", "licence"), rows)
 
 
 def _trained(proof: Proof) -> str:
-    rows = "\n".join(_part(part) for part in proof.parts if part.trained_tensors or part.frozen_tensors)
-    head = "| part | tensors trained | weights trained | share moved | largest gradient | frozen tensors |"
-    return f"## What was trained\n\n{head}\n|---|---|---|---|---|---|\n{rows}"
+    head = ("part", "tensors trained", "weights trained", "share moved", "largest gradient", "frozen tensors")
+    rows = [_part(part) for part in proof.parts if part.trained_tensors or part.frozen_tensors]
+    return f"## What was trained\n\n{table(head, rows)}"
 
 
-def _part(part: PartProof) -> str:
+def _part(part: PartProof) -> tuple[str, ...]:
     frozen = "—" if not part.frozen_tensors else "unchanged" if part.frozen_identical else "CHANGED"
     moved = f"{part.moved_share:.1%}" if part.trained_tensors else "—"
     gradient = f"{part.grad_norm_max:.3g}" if part.trained_tensors else "—"
-    return f"| {part.part} | {part.trained_tensors} | {part.trained_parameters:,} | {moved} | {gradient} | {frozen} |"
+    return part.part, f"{part.trained_tensors}", f"{part.trained_parameters:,}", moved, gradient, frozen
 
 
 def _losses(proof: Proof) -> str:
-    lines = [
-        f"| {when} | {loss.right:.3f} | {loss.shuffled:.3f} | {loss.none:.3f} |"
+    rows = [
+        (when, *(f"{value:.3f}" for value in (loss.right, loss.shuffled, loss.none)))
         for when, loss in (("before", proof.before), ("after", proof.after))
         if loss is not None
     ]
-    if not lines:
-        return ""
-    head = "| | right picture | another row's picture | no picture |\n|---|---|---|---|"
-    return "## Held-out loss, nats per token\n\n" + head + "\n" + "\n".join(lines)
+    head = ("", "right picture", "another row's picture", "no picture")
+    return f"## Held-out loss, nats per token\n\n{table(head, rows)}" if rows else ""
 
 
 def _pairs(proof: Proof) -> str:
-    lines = [
-        f"| {when} | {share(pairs.won)} | {share(pairs.won_swapped) if pairs.won_swapped is not None else '—'} |"
+    rows = [
+        (when, share(pairs.won), share(pairs.won_swapped) if pairs.won_swapped is not None else "—")
         for when, pairs in (("before", proof.pairs_before), ("after", proof.pairs_after))
         if pairs is not None
     ]
-    if not lines:
-        return ""
-    head = "| | right picture | another row's picture |\n|---|---|---|"
-    return "## Held-out pairs whose chosen answer is the likelier one\n\n" + head + "\n" + "\n".join(lines)
+    head = ("", "right picture", "another row's picture")
+    return f"## Held-out pairs whose chosen answer is the likelier one\n\n{table(head, rows)}" if rows else ""
 
 
 def _answers(answers: Sequence[Answer]) -> str:
-    """The first held-out rows, whatever came out: a choice of good ones would prove nothing."""
-    if not answers:
-        return ""
-    rows = "\n".join(
-        f"| ![held-out picture {number}]({picture_name(number)}) "
-        f"| {' | '.join(_words(text) for text in (said.question, said.expected, said.before, said.after))} |"
-        for number, said in enumerate(answers[:MOST_PICTURES], 1)
-    )
-    head = "| picture | question | expected | before | after |\n|---|---|---|---|---|"
-    return f"## Answers to held-out pictures, the first rows\n\n{head}\n{rows}"
+    """The first held-out rows, without a choice: good ones alone would prove nothing."""
+    rows = [
+        (
+            f"![held-out picture {number}]({picture_name(number)})",
+            *map(_words, (a.question, a.expected, a.before, a.after)),
+        )
+        for number, a in enumerate(answers[:MOST_PICTURES], 1)
+    ]
+    head = ("picture", "question", "expected", "before", "after")
+    return f"## Answers to held-out pictures, the first rows\n\n{table(head, rows)}" if rows else ""
 
 
 def _words(text: str) -> str:
-    """Words of a row or a model in one line of a table, shown and not acted upon."""
+    """Text of a row or a model as one escaped line of a table."""
     line = " ".join(text.split())
     cut = line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "…"
     return _MARKUP.sub(r"\\\1", cut) or "—"
@@ -231,12 +224,11 @@ def _promises(proof: Proof) -> str:
 
 
 def data_table(manifest: Manifest, licences: Mapping[str, str]) -> str:
-    """Markdown: what was trained on, source by source, with licences."""
+    """Markdown: the sources of the rows that were trained on, with licences."""
     public = public_ids(manifest)[1]
     rows = []
     for source in manifest.data.sources:
         path, name = source.path, source.path.partition("@")[0]
-        shown = f"[{path}]({_address(path)})" if name in public else f"`{path}`"
-        rows.append(f"| {shown} | {source.kept:,} | {licences.get(name, NOT_STATED)} |")
-    table = "| source | rows | licence |\n|---|---|---|\n" + "\n".join(rows)
-    return f"## Data\n\n{table}\n\nFingerprint: `{manifest.data.sha256}`"
+        shown = f"[{path}](https://huggingface.co/datasets/{name})" if name in public else f"`{path}`"
+        rows.append((shown, f"{source.kept:,}", licences.get(name, NOT_STATED)))
+    return f"## Data\n\n{table(('source', 'rows', 'licence'), rows)}\n\nFingerprint: `{manifest.data.sha256}`"

@@ -6,7 +6,9 @@ Usage: ``text = usage(manifest, "user/name")``
 from __future__ import annotations
 
 from qlmm.artifacts.adapter.manifest import Manifest
+from qlmm.model.loading.identity import PartIdentity
 from qlmm.model.peft.vllm_lora import max_lora_rank, refused_lora, trained_whole
+from qlmm.recipe.schema import AdapterSection
 
 __all__ = ["usage"]
 
@@ -14,17 +16,12 @@ FOLDER = "PATH"
 
 
 def usage(manifest: Manifest, repo: str | None) -> str:
-    """Markdown that shows how to load an adapter.
-
-    Args:
-        manifest: what the adapter is.
-        repo: its id on the Hub; None for a folder on this machine, which is called PATH.
-    """
-    ours = f"With qlmm:\n\n{_ours(repo)}"
-    if manifest.base.kind == "assembled":
+    """Markdown that shows how to load an adapter, by its id on the Hub or, without one, as the folder PATH."""
+    ours, base = f"With qlmm:\n\n{_ours(repo)}", manifest.base.whole
+    if base is None:
         return f"Only qlmm can load it: its base is put together from parts.\n\n{ours}"
-    peft = f"With plain PEFT, without qlmm:\n\n{_peft(manifest, repo or FOLDER)}"
-    return f"{peft}\n\n{ours}\n\n{_vllm(manifest, repo or FOLDER)}"
+    peft = f"With plain PEFT, without qlmm:\n\n{_peft(base, repo or FOLDER)}"
+    return f"{peft}\n\n{ours}\n\n{_vllm(base, manifest.recipe.adapter, repo or FOLDER)}"
 
 
 def _ours(repo: str | None) -> str:
@@ -34,20 +31,18 @@ def _ours(repo: str | None) -> str:
     return f'```bash\n{fetch}qlmm ask {folder} --image picture.png "What is this?"\n```\n\n{python}'
 
 
-def _peft(manifest: Manifest, place: str) -> str:
-    model, _, revision = _model(manifest).partition("@")
-    pinned = f', revision="{revision}"' if revision else ""
+def _peft(base: PartIdentity, place: str) -> str:
+    pinned = f', revision="{base.asked_revision}"' if base.asked_revision else ""
     return (
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
-        f'base = AutoModelForImageTextToText.from_pretrained("{model}"{pinned})\n'
+        f'base = AutoModelForImageTextToText.from_pretrained("{base.name}"{pinned})\n'
         f'model = PeftModel.from_pretrained(base, "{place}")\n'
         f'processor = AutoProcessor.from_pretrained("{place}")\n```'
     )
 
 
-def _vllm(manifest: Manifest, place: str) -> str:
+def _vllm(base: PartIdentity, adapter: AdapterSection, place: str) -> str:
     """The command, or why there is none."""
-    adapter = manifest.recipe.adapter
     whole = trained_whole(adapter)
     if whole or adapter.start_from is not None:
         what = f"the whole {' and '.join(whole)} was trained" if whole else "it carries parts of an earlier run"
@@ -63,12 +58,7 @@ def _vllm(manifest: Manifest, place: str) -> str:
             f"vLLM applies LoRA of the language model; whether it applies that of the {' and '.join(parts)} depends on "
             "its version and on the model. Merge the adapter into its base to be sure."
         )
-    model, _, revision = _model(manifest).partition("@")
-    pinned = f" --revision {revision}" if revision else ""
+    pinned = f" --revision {base.asked_revision}" if base.asked_revision else ""
     options = f"--enable-lora --max-lora-rank {max_lora_rank(adapter.r)} --lora-modules adapter={place}"
-    command = f"vllm serve {model}{pinned} {options}"
+    command = f"vllm serve {base.name}{pinned} {options}"
     return f"With vLLM, which takes LoRA of the language model (not tried by the run):\n\n```bash\n{command}\n```"
-
-
-def _model(manifest: Manifest) -> str:
-    return manifest.recipe.base.model or ""

@@ -1,16 +1,24 @@
-"""Sections of a card that qlmm writes anew: they stand between marks, and everything else belongs to the owner.
+"""Pieces of a card: tables, and sections between marks that qlmm writes anew; all else belongs to the owner.
 
-Usage: ``text = marked("data", table); text = renewed(text, "data", other_table, table)``
+Usage: ``text = marked("data", data); text = renewed(text, "data", other_data)``
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
-__all__ = ["between", "marked", "renewed"]
+__all__ = ["marked", "renewed", "table"]
 
 # Comments, which no page shows.
 _END = "<!-- qlmm: end -->"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; the cells are escaped already."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    lines.insert(1, "|---" * len(head) + "|")
+    return "\n".join(lines)
 
 
 def marked(name: str, text: str) -> str:
@@ -18,24 +26,7 @@ def marked(name: str, text: str) -> str:
     return f"<!-- qlmm: {name}; every push writes this section anew -->\n\n{text}\n\n{_END}"
 
 
-def between(body: str, name: str) -> str | None:
-    """What stands between a section's marks; None where there are none."""
-    found = _section(name).search(body)
-    return found[0] if found is not None else None
-
-
-def renewed(body: str, name: str, text: str, before: str) -> str:
-    """A card with one section written anew.
-
-    Args:
-        body: the card's text; a section without marks is found by its words, and left alone when those were edited.
-        name: of the section.
-        text: what it says now.
-        before: what it said when qlmm wrote it without marks.
-    """
-    new = marked(name, text)
-    return _section(name).sub(lambda _: new, body) if between(body, name) else body.replace(before, new)
-
-
-def _section(name: str) -> re.Pattern[str]:
-    return re.compile(rf"<!-- qlmm: {name};[^>]*-->(?:(?!<!-- qlmm:).)*{re.escape(_END)}", re.DOTALL)
+def renewed(body: str, name: str, text: str) -> str:
+    """A card with one section written anew; a card without its marks stays as it is."""
+    section = re.compile(rf"<!-- qlmm: {name};[^>]*-->(?:(?!<!-- qlmm:).)*{re.escape(_END)}", re.DOTALL)
+    return section.sub(lambda _: marked(name, text), body)

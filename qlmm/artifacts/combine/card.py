@@ -5,12 +5,10 @@ Usage: ``atomic_write(folder / "README.md", combine_card(manifest))``
 
 from __future__ import annotations
 
-from huggingface_hub import ModelCardData
-
 from qlmm.artifacts.adapter.manifest import Combination, Manifest
-from qlmm.artifacts.cards.adapter_card import base_table, data_table, public_ids
+from qlmm.artifacts.cards.adapter_card import base_table, data_table, metadata, public_ids
 from qlmm.artifacts.cards.loading_examples import usage
-from qlmm.artifacts.cards.sections import marked
+from qlmm.artifacts.cards.sections import marked, table
 
 __all__ = ["combine_card"]
 
@@ -20,15 +18,8 @@ def combine_card(manifest: Manifest) -> str:
     made = manifest.combined
     if made is None:
         raise ValueError("the adapter was not combined from others")
-    bases, data = public_ids(manifest)
-    front = ModelCardData(
-        base_model=bases or None,
-        base_model_relation="adapter" if bases else None,
-        library_name="peft",
-        pipeline_tag="image-text-to-text",
-        datasets=data or None,
-        tags=["lora", "vision", "qlmm", "merge", manifest.base.kind],
-    ).to_yaml()
+    tags, data = ["lora", "vision", "qlmm", "merge", manifest.base.kind], public_ids(manifest)[1] or None
+    front = metadata(manifest, "adapter", "peft", tags, datasets=data).to_yaml()
     sections = [
         f"# Adapter combined with qlmm {manifest.versions['qlmm']}",
         f"Made of {len(made.sources)} adapters of one base by {made.method}; nothing was trained.",
@@ -44,22 +35,26 @@ def combine_card(manifest: Manifest) -> str:
 
 
 def _sources(made: Combination) -> str:
-    rows = "\n".join(
-        f"| {_code(source.name)} | {weight:g} | {source.steps} "
-        f"| {', '.join(_code(path) for path in source.data)} | `{source.weights_sha256[:12]}` |"
-        for source, weight in zip(made.sources, made.weights, strict=True)
-    )
-    return f"| adapter | weight | steps | data | sha256 of its weights |\n|---|---|---|---|---|\n{rows}"
+    rows = [
+        (
+            _code(one.name),
+            f"{weight:g}",
+            f"{one.steps}",
+            ", ".join(map(_code, one.data)),
+            f"`{one.weights_sha256[:12]}`",
+        )
+        for one, weight in zip(made.sources, made.weights, strict=True)
+    ]
+    return table(("adapter", "weight", "steps", "data", "sha256 of its weights"), rows)
 
 
 def _losses(made: Combination) -> str:
-    rows = f"{made.measured_on[0].upper()}{made.measured_on[1:]}."
     if not made.losses:
-        return rows
-    losses = "\n".join(f"| {_code(name)} | {loss:.4f} |" for name, loss in made.losses.items())
-    return f"On {made.measured_on}.\n\n| adapter | loss |\n|---|---|\n{losses}"
+        return f"{made.measured_on[0].upper()}{made.measured_on[1:]}."
+    rows = [(_code(name), f"{loss:.4f}") for name, loss in made.losses.items()]
+    return f"On {made.measured_on}.\n\n{table(('adapter', 'loss'), rows)}"
 
 
 def _code(text: str) -> str:
-    """A name in one cell of a table, shown and not acted upon."""
+    """A name as code in one cell of a table."""
     return "`" + " ".join(text.split()).replace("`", "'").replace("|", "\\|") + "`"

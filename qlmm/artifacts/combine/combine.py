@@ -3,7 +3,7 @@
 LoRA is combined by the arithmetic of PEFT's ``add_weighted_adapter``. What PEFT refuses there (modules trained
 whole, bare parameters) is combined linearly: base + sum of weight times (trained - base).
 
-Usage: ``combine([Path("runs/a/adapter"), Path("runs/b/adapter")], Path("both"), Settings("cat", (0.5, 0.5)))``
+Usage: ``combine(["runs/a", "runs/b"], Path("both"), Settings("cat", (0.5, 0.5)))``
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from qlmm.artifacts.combine.checks import (
     check_settings,
     read_sources,
     resolve_base,
-    size_of,
 )
+from qlmm.artifacts.combine.heldout import losses, rows_to_compare
 from qlmm.compat.peft_private import ties
 from qlmm.core.errors import RunError
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, PICTURES, PROBE
@@ -44,13 +44,15 @@ from qlmm.core.files import atomic_write
 from qlmm.core.staging import check_place, check_room, publish, staged
 from qlmm.data.fingerprint import DataFingerprint
 from qlmm.model.loading.base import Base
-from qlmm.model.numerics.precision import Precision, choose
+from qlmm.model.numerics.precision import again
 from qlmm.model.parts.split import PEFT_PREFIX
 from qlmm.proof.probe import probe_rows, write_probe
-from qlmm.proof.records import ReloadProof
 from qlmm.recipe.schema import AdapterSection
 
-__all__ = ["Combined", "Measure", "Settings", "combine"]
+__all__ = ["Combined", "Settings", "combine"]
+
+Tell = Callable[[str], None]
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,129 +63,86 @@ class Settings:
         method: PEFT's name for it.
         weights: one per adapter; LoRA and modules trained whole are scaled alike.
         density: share of values that ties keeps.
+        rows: a file of rows to measure on; unset: those that the runs held out.
+        image_root: where the pictures of these rows are.
     """
 
     method: Method
     weights: tuple[float, ...]
     density: float = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """How adapters are measured.
-
-    Attributes:
-        rows: on which rows, or why on none, in words without paths.
-        losses: gives the held-out loss of adapter folders; None where there is nothing to measure on.
-    """
-
-    rows: str
-    losses: Callable[[Sequence[Path]], Sequence[float]] | None
+    rows: Path | None = None
+    image_root: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """A combined adapter.
-
-    Attributes:
-        proof: how a fresh process found it.
-        losses: held-out loss in nats per token, by the sources' names and ``combined``; empty where not measured.
-        rows: on which rows, or why on none.
-    """
+    """A combined adapter: its folder, the rank of its LoRA, and what was recorded of it."""
 
     folder: Path
     rank: int
-    proof: ReloadProof
-    losses: Mapping[str, float]
-    rows: str
+    facts: Combination
 
 
-def combine(
-    targets: Sequence[str],
-    out: Path,
-    settings: Settings,
-    *,
-    measuring: Callable[[Sequence[Source], Base], Measure] = lambda sources, base: Measure("not measured", None),
-    tell: Callable[[str], None] = lambda line: None,
-) -> Combined:
-    """Combine adapters of one base.
+def combine(targets: Sequence[str], out: Path, settings: Settings, tell: Tell = lambda line: None) -> Combined:
+    """Combine adapters of one base, in a new folder that appears when everything is in it.
 
-    Args:
-        targets: adapter folders, run directories, Hub ids or ``zoo:NAME``.
-        out: the folder to make; it appears when everything is in it.
-        settings: how.
-        measuring: chooses what the sources and the result are measured on; asked before the base is loaded.
-        tell: receives a line about what is going on.
+    Targets are adapter folders, run directories, Hub ids or ``zoo:NAME``; `tell` receives lines of progress.
 
     Raises:
-        UsageError: A033, A034, K001 to K008 for adapters that cannot be combined so; nothing was written by then.
+        UsageError: A033, A034, K001 to K008 for adapters that cannot be combined so; nothing was written.
         RunError: K010 when the result cannot be read back.
     """
-    check_settings(targets, out, settings.method, settings.weights, settings.density)
+    check_settings(len(targets), settings.method, settings.weights, settings.density)
     sources = read_sources(targets)
+    check_place(out, [place for source in sources for place in sources_of(source.folder, source.manifest)])
     base = resolve_base(sources)
     check_same_base(sources, settings.method)
-    check_place(out, [place for source in sources for place in sources_of(source.folder, source.manifest)])
-    check_room(out, size_of(sources, settings.method))
-    measure = measuring(sources, base)
+    check_room(out, sum((source.folder / ADAPTER_WEIGHTS).stat().st_size for source in sources))
+    chosen = rows_to_compare(sources, base, settings.rows, settings.image_root)
     with staged(out) as stage:
-        rank = _write_weights(stage, sources, base, settings, tell)
-        manifest = _manifest(sources, settings, rank)
-        _write_rest(stage, sources, base, manifest, tell)
-        proof = _proven(stage, manifest, tell)
-        losses = _losses(stage, sources, measure, tell)
-        _finish(stage, manifest, proof, losses, measure.rows)
+        tensors = _combined(sources, base, settings, tell)
+        ranks = (len(factor) for name, factor in tensors.items() if ".lora_A." in name)
+        rank = next(ranks, sources[0].manifest.recipe.adapter.r)
+        manifest = _manifest(sources, rank)
+        _write_adapter(stage, sources, tensors, manifest)
+        _write_probe(stage, sources, base, manifest, tell)
+        facts = Combination(
+            method=settings.method,
+            weights=settings.weights,
+            density=settings.density if settings.method == "ties" else None,
+            sources=tuple(_recorded(source) for source in sources),
+            measured_on=chosen.words,
+            reload=_read_back(stage, manifest, tell),
+        )
+        if chosen.samples:
+            tell("measuring each adapter and what was made of them")
+            found = losses([*(source.folder for source in sources), stage], base, chosen.samples)
+            names = [*(source.name for source in sources), NAME]
+            facts = facts.model_copy(update={"losses": dict(zip(names, found, strict=True))})
+        final = _write_manifest(stage, manifest.model_copy(update={"combined": facts}))
+        atomic_write(stage / CARD, combine_card(final.shared()))
         publish(stage, out.absolute())
-    return Combined(out, rank, proof, losses, measure.rows)
+    return Combined(out, rank, facts)
 
 
-def _write_weights(
-    stage: Path, sources: Sequence[Source], base: Base, settings: Settings, tell: Callable[[str], None]
-) -> int:
-    """Weights and PEFT's configuration; the rank of the result."""
-    tensors = [load_file(source.folder / ADAPTER_WEIGHTS) for source in sources]
+def _combined(sources: Sequence[Source], base: Base, settings: Settings, tell: Tell) -> Tensors:
+    """The weights of the result."""
+    first, tensors = sources[0].manifest, [load_file(source.folder / ADAPTER_WEIGHTS) for source in sources]
     whole = [name for name in tensors[0] if ".lora_" not in name]
-    start = _before_training(base, sources[0].manifest, whole, tell) if whole else {}
+    if whole:
+        tell("loading the base")
+    # The weights before training of modules that adapters have whole.
+    state = base.load(again(first.precision), seed=first.seed).state_dict() if whole else {}
+    start = {name: state[name.removeprefix(PEFT_PREFIX)].detach().cpu() for name in whole}
+    del state
     tell("combining")
-    combined = {name: _linear(start[name], [held[name] for held in tensors], _shares(settings)) for name in whole}
+    # ties divides by how many adapters there are: modules trained whole are scaled as LoRA is.
+    count = len(sources) if settings.method == "ties" else 1
+    shares = [weight / count for weight in settings.weights]
+    made = {name: _linear(start[name], [one[name] for one in tensors], shares) for name in whole}
     scales = [_scale(source.manifest.recipe.adapter) for source in sources]
-    lora = {
-        name: _factor(name, [held[name].float() for held in tensors], scales, settings)
-        for name in tensors[0]
-        if ".lora_" in name
-    }
-    save_file({**combined, **lora}, stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    ranks = (len(factor) for name, factor in lora.items() if ".lora_A." in name)
-    rank = next(ranks, sources[0].manifest.recipe.adapter.r)
-    config = json.loads((sources[0].folder / ADAPTER_CONFIG).read_text("utf-8"))
-    # The factors hold the scaling already.
-    config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    atomic_write(stage / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return rank
-
-
-def _before_training(
-    base: Base, manifest: Manifest, names: Sequence[str], tell: Callable[[str], None]
-) -> dict[str, Tensor]:
-    """What modules that adapters hold whole were before training."""
-    tell("loading the base")
-    state = base.load(_precision(manifest), seed=manifest.seed).state_dict()
-    return {name: state[name.removeprefix(PEFT_PREFIX)].detach().cpu() for name in names}
-
-
-def _precision(manifest: Manifest) -> Precision:
-    """As the run computed, where this machine can."""
-    best = choose("auto", "auto")
-    return best if manifest.precision == "fp16" and best.device == "cpu" else Precision(best.device, manifest.precision)
-
-
-def _shares(settings: Settings) -> tuple[float, ...]:
-    """The weights that whole modules get, which scale them as the method scales LoRA.
-
-    ``ties`` divides by how many adapters there are.
-    """
-    count = len(settings.weights) if settings.method == "ties" else 1
-    return tuple(weight / count for weight in settings.weights)
+    lora = [name for name in tensors[0] if ".lora_" in name]
+    return made | {name: _factor(name, [one[name].float() for one in tensors], scales, settings) for name in lora}
 
 
 def _linear(base: Tensor, trained: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
@@ -220,31 +179,21 @@ def _factor(name: str, factors: Sequence[Tensor], scales: Sequence[float], setti
     return torch.cat([weight * scale * one for (weight, scale), one in zip(weighted, factors, strict=True)])
 
 
-def _manifest(sources: Sequence[Source], settings: Settings, rank: int) -> Manifest:
-    """The first adapter's manifest, with what is different now; the files are still to come."""
+def _manifest(sources: Sequence[Source], rank: int) -> Manifest:
+    """The first adapter's manifest, with what is different for the result; its files are still to come."""
     first = sources[0].manifest
-    changes = {"r": rank, "alpha": rank, "variant": "plain"}
-    recipe = first.recipe.model_copy(update={"adapter": first.recipe.adapter.model_copy(update=changes)})
-    prints = [source.manifest.data.sha256 for source in sources]
+    adapter = first.recipe.adapter.model_copy(update={"r": rank, "alpha": rank, "variant": "plain"})
+    prints = "\n".join(source.manifest.data.sha256 for source in sources)
     rows = {row.path: row for source in sources for row in source.manifest.data.sources}
-    combined = Combination(
-        method=settings.method,
-        weights=settings.weights,
-        density=settings.density if settings.method == "ties" else None,
-        sources=tuple(_recorded(source) for source in sources),
-    )
-    return Manifest(
-        base=first.base,
-        recipe=recipe,
-        precision=first.precision,
-        seed=first.seed,
-        frozen_sha256=first.frozen_sha256,
-        data=DataFingerprint(sha256("\n".join(prints).encode()).hexdigest(), tuple(rows.values())),
-        steps=sum(source.manifest.steps for source in sources),
-        versions=versions(),
-        files={},
-        combined=combined,
-    )
+    changes = {
+        "recipe": first.recipe.model_copy(update={"adapter": adapter}),
+        "data": DataFingerprint(sha256(prints.encode()).hexdigest(), tuple(rows.values())),
+        "steps": sum(source.manifest.steps for source in sources),
+        "versions": versions(),
+        "proof": None,
+        "combined": None,
+    }
+    return first.model_copy(update=changes)
 
 
 def _recorded(source: Source) -> CombinedSource:
@@ -256,53 +205,45 @@ def _recorded(source: Source) -> CombinedSource:
     )
 
 
-def _write_rest(
-    stage: Path, sources: Sequence[Source], base: Base, manifest: Manifest, tell: Callable[[str], None]
-) -> None:
-    """Processor, and what the combined adapter says to the rows of its sources' probes."""
-    first = sources[0]
+def _write_adapter(stage: Path, sources: Sequence[Source], tensors: Mapping[str, Tensor], manifest: Manifest) -> None:
+    """Weights, PEFT's configuration, the processor, and a manifest."""
+    first, rank = sources[0], manifest.recipe.adapter.r
+    save_file(dict(tensors), stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((first.folder / ADAPTER_CONFIG).read_text("utf-8"))
+    # The factors contain the scaling already.
+    config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    atomic_write(stage / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     for name in first.manifest.files:
         if name not in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, PROBE) and not name.startswith(f"{PICTURES}/"):
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(first.folder / name, stage / name)
-    write_manifest(stage, _with_files(stage, manifest))
+    _write_manifest(stage, manifest)
+
+
+def _write_probe(stage: Path, sources: Sequence[Source], base: Base, manifest: Manifest, tell: Tell) -> None:
+    """Record the combined adapter's answers to the rows of its sources' probes."""
     tell("asking the combined adapter")
-    loaded = load(stage, precision=_precision(manifest), base=base)
+    loaded = load(stage, precision=again(manifest.precision), base=base)
     rows = [row for source in sources for row in probe_rows(source.folder)]
     write_probe(stage, loaded.model, loaded.encoder, loaded.precision, rows)
-    write_manifest(stage, _with_files(stage, manifest))
+    _write_manifest(stage, manifest)
     del loaded
     gc.collect()
 
 
-def _with_files(stage: Path, manifest: Manifest) -> Manifest:
-    return manifest.model_copy(update={"files": file_hashes(stage)})
+def _write_manifest(stage: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest with the hashes of the files that are there."""
+    whole = manifest.model_copy(update={"files": file_hashes(stage)})
+    write_manifest(stage, whole)
+    return whole
 
 
-def _proven(stage: Path, manifest: Manifest, tell: Callable[[str], None]) -> ReloadProof:
+def _read_back(stage: Path, manifest: Manifest, tell: Tell) -> float:
+    """The largest difference of logits in a fresh process."""
     tell("reading it back in a fresh process")
-    proof = prove_reload(stage, _precision(manifest))
+    proof = prove_reload(stage, again(manifest.precision))
     if not proof.same:
-        raise RunError.one(
-            "K010",
-            f"read back, the combined adapter's logits differ by {proof.max_difference:.3g}",
-            help="nothing was written; qlmm verify says whether the adapters it was made of are whole",
-        )
-    return proof
-
-
-def _losses(stage: Path, sources: Sequence[Source], measure: Measure, tell: Callable[[str], None]) -> dict[str, float]:
-    if measure.losses is None:
-        return {}
-    tell("measuring each adapter and what was made of them")
-    found = measure.losses([*(source.folder for source in sources), stage])
-    return dict(zip([*(source.name for source in sources), NAME], found, strict=True))
-
-
-def _finish(stage: Path, manifest: Manifest, proof: ReloadProof, losses: Mapping[str, float], rows: str) -> None:
-    """Record what was measured, in manifest and card."""
-    measured = {"losses": dict(losses), "measured_on": rows, "reload": proof.max_difference}
-    combined = manifest.combined.model_copy(update=measured) if manifest.combined is not None else None
-    final = _with_files(stage, manifest.model_copy(update={"combined": combined}))
-    write_manifest(stage, final)
-    atomic_write(stage / CARD, combine_card(final.shared()))
+        message = f"read back, the combined adapter's logits differ by {proof.max_difference:.3g}"
+        help = "nothing was written; check the adapters that it was made of with qlmm verify"
+        raise RunError.one("K010", message, help=help)
+    return proof.max_difference

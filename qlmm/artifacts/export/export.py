@@ -1,7 +1,7 @@
-"""An adapter, made ready for a program that is not qlmm: what gets lost is said first, that nothing else did is proven.
+"""An adapter, made ready for a program that is not qlmm: what gets lost is reported, that nothing else did is proven.
 
-Every target is one file of `qlmm/artifacts/export/targets`, which keeps the contract below. This file does what all
-of them need: it checks the adapter and the place, says what the target drops, writes beside the place, and renames.
+Every target is one file of `qlmm/artifacts/export/targets`. This file does what all of them need: it checks the adapter
+and the place, reports what the target drops, writes beside the place, and renames.
 
 Usage: ``export("runs/x", "vllm", Path("served"), Wishes())``
 """
@@ -16,29 +16,17 @@ from pathlib import Path
 from qlmm.artifacts.adapter.base_files import sources_of
 from qlmm.artifacts.adapter.folder import run_name
 from qlmm.artifacts.adapter.manifest import Manifest
-from qlmm.artifacts.adapter.preconditions import check_adapter, check_fits
+from qlmm.artifacts.adapter.verify import check_adapter, check_fits
 from qlmm.artifacts.merge.deltas import Way
 from qlmm.artifacts.zoo.find import find_adapter
 from qlmm.core.filenames import CARD
 from qlmm.core.files import atomic_write
-from qlmm.core.naming import load, names
+from qlmm.core.naming import load
 from qlmm.core.staging import check_place, check_room, publish, staged
 from qlmm.core.version import __version__
-from qlmm.model.loading.base import Base, Blueprint
+from qlmm.model.loading.base import Base
 
-__all__ = [
-    "EXPORTS",
-    "Export",
-    "Exported",
-    "Job",
-    "Plan",
-    "Wishes",
-    "Written",
-    "base_drops",
-    "export",
-    "target",
-    "targets",
-]
+__all__ = ["EXPORTS", "Export", "Exported", "Job", "Plan", "Wishes", "Written", "base_drops", "export"]
 
 EXPORTS = "qlmm.artifacts.export.targets"
 
@@ -58,16 +46,9 @@ class Wishes:
     converter: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
-    """One export: what is read, and what is wished for.
-
-    Attributes:
-        folder: the adapter folder.
-        base: its base.
-        name: what the export is called where it needs a name.
-        tell: receives a line about what is going on.
-    """
+    """One export: an adapter folder, what is wished for, a name where one is needed; `tell` receives lines."""
 
     folder: Path
     manifest: Manifest
@@ -76,20 +57,10 @@ class Job:
     name: str
     tell: Callable[[str], None]
 
-    @property
-    def shape(self) -> Blueprint:
-        """The base on the meta device."""
-        return self.base.shape
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is known before anything is written.
-
-    Attributes:
-        drops: what the target loses or does otherwise, a sentence each.
-        size: bytes of disk that are needed while the export is made.
-    """
+    """What the target loses or does otherwise, a sentence each, and the bytes of disk that are needed on the way."""
 
     drops: tuple[str, ...]
     size: int
@@ -97,15 +68,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was made.
-
-    Attributes:
-        proof: what was compared and found equal, a sentence each.
-        commands: gives the lines for a shell that use the folder, from the place that it has.
-    """
+    """What was compared and found equal, a sentence each, and the shell's lines that use the folder at its place."""
 
     proof: tuple[str, ...]
-    commands: Callable[[str], tuple[str, ...]]
+    commands: Callable[[str], tuple[str, ...]] = lambda place: ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +80,8 @@ class Export:
 
     Attributes:
         doc: what it makes, as it follows "Makes".
-        plan: every check that stands against it, and what gets lost; nothing is written and no weight is read.
-        write: makes the export in the first folder, which is empty, and proves it; the second is for what is only
-            needed on the way.
+        plan: makes every check, and finds what gets lost; nothing is written and no weight is read.
+        write: makes the export in the first folder, which is empty, and proves it; the second is for work on the way.
     """
 
     doc: str
@@ -134,20 +99,6 @@ class Exported:
     commands: tuple[str, ...]
 
 
-def targets() -> list[str]:
-    """The words that can follow ``--to``."""
-    return names(EXPORTS)
-
-
-def target(name: str) -> Export:
-    """A target by its name.
-
-    Raises:
-        UsageError: N001 when there is none.
-    """
-    return load(EXPORTS, name, "EXPORT", Export)
-
-
 def export(
     source: str, to: str, out: Path, wishes: Wishes, tell: Callable[[str], None] = lambda line: None
 ) -> Exported:
@@ -161,31 +112,32 @@ def export(
         tell: receives what the target drops, and a line about what is going on.
 
     Raises:
-        UsageError: whatever stands against it; nothing was written by then.
+        UsageError: everything that stands against it; nothing was written by then.
         RunError: E005, E023 when the export is not what it should be; nothing is left then.
         OSError: when the disk refuses; nothing is left then.
     """
-    wanted, folder = target(to), find_adapter(source)
+    target, folder = load(EXPORTS, to, "EXPORT", Export), find_adapter(source)
     manifest = check_adapter(folder)
     check_place(out, sources_of(folder, manifest))
     base = Base.resolve(manifest.recipe.base)
     check_fits(folder, manifest, base)
     job = Job(folder, manifest, base, wishes, _name(source, folder), tell)
-    plan = wanted.plan(job)
+    plan = target.plan(job)
     check_room(out, plan.size)
     for drop in plan.drops:
         tell(f"note: {drop}")
     with staged(out) as stage:
-        for name in ("made", "way"):
-            (stage / name).mkdir()
-        written = wanted.write(job, stage / "made", stage / "way")
-        _write_readme(stage / "made" / CARD, to, job, plan, written)
-        publish(stage / "made", out.absolute())
+        made, way = stage / "made", stage / "way"
+        made.mkdir()
+        way.mkdir()
+        written = target.write(job, made, way)
+        _write_readme(made / CARD, to, job, plan, written)
+        publish(made, out.absolute())
     return Exported(out, plan.drops, written.proof, written.commands(str(out)))
 
 
 def base_drops(job: Job) -> tuple[str, ...]:
-    """What differs from the run because of the base that the adapter comes to lie on."""
+    """What differs from the run because of the base that the adapter is put on."""
     quantize = job.manifest.recipe.base.quantize
     if quantize != "none" and job.wishes.onto == "original":
         return (
@@ -201,22 +153,21 @@ def base_drops(job: Job) -> tuple[str, ...]:
 
 
 def _name(source: str, folder: Path) -> str:
-    """What the source is called, in characters that Ollama and vLLM take in a name."""
+    """The source's name, in characters that Ollama and vLLM take."""
     name = run_name(folder) if Path(source).is_dir() else source.partition("@")[0].rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "adapter"
 
 
 def _write_readme(path: Path, to: str, job: Job, plan: Plan, written: Written) -> None:
-    """What lies in the folder, as a page; a card that is there already goes on with it."""
-    sections = ["## What gets lost\n\n" + ("\n".join(f"- {one}." for one in plan.drops) or "Nothing.")]
+    """Write what is in the folder as a page; a card that is there already goes on with it."""
+    if path.is_file():
+        begin = path.read_text("utf-8").rstrip()
+    else:
+        parts = ", ".join(f"{role} `{part.id}`" for role, part in job.manifest.base.parts.items())
+        made = f"Made by qlmm {__version__} from an adapter of {job.manifest.steps} steps on {parts}."
+        begin = f"# {job.name} for {to}\n\n{made}"
+    sections = [begin, "## What gets lost\n\n" + ("\n".join(f"- {one}." for one in plan.drops) or "Nothing.")]
     sections += ["## Compared after the export\n\n" + "\n".join(f"- {one}." for one in written.proof)]
-    if (lines := "\n".join(written.commands("."))) != "":
+    if lines := "\n".join(written.commands(".")):
         sections += [f"## Commands\n\n```bash\n{lines}\n```"]
-    begin = path.read_text("utf-8").rstrip() if path.is_file() else _title(to, job)
-    atomic_write(path, "\n\n".join([begin, *sections]) + "\n")
-
-
-def _title(to: str, job: Job) -> str:
-    parts = ", ".join(f"{role} `{part.id}`" for role, part in job.manifest.base.parts.items())
-    made = f"Made by qlmm {__version__} from an adapter of {job.manifest.steps} steps on {parts}."
-    return f"# {job.name} for {to}\n\n{made}"
+    atomic_write(path, "\n\n".join(sections) + "\n")

@@ -1,11 +1,10 @@
-"""Talking to the Hub: patient where it asks for patience, and every refusal in one sentence with a way out.
+"""Requests to the Hub: waits where it is busy, and every refusal in one sentence with a way out.
 
 Usage: ``with hub_client("user/name", "try again", tell) as hub: me = hub.ask(lambda api: api.whoami())``
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +15,13 @@ from huggingface_hub.errors import (
     BadRequestError,
     GatedRepoError,
     HfHubHTTPError,
-    # The base of whatever the Hub's own client for the wire raises, whichever client that is.
+    # The base of everything that the Hub's own client for the wire raises, whichever client that is.
     HTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.utils import HFValidationError, parse_ratelimit_headers, validate_repo_id
 
 from qlmm.compat.hub_private import without_xet
 from qlmm.core.errors import QlmmError, RunError, UsageError
@@ -35,19 +34,14 @@ LONGEST_WAIT_S = 300.0  # in all; the Hub counts requests in windows of five min
 FIRST_WAIT_S = 5.0
 MOST_TRIES = 4
 TOO_MANY = 429
-CHECKS_CARD = "/api/validate-yaml"
 BUSY = frozenset({TOO_MANY, 500, 502, 503, 504})
-_REMAINING = re.compile(r";\s*t\s*=\s*(\d+)")
+CHECKS_CARD = "/api/validate-yaml"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN; tokens are made at https://huggingface.co/settings/tokens"
 Answer = TypeVar("Answer")
 
 
 class Hub:
-    """The Hub's client; waits and asks again where the Hub is busy, within limits.
-
-    Args:
-        tell: is told about every wait.
-    """
+    """The Hub's client; waits and asks again where the Hub is busy, within limits, and tells about every wait."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.api = HfApi(library_name="qlmm", library_version=__version__)
@@ -56,7 +50,9 @@ class Hub:
 
     def ask(self, call: Callable[[HfApi], Answer]) -> Answer:
         """The answer to one request, which must be one that can be repeated."""
-        for tries in range(1, MOST_TRIES + 1):
+        tries = 0
+        while True:
+            tries += 1
             try:
                 return call(self.api)
             except (HTTPError, OSError, RuntimeError) as error:
@@ -69,17 +65,11 @@ class Hub:
                 self._waited += seconds
                 self._tell(f"the Hub is busy ({found.response.status_code}): asking again in {seconds:.0f} s")
                 time.sleep(seconds)
-        raise AssertionError("the last try answers or raises")
 
 
 @contextmanager
 def hub_client(repo: str, again: str, tell: Callable[[str], None]) -> Iterator[Hub]:
-    """A client whose errors are those of qlmm.
-
-    Args:
-        repo: what it is about.
-        again: what to do once the trouble is over.
-        tell: is told about every wait.
+    """A client whose errors are those of qlmm, with ``again`` for what to do once the trouble is over.
 
     Raises:
         UsageError: H001 to H003, H009, H016, H020 for what the user can put right.
@@ -102,38 +92,34 @@ def hub_client(repo: str, again: str, tell: Callable[[str], None]) -> Iterator[H
 
 
 def checked_name(repo: str) -> str:
-    """A repository's id.
-
-    Raises:
-        UsageError: H004 when it cannot be one.
-    """
+    """A repository's id; H004 when it cannot be one."""
     help = "write user/name or organisation/name: letters, digits, `-`, `_` and `.`, at most 96 of them"
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UsageError.one("H004", f"`{repo}` cannot be the name of a repository of the Hub", help=help) from error
     if "/" not in repo:
-        raise UsageError.one("H004", f"`{repo}` does not say whose repository it is", help=help)
+        raise UsageError.one("H004", f"`{repo}` lacks its owner's name", help=help)
     return repo
 
 
 def _refuse_to_sleep(response: Any) -> None:
-    """The Hub's client would sleep for as long as a server says, were it a day."""
+    """The Hub's client would sleep for as long as a server asks for, were it a day."""
     if response.status_code == TOO_MANY and (_asked_to_wait(response) or 0) > LONGEST_WAIT_S:
         raise HfHubHTTPError("asked to wait for too long", response=response)
 
 
 def _asked_to_wait(response: Any) -> float | None:
-    """Seconds that a busy server asks for, where it says so."""
+    """Seconds that a busy server asks for; None where it does not."""
     after = response.headers.get("retry-after", "")
     if after.isdigit():
         return float(after)
-    remaining = _REMAINING.search(response.headers.get("ratelimit", ""))
-    return float(remaining[1]) if remaining is not None else None
+    limit = parse_ratelimit_headers(response.headers)
+    return float(limit.reset_in_seconds) if limit is not None else None
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What lies behind an error: the first in its chain that says what the Hub or the network did."""
+    """What the Hub or the network did: the first such error in a chain, or the error itself."""
     one: BaseException | None = error
     while one is not None and not isinstance(one, (OfflineModeIsEnabled, HTTPError)):
         one = one.__cause__ or one.__context__
@@ -146,49 +132,43 @@ def _explained(error: BaseException, repo: str, again: str) -> QlmmError:
         return UsageError.one("H009", "the Hub is needed, and HF_HUB_OFFLINE keeps it out", help=help)
     if isinstance(error, HfHubHTTPError):
         return _refusal(error, repo, again)
-    if isinstance(error, HTTPError):
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"the Hub cannot be reached, or the connection broke: {reason}"
-        return RunError.one("H008", message, help=again)
     if isinstance(error, OSError) and error.strerror is not None:
         return RunError.one("H023", f"{error.filename or 'the disk'}: {error.strerror}", help=again)
-    return RunError.one("H008", f"the Hub's client gave up: {' '.join(str(error).split())}", help=again)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return RunError.one("H008", f"the Hub cannot be reached, or the connection broke: {reason}", help=again)
 
 
 def _refusal(error: HfHubHTTPError, repo: str, again: str) -> QlmmError:
     """What the Hub's answer means for the user."""
     status = error.response.status_code
     words = error.server_message or error.response.headers.get("x-error-message") or f"status {status}"
-    said = words.strip().splitlines()[0].rstrip(".")
+    lines = words.strip().splitlines()
+    reason = lines[0].rstrip(".")
     if isinstance(error, BadRequestError) and error.response.url.path.endswith(CHECKS_CARD):
+        message = f"the Hub refuses the metadata of the card: {'; '.join(lines)}"
         help = "mend the lines between the two `---` on top of README.md, then run the same command again"
-        message = f"the Hub refuses the metadata of the card: {'; '.join(words.split(chr(10)))}"
         return UsageError.one("H016", message, help=help)
     if isinstance(error, GatedRepoError):
         help = "accept its terms on its page, then run the same command again"
         return UsageError.one("H003", f"{repo} is gated: its terms have to be accepted first", help=help)
     if isinstance(error, RevisionNotFoundError):
         return UsageError.one("H020", f"{repo} has no such revision", help="its page lists branches and commits")
-    # For its own reasons the Hub calls a repository that may not be seen unauthorised.
-    return _by_status(error, 404 if isinstance(error, RepositoryNotFoundError) else status, said, repo, again)
-
-
-def _by_status(error: HfHubHTTPError, status: int, said: str, repo: str, again: str) -> QlmmError:
     seconds = _asked_to_wait(error.response)
     when = f"in {seconds:.0f} s" if seconds is not None else "later"
-    no_right = f"your token has no right to do this with {repo}: {said}"
     another = f"use a token that may write to {repo}, or push to a name of your own"
-    elsewhere = f"somebody else pushed to {repo} at the same time: {said}"
+    no_right = (UsageError, "H003", f"your token has no right to do this with {repo}: {reason}", another)
+    elsewhere = (RunError, "H014", f"somebody else pushed to {repo} at the same time: {reason}", again)
     unseen = f"the Hub has no model repository {repo} that you may see"
-    told: dict[int, tuple[type[QlmmError], str, str, str]] = {
-        401: (UsageError, "H002", f"the Hub does not accept your token: {said}", f"{LOG_IN}; HF_TOKEN goes first"),
-        402: (UsageError, "H003", no_right, another),
-        403: (UsageError, "H003", no_right, another),
+    known: dict[int, tuple[type[QlmmError], str, str, str]] = {
+        401: (UsageError, "H002", f"the Hub does not accept your token: {reason}", f"{LOG_IN}; HF_TOKEN goes first"),
+        402: no_right,
+        403: no_right,
         404: (UsageError, "H020", unseen, f"check the spelling; for a private one {LOG_IN}"),
-        409: (RunError, "H014", elsewhere, again),
-        412: (RunError, "H014", elsewhere, again),
+        409: elsewhere,
+        412: elsewhere,
         TOO_MANY: (RunError, "H007", f"the Hub limits how often it is asked; it will answer {when}", again),
     }
-    failed = (RunError, "H008", f"the Hub failed or refused ({status}): {said}", again)
-    kind, code, message, help = told.get(status, failed)
+    failed = (RunError, "H008", f"the Hub failed or refused ({status}): {reason}", again)
+    # For its own reasons the Hub calls a repository that may not be seen unauthorised.
+    kind, code, message, help = known.get(404 if isinstance(error, RepositoryNotFoundError) else status, failed)
     return kind.one(code, message, help=help)

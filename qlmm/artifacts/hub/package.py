@@ -1,6 +1,6 @@
 """What of an adapter's folder is sent: files on a list, their manifest, and a card for the Hub.
 
-Nothing here reaches for the network, and nothing in the folder is changed.
+Nothing here needs the network or changes the folder.
 
 Usage: ``package = pack(Path("runs/x/adapter"), "user/name", unproven=False)``
 """
@@ -8,7 +8,7 @@ Usage: ``package = pack(Path("runs/x/adapter"), "user/name", unproven=False)``
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,30 +26,20 @@ from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.artifacts.cards.adapter_card import card, placed
 from qlmm.core.errors import ModelError, Problem
 from qlmm.core.filenames import ADAPTER_WEIGHTS, CARD, LOCAL_RECIPE, MANIFEST, PROBE, UNPROVEN
-from qlmm.proof.records import Proof
 
-__all__ = ["Item", "Package", "pack"]
+__all__ = ["Content", "Package", "pack"]
 
 _SECRET = re.compile(
     r"(?:.*/)?(?:\.env.*|\.netrc|\.?token|id_[a-z0-9]+|credentials.*|secrets?\b.*|.*\.(?:pem|key|p12|pfx|kdbx))",
     re.IGNORECASE,
 )
-# Words of the base's tokenizer: any row of digits may be one, and the manifest's hash says that the run wrote them.
+# Words of the base's tokenizer: any row of digits may be one, and the manifest's hash shows that the run wrote them.
 _VOCABULARY = re.compile(r"tokenizer\.json|vocab\..*|merges\.txt|.*\.(?:model|tiktoken|spm)")
 _PINNED = re.compile(r"@([0-9a-f]{40})\b")
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One file as it is sent: its name in the repository, and a file of the folder or bytes in its place."""
-
-    name: str
-    content: Path | bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+# A file of the folder, or what is sent in its place.
+Content = Path | bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,39 +47,37 @@ class Package:
     """Everything that would be sent.
 
     Attributes:
+        card: the model card.
+        others: the other files, by their names in the repository.
         left: files of the folder that are not on the list and stay here.
-        manifest: the manifest as it is sent.
-        proven: whether every promise of the run was kept.
-        local_base: the base is a folder of this machine, which nobody else has.
+        local_base: whether the base is a folder of this machine, which nobody else has.
     """
 
     repo: str
-    items: tuple[Item, ...]
+    card: str
+    others: Mapping[str, Content]
     left: tuple[str, ...]
     manifest: Manifest
     proven: bool
     local_base: bool
 
     @property
-    def card(self) -> str:
-        """The model card as it is sent."""
-        (text,) = [item.content for item in self.items if item.name == CARD and isinstance(item.content, bytes)]
-        return text.decode("utf-8")
+    def files(self) -> dict[str, Content]:
+        """Every file, the card among them."""
+        return dict(sorted({**self.others, CARD: self.card.encode("utf-8")}.items()))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file."""
+        return {name: len(one) if isinstance(one, bytes) else one.stat().st_size for name, one in self.files.items()}
 
     def licensed(self, licences: Mapping[str, str]) -> Package:
         """The same package, its card with the licences that the Hub states."""
-        text = placed(self.card, self.manifest, self.repo, licences, unproven=not self.proven)
-        items = (Item(CARD, text.encode("utf-8")) if item.name == CARD else item for item in self.items)
-        return replace(self, items=tuple(items))
+        return replace(self, card=placed(self.card, self.manifest, self.repo, licences, unproven=not self.proven))
 
 
 def pack(folder: Path, repo: str, *, unproven: bool) -> Package:
-    """Choose and check what of an adapter's folder is sent.
-
-    Args:
-        folder: the adapter.
-        repo: id of the repository it goes to, for the card.
-        unproven: send an adapter that proves nothing.
+    """Choose and check what of an adapter's folder is sent; `unproven` sends one that proves nothing.
 
     Raises:
         ModelError: A001 to A003 for a folder that is not a whole adapter, H010 for one that proves nothing, H011 for
@@ -101,20 +89,22 @@ def pack(folder: Path, repo: str, *, unproven: bool) -> Package:
     proof = manifest.proven_by
     proven = proof.holds and folder.resolve().name != UNPROVEN
     if not proven and not unproven:
-        raise _unproven(folder, proof)
+        broken = [f"promise broken: {one.name} ({one.detail})" for one in proof.promises if not one.kept]
+        why = broken[0] if broken else "no promise of its run was checked"
+        help = "train again, or add --unproven to share it as it is; its card then says so on top"
+        raise ModelError.one("H010", f"{folder} is not proven: {why}", help=help)
     names = [name for name in files_below(folder) if allowed(name, manifest)]
-    _refuse_incomplete(manifest)
     check_contents(folder, names)
     texts = {name: _text(folder, name) for name in names if _is_text(name)}
     written = texts.get(CARD) or card(manifest, proof)
     texts[CARD] = placed(written, manifest, repo, {}, unproven=not proven)
-    _refuse_private(texts, manifest)
+    if problems := [*_incomplete(manifest), *_private(texts, manifest)]:
+        raise ModelError(problems)
     return Package(
-        repo=repo,
+        repo,
+        texts.pop(CARD),
         # What was looked into is what is sent.
-        items=tuple(
-            Item(name, texts[name].encode() if name in texts else folder / name) for name in sorted({*names, CARD})
-        ),
+        {name: texts[name].encode("utf-8") if name in texts else folder / name for name in names if name != CARD},
         left=tuple(name for name in files_below(folder) if name not in (*names, LOCAL_RECIPE)),
         manifest=manifest,
         proven=proven,
@@ -122,8 +112,8 @@ def pack(folder: Path, repo: str, *, unproven: bool) -> Package:
     )
 
 
-def _dangers(folder: Path) -> Iterable[str]:
-    """Pickles, keys and links in an adapter's folder: each says that something went wrong before."""
+def _dangers(folder: Path) -> Iterator[str]:
+    """Pickles, keys and links in an adapter's folder: each is a sign that something went wrong before."""
     for name in files_below(folder):
         if (folder / name).is_symlink():
             yield f"{name} is a link, and what it leads to may be anything"
@@ -133,47 +123,25 @@ def _dangers(folder: Path) -> Iterable[str]:
             yield f"{name} looks like a file of access keys"
 
 
-def _refuse_incomplete(manifest: Manifest) -> None:
-    """Stop where a file that the adapter needs cannot go with it: nobody could pull what arrives."""
+def _incomplete(manifest: Manifest) -> Iterator[Problem]:
+    """Files that the adapter needs and that cannot go with it: nobody could pull what arrives."""
     help = "nothing was sent; an adapter with such a file is shared by other means, or trained again without it"
-    problems = [
-        Problem("H011", f"{MANIFEST} names {name}, which is not a kind of file to share", help=help)
-        for name in manifest.files
-        if not allowed(name, manifest)
-    ]
-    if problems:
-        raise ModelError(problems)
+    for name in manifest.files:
+        if not allowed(name, manifest):
+            yield Problem("H011", f"{MANIFEST} names {name}, which is not a kind of file to share", help=help)
 
 
-def _refuse_private(texts: Mapping[str, str], manifest: Manifest) -> None:
-    """Stop at texts with access keys, or with folders of this machine; the probe's rows belong to the data."""
+def _private(texts: Mapping[str, str], manifest: Manifest) -> Iterator[Problem]:
+    """Texts with access keys, or with folders of this machine; the probe's rows belong to the data."""
     commits = {part.revision for part in manifest.base.parts.values() if part.revision}
     commits |= set(_PINNED.findall(manifest.model_dump_json()))
     revoke = "take it out of the file, and revoke it where it was issued: it lay in a folder meant to be shared"
     cut = "nothing was sent; take it out of the file, and run the same command again"
-    problems = [
-        Problem("H011", f"{name} seems to hold a {kind}", help=revoke)
-        for name, text in texts.items()
-        for kind in secrets_in(text, commits)
-    ]
-    problems += [
-        Problem("H011", f"{name} names {place} of this machine", help=cut)
-        for name, text in texts.items()
-        if name != PROBE
-        for place in places_in(name, text)
-    ]
-    if problems:
-        raise ModelError(problems)
-
-
-def _unproven(folder: Path, proof: Proof) -> ModelError:
-    broken = [promise for promise in proof.promises if not promise.kept]
-    why = f"promise broken: {broken[0].name} ({broken[0].detail})" if broken else "no promise of its run was checked"
-    return ModelError.one(
-        "H010",
-        f"{folder} is not proven: {why}",
-        help="train again, or add --unproven to share it as it is; its card then says so on top",
-    )
+    for name, text in texts.items():
+        for kind in secrets_in(text, commits):
+            yield Problem("H011", f"{name} seems to contain a {kind}", help=revoke)
+        for place in places_in(name, text) if name != PROBE else ():
+            yield Problem("H011", f"{name} names {place} of this machine", help=cut)
 
 
 def _text(folder: Path, name: str) -> str:

@@ -5,36 +5,31 @@ Usage: ``pushed = push(pack(folder, "user/name", unproven=False)); pulled = pull
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from glob import escape
 from hashlib import sha1, sha256
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
+    HfApi,
     RepoFile,
-    constants,
     get_token,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    RemoteEntryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
 
 from qlmm.artifacts.adapter.allowed_files import allowed, check_contents
 from qlmm.artifacts.adapter.load import check_files
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.artifacts.cards.adapter_card import public_ids
 from qlmm.artifacts.hub.connection import LOG_IN, TIMEOUT_S, Hub, checked_name, hub_client
-from qlmm.artifacts.hub.package import Item, Package
+from qlmm.artifacts.hub.package import Content, Package
 from qlmm.core.errors import ModelError, Problem, RunError, UsageError
 from qlmm.core.filenames import ADAPTER_CONFIG, CARD, MANIFEST
 from qlmm.core.files import file_sha256
@@ -43,7 +38,7 @@ from qlmm.core.staging import check_place, check_room, publish, staged
 __all__ = ["MAIN", "Pulled", "Pushed", "pull", "push"]
 
 MAIN = "main"
-# What a repository may hold before its first adapter.
+# What a repository may contain before its first adapter.
 BLANK = frozenset({".gitattributes", ".gitignore", "LICENSE", CARD})
 AGAIN = "your adapter is as it was; run the same command again: large files that arrived are not sent twice"
 AGAIN_PULL = "run the same command again: what was fetched is kept in the cache"
@@ -61,13 +56,7 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """An adapter that was fetched.
-
-    Attributes:
-        commit: that it is from.
-        files: how many have the hashes of its manifest: all but the manifest and the card.
-        proven: its maker's run kept its promises.
-    """
+    """An adapter that was fetched; `files` of it have the hashes of its manifest: all but manifest and card."""
 
     folder: Path
     repo: str
@@ -78,12 +67,7 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """A branch as it is before a push: its commit, its files, and the manifest among them.
-
-    Attributes:
-        manifest: None where there is none, or one that cannot be read.
-        new: there is no such branch yet; it begins where main is.
-    """
+    """A branch as it is before a push; its manifest, if it can be read; a new one begins where main is."""
 
     commit: str
     names: frozenset[str]
@@ -100,14 +84,9 @@ def push(
     message: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Pushed:
-    """Send an adapter in one commit; what goes wrong leaves the Hub as it was, or with an empty repository or branch.
+    """Send an adapter in one commit, to a repository and a branch that are made where there are none.
 
-    Args:
-        package: what is sent.
-        public: let everybody read a repository that is made now, or know that everybody can read the one there is.
-        branch: branch to commit to; made where there is none.
-        message: of the commit.
-        tell: is told what is going on.
+    What goes wrong leaves the Hub as it was, or with an empty repository or branch. `public` lets everybody read it.
 
     Raises:
         UsageError: H001 to H006, H009, H012 before anything is changed, H016 for a card that the Hub refuses.
@@ -123,15 +102,10 @@ def push(
             hub.ask(lambda api: api.create_branch(repo, branch=branch, revision=head.commit, exist_ok=True))
         if head.private and public:
             tell(f"{repo} stays private: make it public on its settings page")
-        operations = [name for name in sorted(head.names) if _is_stale(name, head, package)]
         commit = hub.ask(
             lambda api: api.create_commit(
                 repo,
-                # A request that is repeated needs fresh operations: they remember what the Hub said of them.
-                [
-                    *(CommitOperationAdd(item.name, item.content) for item in package.items),
-                    *(CommitOperationDelete(name) for name in operations),
-                ],
+                _operations(head, package),
                 commit_message=message or f"Adapter of qlmm {package.manifest.versions['qlmm']}",
                 revision=branch,
                 parent_commit=head.commit,
@@ -139,6 +113,14 @@ def push(
         ).oid
         _compare(hub, package, commit)
         return Pushed(f"{hub.api.endpoint}/{repo}", commit, head.private, changed=commit != head.commit)
+
+
+def _operations(head: _Head, package: Package) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Every file, in the place of the earlier adapter's; made anew for each request, whose answer they remember."""
+    files = package.files
+    before = head.names & head.manifest.files.keys() if head.manifest is not None else set()
+    added = [CommitOperationAdd(name, content) for name, content in files.items()]
+    return [*added, *(CommitOperationDelete(name) for name in sorted(before - files.keys()))]
 
 
 def _token_names(hub: Hub) -> list[str]:
@@ -152,24 +134,14 @@ def _token_names(hub: Hub) -> list[str]:
 def _licences(hub: Hub, manifest: Manifest) -> dict[str, str]:
     """The licences that the Hub states for bases and data sets; what it does not show has none."""
     bases, data = public_ids(manifest)
-    asked: list[tuple[str, Callable[[Any], Any]]] = [
-        *(
-            (name, lambda api, name=name: api.model_info(name, expand=["cardData"], timeout=TIMEOUT_S))
-            for name in bases
-        ),
-        *(
-            (name, lambda api, name=name: api.dataset_info(name, expand=["cardData"], timeout=TIMEOUT_S))
-            for name in data
-        ),
-    ]
     found = {}
-    for name, question in asked:
+    for name, ask in [*((name, HfApi.model_info) for name in bases), *((name, HfApi.dataset_info) for name in data)]:
         try:
-            facts = (hub.ask(question).card_data or {}).get("license")
+            info = hub.ask(partial(ask, repo_id=name, expand=["cardData"], timeout=TIMEOUT_S))
         except (HfHubHTTPError, HFValidationError):
             continue
-        if facts:
-            found[name] = facts if isinstance(facts, str) else ", ".join(facts)
+        if licence := (info.card_data or {}).get("license"):
+            found[name] = licence if isinstance(licence, str) else ", ".join(licence)
     return found
 
 
@@ -186,8 +158,11 @@ def _head(hub: Hub, repo: str, branch: str, *, public: bool, names: list[str]) -
             info = hub.ask(lambda api: api.model_info(repo, revision=branch, timeout=TIMEOUT_S))
         except RevisionNotFoundError:
             new = True
-    files = frozenset(file.rfilename for file in info.siblings or ())
-    manifest = _there(hub, repo, info.sha) if MANIFEST in files else None
+    files, manifest = frozenset(file.rfilename for file in info.siblings or ()), None
+    if MANIFEST in files:
+        path = Path(hub.ask(lambda api: api.hf_hub_download(repo, MANIFEST, revision=info.sha)))
+        with suppress(ModelError):  # one that cannot be read is that of something else
+            manifest = read_manifest(path.parent, local=False)
     return _Head(info.sha, files, bool(info.private), manifest, new)
 
 
@@ -197,78 +172,56 @@ def _public(repo: str, names: list[str]) -> UsageError:
     if owner not in names:
         help = f"push to a name of your own, such as {names[0]}/{repo.partition('/')[2]}"
         return UsageError.one("H003", f"{repo} belongs to {owner}, and your token to {', '.join(names)}", help=help)
-    return UsageError.one(
-        "H012",
-        f"{repo} is public: everybody could read the adapter",
-        help="add --public if that is meant, or make it private on its settings page first",
-    )
-
-
-def _there(hub: Hub, repo: str, commit: str) -> Manifest | None:
-    """The manifest in the repository; one that cannot be read is that of something else."""
-    path = Path(hub.ask(lambda api: api.hf_hub_download(repo, MANIFEST, revision=commit)))
-    try:
-        return read_manifest(path.parent, local=False)
-    except ModelError:
-        return None
+    help = "add --public if that is meant, or make it private on its settings page first"
+    return UsageError.one("H012", f"{repo} is public: everybody could read the adapter", help=help)
 
 
 def _refuse_other(head: _Head, package: Package) -> None:
     """As git refuses to overwrite another history: a repository is for adapters of one base."""
     help = "push to another name, or delete that repository on its settings page first"
     if MANIFEST not in head.names:
-        strange = sorted(head.names - BLANK)
-        if strange:
-            shown = ", ".join(strange[:3])
-            raise UsageError.one(
-                "H005", f"{package.repo} holds something else than an adapter of qlmm: {shown}", help=help
-            )
+        if strange := ", ".join(sorted(head.names - BLANK)[:3]):
+            message = f"{package.repo} has something else than an adapter of qlmm: {strange}"
+            raise UsageError.one("H005", message, help=help)
         return
     theirs = head.manifest.base if head.manifest is not None else None
     # A newer revision is still the same base.
     if theirs is None or any(one.field != "revision" for one in theirs.differs(package.manifest.base)):
         bases = " + ".join(sorted(part.name for part in theirs.parts.values())) if theirs else "an unknown one"
-        raise UsageError.one("H006", f"{package.repo} holds an adapter of another base: {bases}", help=help)
-
-
-def _is_stale(name: str, head: _Head, package: Package) -> bool:
-    """Whether a file of the adapter that was there before has no place in this one."""
-    named = head.manifest.files if head.manifest is not None else {}
-    return name in named and name not in {item.name for item in package.items}
+        raise UsageError.one("H006", f"{package.repo} has an adapter of another base: {bases}", help=help)
 
 
 def _compare(hub: Hub, package: Package, commit: str) -> None:
-    """Look at what arrived, by size and hash: a repository's own rules can keep files out without a word."""
-    tree = hub.ask(lambda api: list(api.list_repo_tree(package.repo, recursive=True, revision=commit)))
-    there = {entry.path: entry for entry in tree}
-    wrong = [item.name for item in package.items if item.name not in there or not _same(item, there[item.name])]
+    """Look at what arrived, by hash: a repository's own rules can keep files out without a word."""
+    there = _files(hub, package.repo, commit)
+    wrong = [name for name, one in package.files.items() if name not in there or not _same(one, there[name])]
     if wrong:
         help = "look for a .gitignore in it; the commit is there, and nobody should use it"
         raise RunError.one("H013", f"not everything arrived in {package.repo}: {', '.join(wrong)}", help=help)
 
 
-def _same(item: Item, entry: Any) -> bool:
+def _files(hub: Hub, repo: str, commit: str) -> dict[str, RepoFile]:
+    """What the Hub knows of every file of a commit, by name."""
+    tree = hub.ask(lambda api: list(api.list_repo_tree(repo, recursive=True, revision=commit)))
+    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+
+def _same(sent: Content, entry: RepoFile) -> bool:
+    """Whether the Hub has this content; a large file is read in pieces."""
     if entry.lfs is not None:
-        content = item.content
-        return bool(
-            entry.lfs.sha256 == (sha256(content).hexdigest() if isinstance(content, bytes) else file_sha256(content))
-        )
-    blob = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
+        ours = sha256(sent).hexdigest() if isinstance(sent, bytes) else file_sha256(sent)
+        return bool(ours == entry.lfs.sha256)
+    content = sent if isinstance(sent, bytes) else sent.read_bytes()
     # Git's name of a file's content; no matter of security.
-    return bool(entry.blob_id == sha1(b"blob %d\0%s" % (len(blob), blob), usedforsecurity=False).hexdigest())
+    return bool(sha1(b"blob %d\0%s" % (len(content), content), usedforsecurity=False).hexdigest() == entry.blob_id)
 
 
 def pull(name: str, target: Path | None = None, *, tell: Callable[[str], None] = lambda line: None) -> Pulled:
-    """Fetch an adapter, verify it, and let it appear in one rename.
-
-    Args:
-        name: id of its repository; ``id@revision`` for a branch, a tag or a commit.
-        target: the folder to make; by default called as the repository, in the current one.
-        tell: is told what is going on.
+    """Fetch ``id`` or ``id@revision``, verify it, and let it appear in one rename, by default as ``./NAME``.
 
     Raises:
         UsageError: A033, A034, H004, H009, H020 for a request that cannot be met.
-        ModelError: A002, H021 when the repository holds no adapter of qlmm, or a damaged one.
+        ModelError: A002, H021 when the repository has no adapter of qlmm, or a damaged one.
         RunError: H007, H008, H023 for what went wrong on the way.
     """
     id, _, revision = name.partition("@")
@@ -278,35 +231,18 @@ def pull(name: str, target: Path | None = None, *, tell: Callable[[str], None] =
     place = shown.resolve()
     with hub_client(repo, AGAIN_PULL, tell) as hub:
         manifest, commit = _described(hub, repo, revision or None)
-        proof = manifest.proven_by
         wanted = sorted({MANIFEST, CARD, *manifest.files})
-        _check_room(hub, repo, commit, wanted, place)
+        sizes = {name: entry.size for name, entry in _files(hub, repo, commit).items() if name in wanted}
+        fetched = [name for name in sizes if not isinstance(try_to_load_from_cache(repo, name, revision=commit), str)]
+        # What is fetched lies in the cache and in its place.
+        check_room(place, sum(sizes.values()) + sum(sizes[name] for name in fetched))
         patterns = [escape(one) for one in wanted]
         cached = Path(hub.ask(lambda api: api.snapshot_download(repo, revision=commit, allow_patterns=patterns)))
         with staged(place) as stage:
             _copy(cached, stage, wanted)
             _verify(stage, manifest, f"{repo}@{commit}")
             publish(stage, place)
-    return Pulled(shown, repo, commit, files=len(manifest.files), proven=proof.holds)
-
-
-def _check_room(hub: Hub, repo: str, commit: str, wanted: list[str], place: Path) -> None:
-    """Refuse what would fill the disk: every file lies in the cache and in its place, which may be on two disks."""
-    tree = hub.ask(lambda api: list(api.list_repo_tree(repo, recursive=True, revision=commit)))
-    sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile) and entry.path in wanted}
-    cached = {name for name in sizes if isinstance(try_to_load_from_cache(repo, name, revision=commit), str)}
-    whole, fetched = sum(sizes.values()), sum(size for name, size in sizes.items() if name not in cached)
-    cache = Path(constants.HF_HUB_CACHE) / repo
-    if _disk(cache) == _disk(place):
-        check_room(place, whole + fetched)
-    else:
-        check_room(place, whole)
-        check_room(cache, fetched, help="set HF_HOME to a folder on another disk")
-
-
-def _disk(path: Path) -> int:
-    existing = next(one for one in (path, *path.absolute().parents) if one.exists())
-    return os.stat(existing).st_dev
+    return Pulled(shown, repo, commit, files=len(manifest.files), proven=manifest.proven_by.holds)
 
 
 def _described(hub: Hub, repo: str, revision: str | None) -> tuple[Manifest, str]:
@@ -325,19 +261,18 @@ def _described(hub: Hub, repo: str, revision: str | None) -> tuple[Manifest, str
 
 def _no_adapter(hub: Hub, repo: str, revision: str | None) -> ModelError:
     info = hub.ask(lambda api: api.model_info(repo, revision=revision, timeout=TIMEOUT_S))
-    names = {file.rfilename for file in info.siblings or ()}
-    if ADAPTER_CONFIG in names:
-        help = (
-            f'load it with PEFT: PeftModel.from_pretrained(base, "{repo}"); qlmm cannot tell its base, data and proof'
-        )
-        return ModelError.one("H021", f"{repo} is an adapter of PEFT without {MANIFEST}, not made by qlmm", help=help)
-    return ModelError.one(
-        "H021", f"{repo} holds no adapter: it has no {MANIFEST}", help="check the name and the revision"
-    )
+    if ADAPTER_CONFIG in {file.rfilename for file in info.siblings or ()}:
+        message = f"{repo} is an adapter of PEFT without {MANIFEST}, not made by qlmm"
+        loaded = f'load it with PEFT: PeftModel.from_pretrained(base, "{repo}")'
+        help = f"{loaded}; qlmm does not know its base, data and proof"
+    else:
+        message = f"{repo} is not an adapter: it has no {MANIFEST}"
+        help = "check the name and the revision"
+    return ModelError.one("H021", message, help=help)
 
 
 def _copy(cached: Path, stage: Path, wanted: list[str]) -> None:
-    """Real files beside their place; the cache holds links, and keeps its own copy."""
+    """Real files beside their place; the cache has links, and keeps its own copy."""
     for name in wanted:
         if (cached / name).is_file():
             (stage / name).parent.mkdir(exist_ok=True)
@@ -350,5 +285,4 @@ def _verify(stage: Path, manifest: Manifest, shown: str) -> None:
         check_contents(stage, manifest.files)
     except ModelError as error:
         help = "nothing was kept; whoever made it has to push it again"
-        problems = [Problem("H021", one.message, help=help) for one in error.problems]
-        raise ModelError(problems) from error
+        raise ModelError([Problem("H021", one.message, help=help) for one in error.problems]) from error

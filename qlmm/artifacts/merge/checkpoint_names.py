@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,27 +31,26 @@ from qlmm.core.errors import ModelError
 __all__ = ["Group", "Keys"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """Tensors of files that become tensors of a model together; nearly always one and one.
 
     Attributes:
         sources: the tensors in the files, in the order transformers takes them.
         targets: shapes of the model's tensors as the files have them, by name; none where the model has no such tensor.
-        patterns: for each source the pattern by which the converter knows it; none where it is only renamed.
-        converter: what puts them together; None where it is only renamed.
+        join: puts the sources together; None where one is only renamed.
+        back: takes the model's tensors apart again, by the files' names.
     """
 
     sources: tuple[Stored, ...]
     targets: Mapping[str, tuple[int, ...]]
-    patterns: tuple[str, ...] = ()
-    converter: WeightConverter | None = None
-    model: PreTrainedModel | None = None
+    join: Callable[[Sequence[Tensor]], dict[str, Tensor]] | None = None
+    back: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
     def read(self, reader: Reader) -> dict[str, Tensor]:
         """The model's tensors, by name."""
         tensors = [reader.read(one) for one in self.sources]
-        return _convert(self, tensors) if self.converter is not None else dict(zip(self.targets, tensors, strict=True))
+        return self.join(tensors) if self.join is not None else dict(zip(self.targets, tensors, strict=True))
 
 
 class Keys:
@@ -89,16 +88,31 @@ class Keys:
 
     def _joined(self, name: str, members: list[tuple[Stored, str]]) -> Group:
         ordered = sorted(members, key=lambda member: dot_natural_key(member[0].key))
-        group = Group(
-            sources=tuple(one for one, _ in ordered),
-            targets={name: ()},
-            patterns=tuple(pattern for _, pattern in ordered),
-            converter=self._by_pattern[ordered[0][1]],
-            model=self._model,
-        )
-        made = _convert(group, [torch.empty(one.shape, dtype=one.dtype, device="meta") for one in group.sources])
-        shapes = {target: tuple(value.shape) for target, value in made.items()}
-        return Group(group.sources, shapes, group.patterns, group.converter, group.model)
+        sources, converter = tuple(one for one, _ in ordered), self._by_pattern[ordered[0][1]]
+
+        def join(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+            own = copy.deepcopy(converter)
+            for (one, pattern), tensor in zip(ordered, tensors, strict=True):
+                own.add_tensor(name, one.key, pattern, tensor)
+            return _single(own.convert(name, model=self._model, config=self._model.config))
+
+        def back(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            reverse = converter.reverse_transform()
+            patterns = {own: reverse.rename_source_key(own) for own in tensors}
+            for own, (renamed, pattern) in patterns.items():
+                reverse.add_tensor(renamed, own, pattern or "", tensors[own])
+            first, _ = next(iter(patterns.values()))
+            made = _single(reverse.convert(first, model=self._model, config=self._model.config))
+            # Files' names once renamed and not yet converted, which is where reverse conversion leads to.
+            keys = {self._bare(apply_renamings(one.key, self._renamings)): one.key for one in sources}
+            return {keys[self._bare(one)]: value for one, value in made.items()}
+
+        empty = [torch.empty(one.shape, dtype=one.dtype, device="meta") for one in sources]
+        return Group(sources, {own: tuple(value.shape) for own, value in join(empty).items()}, join, back)
+
+    def _bare(self, name: str) -> str:
+        """The name without the prefix that transformers adds or takes away as needed."""
+        return name.removeprefix(f"{self._model.base_model_prefix}.")
 
     def check_reads(self, name: str) -> None:
         """Refuse to write a tensor under the model's own name where transformers would take it for another.
@@ -110,60 +124,24 @@ class Keys:
             raise self._cannot(name)
 
     def check_leads_back(self, group: Group) -> None:
-        """Refuse a group whose tensors cannot be brought back to the form of the files.
+        """Refuse joined tensors that cannot be brought back to the form of the files.
 
         Raises:
             ModelError: A022 with the name of one.
         """
-        wanted = {one.key: one.shape for one in group.sources}
         empty = {name: torch.empty(shape, device="meta") for name, shape in group.targets.items()}
         try:
-            found = {key: tuple(value.shape) for key, value in self.back(group, empty).items()}
+            found = {key: tuple(value.shape) for key, value in group.back(empty).items()} if group.back else {}
         except (KeyError, ValueError, RuntimeError):  # what reverse rules that do not fit end in
             found = {}
-        if found != wanted:
+        if found != {one.key: one.shape for one in group.sources}:
             raise self._cannot(next(iter(group.targets)))
 
-    def back(self, group: Group, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A group's tensors of the model in the form of the files, by the files' names."""
-        if group.converter is None:
-            raise ValueError("nothing to convert")
-        reverse = group.converter.reverse_transform()
-        patterns = {name: reverse.rename_source_key(name) for name in tensors}
-        for name, (renamed, pattern) in patterns.items():
-            reverse.add_tensor(renamed, name, pattern or "", tensors[name])
-        first, _ = next(iter(patterns.values()))
-        made = reverse.convert(first, model=self._model, config=self._model.config)
-        keys = {self._between(one.key): one.key for one in group.sources}
-        return {keys[self._bare(name)]: _single(value) for name, value in made.items()}
-
-    def _between(self, key: str) -> str:
-        """A file's name once renamed and not yet converted: where reverse conversion leads to."""
-        return self._bare(apply_renamings(key, self._renamings))
-
-    def _bare(self, name: str) -> str:
-        """The name without the prefix that transformers adds or takes away as needed."""
-        return name.removeprefix(f"{self._model.base_model_prefix}.")
-
     def _cannot(self, name: str) -> ModelError:
-        return ModelError.one(
-            "A022",
-            f"{type(self._model).__name__} keeps {name} in its files in a form that cannot be merged",
-            help="keep base and adapter apart: qlmm and PEFT load them together",
-        )
+        message = f"{type(self._model).__name__} keeps {name} in its files in a form that cannot be merged"
+        help = "keep base and adapter apart: qlmm and PEFT load them together"
+        return ModelError.one("A022", message, help=help)
 
 
-def _convert(group: Group, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What transformers' own converter makes of a group's tensors."""
-    if group.converter is None or group.model is None:
-        raise ValueError("nothing to convert")
-    converter = copy.deepcopy(group.converter)
-    (first, *_) = group.targets
-    for one, pattern, tensor in zip(group.sources, group.patterns, tensors, strict=True):
-        converter.add_tensor(first, one.key, pattern, tensor)
-    made = converter.convert(first, model=group.model, config=group.model.config)
-    return {name: _single(value) for name, value in made.items()}
-
-
-def _single(value: Tensor | list[Tensor]) -> Tensor:
-    return value[0] if isinstance(value, list) else value
+def _single(made: Mapping[str, Tensor | list[Tensor]]) -> dict[str, Tensor]:
+    return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}

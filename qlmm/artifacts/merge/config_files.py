@@ -1,4 +1,4 @@
-"""What lies beside the weights of a merged checkpoint: processor, configuration, generation settings.
+"""The files beside the weights of a merged checkpoint: processor, configuration, generation settings.
 
 Usage: ``write_config_files(stage, folder, manifest, base, sources, dtype=torch.bfloat16)``
 """
@@ -25,52 +25,33 @@ __all__ = ["write_config_files"]
 
 # Files of an adapter that a merged model has no use for; the rest is its processor.
 OF_ADAPTER = frozenset({ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, PROBE, CARD})
-CONFIG, GENERATION = "config.json", "generation_config.json"
+GENERATION = "generation_config.json"
 
 
 def write_config_files(
     stage: Path, folder: Path, manifest: Manifest, base: Base, sources: Sources, *, dtype: torch.dtype
 ) -> None:
-    """Write them beside weights that lie there already.
-
-    Args:
-        stage: the folder of the merged model.
-        folder: the adapter's.
-        manifest: the adapter's.
-        base: the adapter's.
-        sources: the tensors of the base, as they were merged into.
-        dtype: that most weights are written in.
-    """
-    _copy_processor(stage, folder, manifest)
-    located, key = base.text_place
-    if (settings := base_file(located, GENERATION, key)) is not None:
-        shutil.copyfile(settings, stage / GENERATION)
-    # The processor may have been given another pixel budget, which some configurations repeat.
-    agree(sources.model, base.saved_processor(folder))
-    if sources.assembled:
-        sources.merged.config.save_pretrained(stage)
-        stated: Path | None = stage / CONFIG
-    else:
-        stated = base_file(located, CONFIG, key)
-    config: dict[str, JsonValue] = json.loads(stated.read_text("utf-8")) if stated is not None else {}
-    if "image_grid_pinpoints" in config:
-        config["image_grid_pinpoints"] = vars(sources.model.config).get("image_grid_pinpoints")
-    config["architectures"] = [type(sources.merged).__name__]
-    written = _with_dtype(config, str(dtype).removeprefix("torch."))
-    atomic_write(stage / CONFIG, json.dumps(written, indent=2) + "\n")
-
-
-def _copy_processor(stage: Path, folder: Path, manifest: Manifest) -> None:
+    """Write them beside weights that lie in `stage` already; `dtype` is that of most weights."""
     for name in manifest.files:
         # Shards lie there already; no manifest can put another file into their place.
         if name in OF_ADAPTER or PurePosixPath(name).parts[0] == PICTURES or (stage / name).exists():
             continue
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, stage / name)
+    if (settings := base_file(*base.text_place, GENERATION)) is not None:
+        shutil.copyfile(settings, stage / GENERATION)
+    # The processor may have been given another pixel budget, which some configurations repeat.
+    agree(sources.model, base.saved_processor(folder))
+    config = sources.config()
+    if "image_grid_pinpoints" in config:
+        config["image_grid_pinpoints"] = vars(sources.model.config).get("image_grid_pinpoints")
+    config["architectures"] = [type(sources.merged).__name__]
+    written = _with_dtype(config, str(dtype).removeprefix("torch."))
+    atomic_write(stage / "config.json", json.dumps(written, indent=2) + "\n")
 
 
 def _with_dtype(config: Mapping[str, JsonValue], name: str) -> dict[str, JsonValue]:
-    """A configuration that says the dtype of its weights, its parts' configurations too."""
+    """A configuration that names the dtype of its weights, its parts' configurations too."""
     changed: dict[str, JsonValue] = {}
     for key, value in config.items():
         part = key.endswith("_config") and isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value)

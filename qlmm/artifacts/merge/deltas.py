@@ -4,7 +4,7 @@ Each adapted layer is rebuilt alone, under its full name, with its real weight: 
 starts decompositions (PiSSA, OLoRA) and merges as it would in the whole model. Everything is fp32; the caller rounds
 once.
 
-Usage: ``deltas = Deltas(folder, meta_model, held_by(manifest, base)); merged = deltas.apply(name, weight)``
+Usage: ``deltas = Deltas(folder, meta_model, AsTrained.of(manifest, base)); merged = deltas.apply(name, weight, dtype)``
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +25,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import Conv1D
 
+from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.compat.peft_private import Linear, LoraLayer, ParamWrapper
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_WEIGHTS
+from qlmm.model.loading.base import Base
+from qlmm.model.numerics.precision import Precision
 from qlmm.model.numerics.quantization import QuantKind
 from qlmm.model.parts.split import PEFT_PREFIX
 
@@ -43,7 +45,7 @@ CACHED = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class AsTrained:
-    """How a run held its base.
+    """How a run stored its base.
 
     Attributes:
         dtype: of frozen weights.
@@ -53,19 +55,25 @@ class AsTrained:
 
     dtype: torch.dtype
     kind: QuantKind
-    quantised: frozenset[str]
+    quantised: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, manifest: Manifest, base: Base) -> AsTrained:
+        """The form that the base had in an adapter's run."""
+        kind, shape = manifest.recipe.base.quantize, base.shape
+        dtype = Precision("cuda", manifest.precision).compute
+        if kind == "none":
+            return cls(dtype, kind)
+        # Classes derived from these are left alone by bitsandbytes' loader.
+        linear = {name for name, module in shape.model.named_modules() if type(module) in (nn.Linear, Conv1D)}
+        language = {name for name in linear - base.unquantised if shape.parts.of(name) == "language"}
+        return cls(dtype, kind, frozenset(f"{name}.weight" for name in language))
 
 
 def requantised(weight: Tensor, kind: QuantKind, dtype: torch.dtype) -> Tensor:
-    """What a quantised layer computes with: quantised as the run's loader did, and dequantised again.
+    """The weight (out, in) that a quantised layer computes with, in `dtype`, or in fp32 from int8.
 
-    Args:
-        weight: (out, in), as in the base's files.
-        kind: the run's storage.
-        dtype: the run's compute dtype, which the loader casts to first.
-
-    Returns:
-        The same shape, in `dtype` (int8 in fp32).
+    It is cast to the run's compute `dtype`, quantised as the run's loader did, and dequantised.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cast = weight.to(dtype)
@@ -82,64 +90,43 @@ class Deltas:
     """What an adapter makes of the weights of its base."""
 
     def __init__(
-        self, folder: Path, model: nn.Module, held: AsTrained | None, without: frozenset[str] = frozenset()
+        self, folder: Path, model: nn.Module, stored: AsTrained | None, without: frozenset[str] = frozenset()
     ) -> None:
-        """Look at an adapter; no weight is read yet.
+        """Read the configuration and names of the adapter in a folder; no weight is read yet.
 
-        Args:
-            folder: the adapter folder.
-            model: the base on the meta device.
-            held: how the run held the base, to merge into that; None merges into the weights as they are.
-            without: names of the adapter's tensors that are left out.
+        `model` is the base on the meta device. `stored` is how the run stored the base, to merge into that; None merges
+        into the weights as they are. `without` names tensors of the adapter that are left out.
         """
         opened: Any = safe_open(str(folder / ADAPTER_WEIGHTS), framework="pt")
-        self._file, self._names = opened, frozenset(opened.keys()) - without
-        self._left_out = without
-        self._model = model
-        self._held = held
-        loaded: Any = LoraConfig.from_pretrained(str(folder))
-        self._config = loaded
-        self._layers = _adapted_layers(self._names)
+        self._file = opened
+        self._config: Any = LoraConfig.from_pretrained(str(folder))
+        self._model, self._stored = model, stored
+        names = frozenset(opened.keys()) - without
+        self._layers = _adapted_layers(names)
         # PEFT names each fused expert weight in its configuration, and nests their LoRA weights in the file.
         self._experts = {
             f"{layer}.{name}": layer
             for layer in self._layers
             for name, _ in model.get_submodule(layer).named_parameters(recurse=False)
-            if f"{layer}.{name}" in set(loaded.target_parameters or ())
+            if f"{layer}.{name}" in set(self._config.target_parameters or ())
         }
-
-    @cached_property
-    def replaced(self) -> frozenset[str]:
-        """Names of tensors that the adapter holds whole."""
-        return frozenset(name.removeprefix(PEFT_PREFIX) for name in self._names if ".lora_" not in name)
-
-    @cached_property
-    def merged(self) -> frozenset[str]:
-        """Names of tensors that get a LoRA update."""
+        # Tensors that the adapter has whole.
+        self.replaced = frozenset(name.removeprefix(PEFT_PREFIX) for name in names if ".lora_" not in name)
         linear = {f"{layer}.weight" for layer in self._layers if layer not in self._experts.values()}
-        return frozenset(linear | self._experts.keys())
-
-    @property
-    def quantised(self) -> frozenset[str]:
-        """Names of tensors that are quantised and dequantised first."""
-        return self._held.quantised if self._held is not None else frozenset()
-
-    @cached_property
-    def touched(self) -> frozenset[str]:
-        """Names of all tensors whose values change."""
-        return self.replaced | self.merged | self.quantised
-
-    @cached_property
-    def beside(self) -> frozenset[str]:
-        """Names of tensors whose LoRA update is left out: whoever adds it later needs them."""
-        named = {f"{layer}.weight" for layer in _adapted_layers(self._left_out)}
-        return frozenset(named & self._model.state_dict().keys())
+        # Tensors that get a LoRA update.
+        self.merged = frozenset(linear | self._experts.keys())
+        quantised = stored.quantised if stored is not None else frozenset()
+        # All tensors whose values change.
+        self.touched = self.replaced | self.merged | quantised
+        # Tensors whose LoRA update is left out: they must be in the result, for whoever adds it later.
+        beside = frozenset(f"{layer}.weight" for layer in _adapted_layers(without))
+        self.beside = beside.intersection(model.state_dict())
 
     def apply(self, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """What becomes of a weight, computed in fp32 where the adapter touches it, and rounded once.
 
         Args:
-            name: in the model; any other name is only held as the run held it.
+            name: in the model; a weight of any other name is only stored as the run stored it.
             weight: as in the base's files; it is not changed.
             dtype: of the result.
 
@@ -149,26 +136,27 @@ class Deltas:
         if name in self.replaced:
             whole: Tensor = self._file.get_tensor(f"{PEFT_PREFIX}{name}")
             return whole.to(dtype)
-        base = self._as_held(name, weight)
+        base = self._as_stored(name, weight)
         if name not in self.merged:
             return base.to(dtype)
         with torch.no_grad():
             return self._merge(name, base, dtype)
 
-    def _as_held(self, name: str, weight: Tensor) -> Tensor:
-        """The weight as the run held it, or, merged into the original, in fp32."""
-        if self._held is None or not weight.is_floating_point():
+    def _as_stored(self, name: str, weight: Tensor) -> Tensor:
+        """The weight as the run stored it, or, merged into the original, in fp32."""
+        stored = self._stored
+        if stored is None or not weight.is_floating_point():
             return weight.float() if name in self.merged else weight
-        if name in self._held.quantised:
-            # bitsandbytes turns the weights of these layers round before it stores them.
-            turned = isinstance(self._model.get_submodule(name.removesuffix(".weight")), Conv1D)
-            held = requantised(weight.T if turned else weight, self._held.kind, self._held.dtype)
-            return held.T if turned else held
-        return weight.to(self._held.dtype)
+        if name in stored.quantised:
+            # bitsandbytes transposes the weights of these layers before it stores them.
+            transposed = isinstance(self._model.get_submodule(name.removesuffix(".weight")), Conv1D)
+            values = requantised(weight.T if transposed else weight, stored.kind, stored.dtype)
+            return values.T if transposed else values
+        return weight.to(stored.dtype)
 
     def _merge(self, name: str, base: Tensor, dtype: torch.dtype) -> Tensor:
         layer = self._experts.get(name, name.removesuffix(".weight"))
-        parameter = name[len(layer) + 1 :]
+        parameter = name.removeprefix(f"{layer}.")
         # A copy of the layer without weights, of which only the one that is wanted becomes real.
         leaf = copy.deepcopy(self._model.get_submodule(layer))
         for other, _ in list(leaf.named_parameters(recurse=False)):
@@ -177,13 +165,14 @@ class Deltas:
         _set(leaf, parameter, base)
         tree = self._adapted(layer, leaf)
         for path, wrapper in tree.named_modules():
-            if isinstance(wrapper, LoraLayer) and _holds(wrapper, parameter):
+            fits = not isinstance(wrapper, ParamWrapper) or wrapper.parameter_name == parameter
+            if isinstance(wrapper, LoraLayer) and fits:
                 self._fill(wrapper, path)
                 return _merged_whole(wrapper, parameter, torch.empty(base.shape, dtype=dtype), name)
         raise ModelError.one("A024", f"PEFT does not adapt {name}", help="was the adapter made with another PEFT?")
 
     def _adapted(self, layer: str, leaf: nn.Module) -> LoraModel:
-        """The layer alone, under its full name, with fresh LoRA weights as PEFT's configuration says."""
+        """The layer alone, under its full name, with fresh LoRA weights by PEFT's configuration."""
         config = copy.copy(self._config)
         experts = [name for name, owner in self._experts.items() if owner == layer]
         config.target_modules = set() if experts else {layer}
@@ -196,8 +185,7 @@ class Deltas:
     def _fill(self, wrapper: Any, path: str) -> None:
         """Put the adapter's weights of one layer into PEFT's."""
         own = path.removeprefix("model.")
-        ours = [name for name, _ in wrapper.named_parameters() if name.startswith("lora_")]
-        for name in ours:
+        for name in [name for name, _ in wrapper.named_parameters() if name.startswith("lora_")]:
             value = self._file.get_tensor(f"{PEFT_PREFIX}{own}.{_stored_as(name)}").float()
             around, _, last = name.rpartition(".")
             _set(wrapper.get_submodule(around), last, value)
@@ -210,39 +198,29 @@ def _stored_as(name: str) -> str:
 
 
 def _merged_whole(wrapper: LoraLayer, parameter: str, merged: Tensor, name: str) -> Tensor:
-    """Fill `merged` with a layer's weight, some rows at a time."""
+    """Fill `merged` with a layer's weight, some rows at a time: few enough for the processor's cache if linear."""
+    rows = merged.shape[0]
+    step = max(1, CACHED * rows // merged.numel()) if isinstance(wrapper, Linear) else rows
     with _one_thread():
-        for rows in _blocks(wrapper, merged):
-            block = _merged_rows(wrapper, parameter, rows)
+        for at in range(0, rows, step):
+            block = _merged_rows(wrapper, parameter, slice(at, at + step))
             # A sum is finite only if all of it is, and takes one pass.
             if not torch.isfinite(block.sum()):
-                raise _not_finite(name)
-            merged[rows] = block
+                help = "check the adapter with qlmm verify, and the base"
+                raise ModelError.one("A023", f"{name} is not finite once merged", help=help)
+            merged[at : at + step] = block
     return merged
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Blocks that fit into a cache are done before other threads have heard of them; waiting for those costs more."""
+    """Blocks that fit into a cache are done before other threads wake up; waiting for those costs more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _not_finite(name: str) -> ModelError:
-    return ModelError.one(
-        "A023", f"{name} is not finite once merged", help="check the adapter with qlmm verify, and the base"
-    )
-
-
-def _blocks(wrapper: LoraLayer, weight: Tensor) -> Iterator[slice]:
-    """Rows to merge at a time: of linear layers few enough for the processor's cache, of others all at once."""
-    rows = weight.shape[0]
-    step = max(1, CACHED * rows // weight.numel()) if isinstance(wrapper, Linear) else rows
-    yield from (slice(at, min(at + step, rows)) for at in range(0, rows, step))
 
 
 def _merged_rows(wrapper: Any, parameter: str, rows: slice) -> Tensor:
@@ -270,12 +248,8 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
     module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
-def _holds(wrapper: LoraLayer, parameter: str) -> bool:
-    return not isinstance(wrapper, ParamWrapper) or wrapper.parameter_name == parameter
-
-
 def _adapted_layers(names: frozenset[str]) -> frozenset[str]:
-    """Full names of the layers that an adapter's file holds LoRA weights for."""
+    """Full names of the layers that LoRA weights of these names belong to."""
     layers = {name.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for name in names if ".lora_" in name}
     return frozenset(layer.replace(".base_layer", "") for layer in layers)
 

@@ -1,7 +1,6 @@
-"""What merging costs: a merged model against base and adapter, in logits and in nats per token.
+"""The cost of merging: a merged model against the adapter on its base, in logits and in nats per token.
 
-The reference is the adapter on its base as `qlmm.load` loads them. Rows are those of the adapter's probe and, where
-they can still be read, rows that the run held out; every supervised token counts.
+Rows are those of the adapter's probe and, where they can still be read, rows that the run held out.
 
 Usage: ``error = measure(folder, manifest, base, merged_folder, "trained", other=outputs, tell=tell)``
 """
@@ -49,8 +48,7 @@ class WayError:
     """How far a merged model is from base and adapter.
 
     Attributes:
-        largest: of the absolute differences of logits.
-        mean: of the same.
+        largest: largest absolute difference of logits; `mean` is over all of them.
         divergence: mean of KL(adapter || merged), in nats per token.
     """
 
@@ -73,7 +71,7 @@ class MergeError:
     def advice(self) -> str:
         """Which way to choose, in a sentence."""
         if len(self.ways) == 1:
-            return "both ways are the same here: the run held the base as its files have it"
+            return "both ways are the same here: the run stored the base as its files have it"
         best, worse = sorted(self.ways, key=lambda one: one.divergence)
         if worse.divergence - best.divergence < NATS_THAT_MATTER:
             return f"both ways are within {NATS_THAT_MATTER:g} nats per token of each other: either will do"
@@ -93,30 +91,19 @@ def measure(
     other: Sequence[Output] | None,
     tell: Callable[[str], None],
 ) -> MergeError:
-    """Compare the written model, and then the other way, with base and adapter.
+    """Compare the model in the folder `merged`, and then the other way, with base and adapter.
 
-    Args:
-        folder: the adapter folder.
-        manifest: its manifest.
-        base: its base.
-        merged: the folder of the merged model.
-        way: how that was merged.
-        other: the tensors of the other way; None where it is the same.
-        tell: receives a line about what is going on.
+    `other` has the tensors of the other way; it is None where both are the same.
 
     Raises:
-        ModelError: A016 when base and adapter do not say what was recorded, A035 when no row is left, A036 when the
-            merged model says nothing that is a number.
+        ModelError: A016 when base and adapter do not answer as recorded, A035 when no row is left, A036 when the
+            merged model's logits are not finite.
     """
-    probed = probe_rows(folder) if (folder / PROBE).is_file() else ()
     held_out = _held_out(folder, manifest, base, tell)
-    rows = [*probed, *held_out]
+    rows = [*(probe_rows(folder) if (folder / PROBE).is_file() else ()), *held_out]
     if not rows:
-        raise ModelError.one(
-            "A035",
-            "there is no row to measure with: the adapter has no probe, and the run's rows cannot be read any more",
-            help="merge with --no-measure",
-        )
+        message = "there is no row to measure with: the adapter has no probe, and the run's rows cannot be read again"
+        raise ModelError.one("A035", message, help="merge with --no-measure")
     tell("measuring base and adapter")
     batches, expected, precision = _reference(folder, base, rows)
     gc.collect()
@@ -132,8 +119,7 @@ def measure(
         tell("measuring the other way")
         _fill(model, other)
         ways.append(_compare("original" if way == "trained" else "trained", model, batches, expected, precision))
-    tokens = sum(len(logits) for logits in expected)
-    return MergeError(tuple(ways), len(rows), len(held_out), tokens)
+    return MergeError(tuple(ways), len(rows), len(held_out), sum(len(logits) for logits in expected))
 
 
 def _held_out(folder: Path, manifest: Manifest, base: Base, tell: Callable[[str], None]) -> tuple[Sample, ...]:
@@ -142,17 +128,14 @@ def _held_out(folder: Path, manifest: Manifest, base: Base, tell: Callable[[str]
     try:
         rows = rows_of_run(folder, manifest, base)
     except (QlmmError, OSError) as error:
-        tell(f"the run's held-out rows cannot be had any more ({_first(error)}); only the probe's are compared")
+        why = error.text if isinstance(error, QlmmError) else str(error)
+        tell(f"the run's held-out rows cannot be had any more ({why}); only the probe's are compared")
         return ()
     return tuple(measured(row) for row in rows.held_out[:HELD_OUT])
 
 
-def _first(error: QlmmError | OSError) -> str:
-    return error.text if isinstance(error, QlmmError) else str(error)
-
-
 def _reference(folder: Path, base: Base, rows: Sequence[Sample]) -> tuple[list[Batch], list[Tensor], Precision]:
-    """Encoded rows, and what base and adapter say; both are let go of afterwards."""
+    """Encoded rows, and the logits of base and adapter, which are let go of afterwards."""
     loaded = load(folder, base=base)
     if (folder / PROBE).is_file():
         check_answers(folder, loaded.model, loaded.encoder, loaded.precision)
@@ -181,11 +164,8 @@ def _compare(
         found = _logits(model, batch, precision)
         apart = (found - wanted).abs()
         if not torch.isfinite(apart).all():
-            raise ModelError.one(
-                "A036",
-                f"logits of the model merged onto the {way} base are no numbers",
-                help="merge with --dtype bf16 or fp32; qlmm verify says whether the adapter is whole",
-            )
+            help = "merge with --dtype bf16 or fp32, and check the adapter with qlmm verify"
+            raise ModelError.one("A036", f"logits of the model merged onto the {way} base are not finite", help=help)
         largest, total = max(largest, float(apart.max())), total + float(apart.sum(dtype=torch.float64))
         log_p, log_q = wanted.double().log_softmax(1), found.double().log_softmax(1)
         divergence += float((log_p.exp() * (log_p - log_q)).sum())

@@ -1,8 +1,8 @@
-"""An adapter merged into its base, shard by shard: an ordinary checkpoint, whatever its size.
+"""An adapter merged into its base, shard by shard: an ordinary checkpoint of any size.
 
-Two bases can be meant. The original is what the model's authors published. But LoRA was fitted to the base as the run
-held it, quantised and rounded: added to the original, it corrects errors that are not there. Merged into the base as
-trained, the result answers as the adapter did. Both are possible, and how far each is from the adapter is measured.
+There are two bases to merge into. The original is what the model's authors published. But LoRA was fitted to the base
+as the run stored it, quantised and rounded: added to the original, it corrects errors that are not there. Merged into
+the base as trained, the result answers as the adapter did. How far each is from the adapter is measured.
 
 Usage: ``merge("runs/x/adapter", Path("merged"), Settings(onto="trained"))``
 """
@@ -19,13 +19,12 @@ import torch
 
 from qlmm.artifacts.adapter.base_files import sources_of
 from qlmm.artifacts.adapter.manifest import Manifest
-from qlmm.artifacts.adapter.preconditions import check_adapter, check_fits
-from qlmm.artifacts.merge.base_storage import held_by
+from qlmm.artifacts.adapter.verify import check_adapter, check_fits
 from qlmm.artifacts.merge.card import merge_card
 from qlmm.artifacts.merge.config_files import write_config_files
-from qlmm.artifacts.merge.deltas import Deltas, Way
+from qlmm.artifacts.merge.deltas import AsTrained, Deltas, Way
 from qlmm.artifacts.merge.fidelity import MergeError, measure
-from qlmm.artifacts.merge.tensor_plan import Sources
+from qlmm.artifacts.merge.tensor_plan import Sources, is_plain, sources_of_merge
 from qlmm.artifacts.safetensors_stream import Output, cut, write_shards
 from qlmm.artifacts.zoo.find import find_adapter
 from qlmm.core.filenames import CARD
@@ -33,17 +32,7 @@ from qlmm.core.files import atomic_write
 from qlmm.core.staging import check_place, check_room, publish, staged
 from qlmm.model.loading.base import Base
 
-__all__ = [
-    "DTYPES",
-    "Dtype",
-    "MergePlan",
-    "Merged",
-    "Settings",
-    "merge",
-    "plan_merge",
-    "write_card",
-    "write_checkpoint",
-]
+__all__ = ["DTYPES", "MergePlan", "Merged", "Settings", "merge", "plan_merge", "write_card", "write_checkpoint"]
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -52,11 +41,11 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a merge is asked for.
+    """The options of a merge.
 
     Attributes:
         onto: the base to merge into.
-        dtype: of the result; None keeps what the base's files have.
+        dtype: of the result; None keeps that of the base's files.
         shard_bytes: most bytes in a file; None cuts as the base's files are cut.
         measured: whether base, adapter and result are loaded to measure the difference.
         without: names of the adapter's tensors that stay outside, to be served beside the result.
@@ -86,18 +75,13 @@ class Merged:
 
 
 def merge(target: str, out: Path, settings: Settings, tell: Tell = lambda line: None) -> Merged:
-    """Merge an adapter into its base.
+    """Merge an adapter into its base, in a new folder that appears when everything is in it.
 
-    Args:
-        target: adapter folder, run directory or Hub id.
-        out: the folder to make; it appears when everything is in it.
-        settings: what is asked for.
-        tell: receives a line about what is going on.
-        base: the adapter's base, where it is resolved already.
+    The target is an adapter folder, a run directory, a Hub id or ``zoo:NAME``; `tell` receives lines of progress.
 
     Raises:
-        UsageError: whatever stands against it; nothing was written by then.
-        OSError: when the disk refuses; nothing is left then.
+        UsageError: why it cannot be merged; nothing was written.
+        OSError: when the disk refuses; nothing is left.
     """
     folder = find_adapter(target)
     manifest = check_adapter(folder)
@@ -109,15 +93,17 @@ def merge(target: str, out: Path, settings: Settings, tell: Tell = lambda line: 
     check_room(out, plan.size)
     with staged(out) as stage:
         write_checkpoint(plan, stage, tell)
-        error = _measured(plan, stage, tell)
+        error = None
+        if settings.measured:
+            error = measure(folder, manifest, base, stage, settings.onto, other=plan.other, tell=tell)
         write_card(plan, stage, error)
         publish(stage, out.absolute())
-    return Merged(out, plan.sources.plain, plan.size, error)
+    return Merged(out, is_plain(plan.sources.merged), plan.size, error)
 
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """All that is known of a merge before a weight is read.
+    """A merge before a weight is read.
 
     Attributes:
         outputs: the tensors to write.
@@ -151,46 +137,27 @@ class MergePlan:
 def plan_merge(folder: Path, manifest: Manifest, base: Base, settings: Settings) -> MergePlan:
     """List what will be written, from the headers of the base's files.
 
-    Args:
-        folder: the adapter's.
-        manifest: the adapter's.
-        base: the adapter's.
-        settings: what is asked for.
-
     Raises:
         ModelError: A020 to A030 for a base whose files cannot be merged into, M003 and following for files that cannot
             be had.
     """
-    sources, held = Sources.of(manifest, base), held_by(manifest, base)
-    trained, original = (Deltas(folder, base.shape.model, one, settings.without) for one in (held, None))
+    sources, stored = sources_of_merge(manifest, base), AsTrained.of(manifest, base)
+    trained, original = (Deltas(folder, base.shape.model, one, settings.without) for one in (stored, None))
     chosen, other = (trained, original) if settings.onto == "trained" else (original, trained)
     dtype = DTYPES[settings.dtype] if settings.dtype is not None else None
     outputs = sources.outputs(chosen, dtype)
-    same = not held.quantised and sources.fit_into(held.dtype)
+    same = not stored.quantised and sources.fit_into(stored.dtype)
     rest = sources.values(other, dtype) if settings.measured and not same else None
     return MergePlan(folder, manifest, base, settings, sources, outputs, rest)
 
 
 def write_checkpoint(plan: MergePlan, stage: Path, tell: Tell) -> None:
-    """Write weights, processor and configuration into an empty folder.
-
-    Raises:
-        OSError: when the disk refuses.
-        ModelError: A021, A023 when a merged weight is not finite.
-    """
+    """Write weights, processor and configuration into an empty folder; raises A021, A023 for infinite weights."""
     write_shards(stage, cut(plan.outputs, plan.settings.shard_bytes), tell)
     write_config_files(stage, plan.folder, plan.manifest, plan.base, plan.sources, dtype=plan.dtype)
 
 
-def _measured(plan: MergePlan, stage: Path, tell: Tell) -> MergeError | None:
-    settings = plan.settings
-    if not settings.measured:
-        return None
-    return measure(plan.folder, plan.manifest, plan.base, stage, settings.onto, other=plan.other, tell=tell)
-
-
 def write_card(plan: MergePlan, stage: Path, error: MergeError | None) -> None:
     """Write the README of a merged model, with what was measured of it."""
-    sources = plan.sources
-    card = merge_card(plan.manifest, plan.settings.onto, error, sources.merged, plain=sources.plain, size=plan.size)
+    card = merge_card(plan.manifest, plan.settings.onto, error, plan.sources.merged, size=plan.size)
     atomic_write(stage / CARD, card)

@@ -1,125 +1,103 @@
-"""``entry.json``: what the zoo says about an adapter, in facts that were measured by its run.
+"""One adapter of the zoo: what only the zoo knows of it, in ``entry.json``, and the manifest of its run.
 
 Usage: ``entry = read_entry(Path("adapters_zoo/owl_kinds")); entry.result``
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
 from qlmm.core.errors import ModelError
+from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.core.units import share
-from qlmm.proof.records import PairProof, PictureProof
-from qlmm.recipe.zoo import ENTRY, shipped
+from qlmm.recipe.zoo import ENTRY, PREFIX, shipped
 
-__all__ = ["MOST_BYTES", "Entry", "Rebuilt", "Results", "entries", "read_entry"]
-
-# A repository is cloned whole: weights beyond this belong on the Hub.
-MOST_BYTES = 5_000_000
-
-Line = Annotated[str, Field(min_length=1, max_length=160, pattern=r"^[^\n]+$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+__all__ = ["Entry", "Facts", "Rebuilt", "entries", "read_entry"]
 
 
-class _Facts(BaseModel):
+class Rebuilt(BaseModel):
+    """A second run of the recipe: whether it wrote the same weights, bit for bit, and their hash."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class Results(_Facts):
-    """What was measured on held-out rows before and after training; None where the run had no such rows."""
-
-    before: PictureProof | None = None
-    after: PictureProof | None = None
-    pairs_before: PairProof | None = None
-    pairs_after: PairProof | None = None
-
-
-class Rebuilt(_Facts):
-    """A second run of the recipe: whether it wrote the same weights, bit for bit, and the hash of those it wrote."""
-
     equal: bool
-    sha256: Sha256
+    sha256: str
 
 
-class Entry(_Facts):
-    """One adapter of the zoo.
+class Facts(BaseModel):
+    """``entry.json``.
 
     Attributes:
-        command: makes the adapter again.
-        weights: ``here``, beside the entry.
-        size_bytes: size of the weights.
-        trained: parameters that were trained.
-        base: the base's parts by role, as the recipe names them, and the connector of an assembled one.
         minutes: length of the run; None for a run that was interrupted and continued.
         machine: what the run computed on.
         rebuilt: None when nobody tried.
         licence: of the adapter, and of what it was made from.
     """
 
-    version: Literal[1] = 1
-    summary: Line
-    command: Line
-    weights: Literal["here"]
-    size_bytes: PositiveInt
-    trained: PositiveInt
-    base: dict[str, str]
-    results: Results
-    minutes: PositiveFloat | None
-    machine: Line
-    rebuilt: Rebuilt | None = None
-    licence: Line
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    @model_validator(mode="after")
-    def _worth_listing(self) -> Entry:
-        if self.size_bytes > MOST_BYTES:
-            raise ValueError(f"weights of {self.size_bytes} bytes belong on the Hub; {MOST_BYTES} may lie here")
-        if self.results.after is None and self.results.pairs_after is None:
-            raise ValueError("nothing was measured on held-out rows")
-        return self
+    version: Literal[1] = 1
+    summary: str
+    minutes: float | None
+    machine: str
+    rebuilt: Rebuilt | None = None
+    licence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One adapter of the zoo, in its folder."""
+
+    folder: Path
+    facts: Facts
+    manifest: Manifest
+
+    @property
+    def command(self) -> str:
+        """Makes the adapter again."""
+        return f"qlmm finetune {PREFIX}{self.folder.name}"
+
+    @property
+    def base(self) -> dict[str, str]:
+        """The base's parts by role, as the recipe names them, and the connector of an assembled one."""
+        base = self.manifest.base
+        parts: dict[str, str] = {role: part.id for role, part in base.parts.items()}
+        return parts | ({"connector": base.connector.kind} if base.connector is not None else {})
 
     @property
     def result(self) -> str:
-        """The figure that says most, in words: pairs won, or what the right picture is worth."""
-        pairs, losses = self.results.pairs_after, self.results.after
-        if pairs is not None:
-            before = self.results.pairs_before
-            return f"pairs won {share(pairs.won)}" + (f", before {share(before.won)}" if before is not None else "")
-        return f"gap {losses.gap:.2f} nats" if losses is not None else ""
+        """The most telling figure, in words: pairs won, or what the right picture is worth."""
+        proof = self.manifest.proven_by
+        if proof.pairs_after is not None:
+            before = f", before {share(proof.pairs_before.won)}" if proof.pairs_before is not None else ""
+            return f"pairs won {share(proof.pairs_after.won)}{before}"
+        return f"gap {proof.after.gap:.2f} nats" if proof.after is not None else ""
 
     @property
     def size(self) -> str:
-        """The size of the weights as people read it."""
-        return f"{self.size_bytes / 1e6:.1f} MB"
+        """The size of the weights in megabytes, as text."""
+        return f"{(self.folder / ADAPTER_WEIGHTS).stat().st_size / 1e6:.1f} MB"
 
 
 def entries() -> dict[str, Entry]:
-    """Every entry by name.
-
-    Raises:
-        ModelError: Z002 when one is damaged.
-    """
+    """Every entry by name."""
     return {name: read_entry(folder) for name, folder in shipped().items()}
 
 
 def read_entry(folder: Path) -> Entry:
-    """Read one entry's facts.
+    """The entry in a folder.
 
     Raises:
-        ModelError: Z002 when they cannot be read.
+        ModelError: Z002 for facts that cannot be read, A002 for a damaged manifest.
     """
-    path = folder / ENTRY
     try:
-        return Entry.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ModelError.one("Z002", f"{path} cannot be read: {error.strerror}", help=_DAMAGED) from error
-    except ValidationError as error:
-        # The deepest says most: each form that a value can have complains of its own.
-        first = max(error.errors(include_input=False), key=lambda one: len(one["loc"]))
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise ModelError.one("Z002", f"{path} is damaged: {place}: {first['msg']}", help=_DAMAGED) from error
-
-
-_DAMAGED = "install qlmm again, or take the folder from the repository"
+        facts = Facts.model_validate_json((folder / ENTRY).read_bytes())
+    except (OSError, ValidationError) as error:
+        help = "install qlmm again, or take the folder from the repository"
+        raise ModelError.one("Z002", f"{folder / ENTRY} is damaged: {error}", help=help) from error
+    return Entry(folder, facts, read_manifest(folder))

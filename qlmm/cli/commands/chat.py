@@ -1,9 +1,4 @@
-"""``qlmm chat``: a conversation with a fine-tuned model, over several turns.
-
-A terminal gets a prompt and commands; anything else is read line by line.
-
-Usage: ``qlmm chat runs/owl_lora/adapter --image cat.png``
-"""
+"""``qlmm chat``: a conversation with a fine-tuned model; without a terminal it is read line by line."""
 
 from __future__ import annotations
 
@@ -24,23 +19,17 @@ COMMANDS = "/image PATH shows a picture with your next message, /reset starts ov
 
 
 def chat(
-    adapter: Adapter,
-    image: Images = None,
-    max_new_tokens: MaxNewTokens = 256,
-    sample: Sample = False,
-    seed: Seed = 0,
+    adapter: Adapter, image: Images = None, max_new_tokens: MaxNewTokens = 256, sample: Sample = False, seed: Seed = 0
 ) -> None:
     """Talk to a fine-tuned model."""
-    from qlmm.cli.conversation import Conversation, check_adapter, load_adapter, picture
+    from qlmm.cli.conversation import Conversation
 
-    check_adapter(adapter)
-    pictures = [picture(path) for path in image or ()]
-    talk = Conversation(load_adapter(adapter), max_new_tokens, sample, seed, pictures=pictures)
+    conversation = Conversation.begin(adapter, image, max_new_tokens, sample, seed)
     if out.answerable:
-        out.talk(COMMANDS)
+        out.note(COMMANDS)
     while (line := out.read("you> ")) is not None and line.strip() != "/quit":
         try:
-            _react(talk, line.strip())
+            _react(conversation, line.strip())
         except QlmmError as error:
             # A person can correct a mistake and go on; a script cannot.
             if not out.answerable:
@@ -48,13 +37,13 @@ def chat(
             out.error(error)
 
 
-def _react(talk: Conversation, line: str) -> None:
+def _react(conversation: Conversation, line: str) -> None:
     command, _, rest = line.partition(" ")
     if command == "/image":
-        talk.show(Path(rest.strip()))
+        conversation.show(Path(rest.strip()))
     elif command == "/reset":
-        talk.reset()
+        conversation.reset()
     elif command.startswith("/"):
         raise UsageError.one("U011", f"unknown command `{command}`", help=COMMANDS)
     elif line:
-        talk.answer(line)
+        conversation.answer(line)

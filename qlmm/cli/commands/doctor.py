@@ -1,9 +1,6 @@
 """``qlmm doctor``: what is installed, what the machine has, what 4-bit does here, which variables are read.
 
-Everything is measured, not guessed: a small matrix is really quantised. Problems are warnings, and the exit code is 0,
-because a machine that cannot do everything can still do much.
-
-Usage: ``qlmm doctor --json``
+Everything is measured: a small matrix is really quantised. Problems are warnings, and the exit code is 0.
 """
 
 from __future__ import annotations
@@ -23,17 +20,10 @@ from qlmm.core.units import memory
 
 __all__ = ["doctor", "examine", "four_bit"]
 
+EXAMPLE = "Example: qlmm doctor --json"
 PACKAGES = (
-    "qlmm",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "datasets",
-    "safetensors",
-    "torchvision",
+    *("qlmm", "torch", "transformers", "trl", "peft"),
+    *("bitsandbytes", "accelerate", "datasets", "safetensors", "torchvision"),
 )
 OPTIONAL = ("torchvision",)
 MISSING = "not installed"
@@ -43,15 +33,6 @@ SMALL_DISK_BYTES = 5 * 1024**3
 MOST_NF4_ERROR = 0.12
 # What a broken installation of bitsandbytes was seen to raise, on import and on use.
 BROKEN = (ImportError, RuntimeError, OSError, AttributeError, TypeError, ValueError, NotImplementedError)
-
-
-class Processor(TypedDict):
-    """Cores and threads of this process, and main memory in bytes."""
-
-    cores: int
-    threads: int
-    memory: int
-    free: int
 
 
 class Gpu(TypedDict):
@@ -64,11 +45,18 @@ class Gpu(TypedDict):
 
 
 class Devices(TypedDict):
-    """What computes here; ``cuda_build`` is the CUDA version PyTorch was built for, if any."""
+    """What computes here: of the processor cores, threads, memory and free memory in bytes."""
 
-    cpu: Processor
+    cpu: dict[str, int]
     cuda: list[Gpu]
     cuda_build: str | None
+
+
+class Disk(TypedDict):
+    """A folder, and the free bytes of its disk."""
+
+    path: str
+    free: int
 
 
 class FourBit(TypedDict):
@@ -81,15 +69,8 @@ class FourBit(TypedDict):
     bits: NotRequired[float]
 
 
-class Disk(TypedDict):
-    """A folder, and the free bytes of its disk."""
-
-    path: str
-    free: int
-
-
 class Facts(TypedDict):
-    """All that the doctor knows, as ``--json`` prints it."""
+    """All that is measured."""
 
     versions: dict[str, str]
     devices: Devices
@@ -114,13 +95,17 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def examine() -> Facts:
-    """Measure this machine; sizes are in bytes."""
+    """Measure this machine."""
+    from qlmm.builtin import registry as builtin
+    from qlmm.core import files
+
+    places = {"here": Path.cwd(), "QLMM_HOME": env.home()}
     facts = Facts(
-        versions=versions(),
-        devices=devices(),
+        versions=_versions(),
+        devices=_devices(),
         four_bit=four_bit(),
-        packaged=packaged(),
-        disk=disk(),
+        packaged={name: builtin.present(name) for name in builtin.names()},
+        disk={name: {"path": str(path), "free": files.free_bytes(path)} for name, path in places.items()},
         environment={variable.name: redact(env.shown(variable)) for variable in env.VARIABLES},
         warnings=[],
     )
@@ -128,8 +113,7 @@ def examine() -> Facts:
     return facts
 
 
-def versions() -> dict[str, str]:
-    """Python, the system and every package a run needs."""
+def _versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
@@ -141,7 +125,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def devices() -> Devices:
+def _devices() -> Devices:
     """Processor cores usable by this process, main memory, and every CUDA GPU with what it can do."""
     import psutil
     import torch
@@ -150,12 +134,11 @@ def devices() -> Devices:
     main = psutil.virtual_memory()
     gpus: list[Gpu] = []
     for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         with torch.cuda.device(index):
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        gpus.append({"name": properties.name, "memory": total, "free": free, "bf16": bf16})
-    cpu = Processor(cores=cores, threads=torch.get_num_threads(), memory=main.total, free=main.available)
+        gpus.append({"name": torch.cuda.get_device_name(index), "memory": total, "free": free, "bf16": bf16})
+    cpu = {"cores": cores, "threads": torch.get_num_threads(), "memory": main.total, "free": main.available}
     return {"cpu": cpu, "cuda": gpus, "cuda_build": torch.version.cuda}
 
 
@@ -177,21 +160,6 @@ def four_bit() -> FourBit:
     return {"device": device, "works": relative <= MOST_NF4_ERROR, "relative_error": relative, "bits": bits}
 
 
-def disk() -> dict[str, Disk]:
-    """Free bytes where runs are usually written, and where fetched weights are kept."""
-    from qlmm.core import files
-
-    places = {"here": Path.cwd(), "QLMM_HOME": env.home()}
-    return {name: {"path": str(path), "free": files.free_bytes(path)} for name, path in places.items()}
-
-
-def packaged() -> dict[str, bool]:
-    """Packaged weights and pictures by name, and whether they are already on this machine."""
-    from qlmm.builtin import registry as builtin
-
-    return {name: builtin.present(name) for name in builtin.names()}
-
-
 def _warnings(facts: Facts) -> Iterable[str]:
     for package, version in facts["versions"].items():
         if version == MISSING and package not in OPTIONAL:
@@ -211,33 +179,27 @@ def _warnings(facts: Facts) -> Iterable[str]:
 
 def _sections(facts: Facts) -> dict[str, list[tuple[str, str]]]:
     """The facts as titled name-value lists for people."""
+    cpu = facts["devices"]["cpu"]
+    cores = f"{cpu['cores']} cores, {memory(cpu['memory'])} memory ({memory(cpu['free'])} free), computes in fp32"
+    gpus = [(f"cuda:{index}", _gpu(gpu)) for index, gpu in enumerate(facts["devices"]["cuda"])]
     disks = [(name, f"{memory(place['free'])} free, {place['path']}") for name, place in facts["disk"].items()]
     weights = [(name, "present" if there else "not fetched yet") for name, there in facts["packaged"].items()]
     return {
         "versions": list(facts["versions"].items()),
-        "devices": _devices(facts["devices"]),
-        "4-bit": [("NF4", _four_bit(facts["four_bit"]))],
+        "devices": [("cpu", cores), *(gpus or [("cuda", "none")])],
+        "4-bit": [("NF4", _nf4(facts["four_bit"]))],
         "packaged weights and pictures": weights,
         "disk": disks,
         "environment variables read": list(facts["environment"].items()),
     }
 
 
-def _devices(found: Devices) -> list[tuple[str, str]]:
-    cpu = found["cpu"]
-    cores = f"{cpu['cores']} cores, {memory(cpu['memory'])} memory ({memory(cpu['free'])} free), computes in fp32"
-    gpus = [
-        (f"cuda:{index}", f"{gpu['name']}, {memory(gpu['memory'])} ({memory(gpu['free'])} free), {_precision(gpu)}")
-        for index, gpu in enumerate(found["cuda"])
-    ]
-    return [("cpu", cores), *(gpus or [("cuda", "none")])]
+def _gpu(gpu: Gpu) -> str:
+    precision = "bf16" if gpu["bf16"] else "fp16, no bf16"
+    return f"{gpu['name']}, {memory(gpu['memory'])} ({memory(gpu['free'])} free), {precision}"
 
 
-def _precision(gpu: Gpu) -> str:
-    return "bf16" if gpu["bf16"] else "fp16, no bf16"
-
-
-def _four_bit(found: FourBit) -> str:
+def _nf4(found: FourBit) -> str:
     if "error" in found:
         return f"does not work on {found['device']}: {found['error']}"
     verdict = "works" if found["works"] else "is WRONG"

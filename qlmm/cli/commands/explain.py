@@ -1,7 +1,4 @@
-"""``qlmm explain``: what an error's code means, what happened, and what to do.
-
-Usage: ``qlmm explain D005``
-"""
+"""``qlmm explain``: what an error's code means, what happened, and what to do."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from qlmm.cli.arguments import Markdown
 from qlmm.cli.output.console import out
 from qlmm.core.error_index import index, meaning, page
 
@@ -19,7 +17,7 @@ EXAMPLE = "Example: qlmm explain D005"
 
 def explain(
     code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="Code of an error; unset: all codes.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/errors.md.")] = False,
+    markdown: Markdown = False,
 ) -> None:
     """Explain the code of an error."""
     if markdown:

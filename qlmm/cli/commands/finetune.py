@@ -1,7 +1,4 @@
-"""``qlmm finetune``: plan, train, prove, in the terminal.
-
-Usage: ``qlmm finetune recipes/owl_lora.yaml training.steps=200 --dry-run``
-"""
+"""``qlmm finetune``: plan, train, prove, in the terminal."""
 
 from __future__ import annotations
 
@@ -10,15 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qlmm.cli.arguments import Overrides, Recipe
+from qlmm.cli.arguments import Overrides, Recipe, loaded_recipe, prepare_packaged
 from qlmm.cli.output.console import out
 from qlmm.core.errors import Problem, RunError
 
 if TYPE_CHECKING:
     from qlmm.api import Outcome
-    from qlmm.cli.output.progress import Progress
-    from qlmm.core.events import Event
-    from qlmm.proof.records import PlanFacts
     from qlmm.recipe.load import LoadedRecipe
 
 __all__ = ["finetune"]
@@ -32,57 +26,40 @@ def finetune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; nothing is written.")] = False,
 ) -> None:
     """Fine-tune by a recipe, or continue its run."""
-    from qlmm.recipe.library import resolve
-    from qlmm.recipe.load import load_recipe
-
-    loaded = load_recipe(resolve(recipe), overrides or [])
-    if dry_run:
-        _show_plan(loaded)
+    loaded = loaded_recipe(recipe, overrides)
+    outcome = _run(loaded, dry_run=dry_run)
+    if outcome is None:
         return
-    outcome = _run(loaded)
     if outcome.status == "stopped":
-        out.talk(f"stopped and saved; continue with: qlmm finetune {recipe} {' '.join(overrides or [])}".rstrip())
+        out.note(f"stopped and saved; continue with: qlmm finetune {recipe} {' '.join(overrides or [])}".rstrip())
         raise typer.Exit(128 + (outcome.signal or signal.SIGTERM))
     if outcome.status == "already":
-        out.talk(f"{outcome.run_dir} is complete already; nothing was done")
+        out.note(f"{outcome.run_dir} is complete already; nothing was done")
     _show(outcome, recipe)
 
 
-def _show_plan(loaded: LoadedRecipe) -> None:
+def _run(loaded: LoadedRecipe, *, dry_run: bool) -> Outcome | None:
+    """Show the plan, then train by it unless only the plan is wanted."""
     from qlmm import api
+    from qlmm.cli.output.progress import Progress
     from qlmm.cli.output.screens import plan_screen
-    from qlmm.cli.packaged import prepare_packaged
 
-    with loaded.placing():
+    with loaded.placing(), Progress(loaded.recipe.training.log_every) as progress:
         prepare_packaged(loaded.recipe)
-        out.screen(plan_screen(api.plan(loaded.recipe).facts))
-
-
-def _run(loaded: LoadedRecipe) -> Outcome:
-    from qlmm import api
-    from qlmm.cli.packaged import prepare_packaged
-
-    progress = _Progress(loaded.recipe.training.log_every)
-    try:
-        with loaded.placing():
-            prepare_packaged(loaded.recipe)
-            return api.finetune(loaded, planned=progress.begin, listener=progress)
-    finally:
-        progress.end()
+        if dry_run:
+            out.screen(plan_screen(api.plan(loaded.recipe).facts))
+            return None
+        return api.finetune(loaded, planned=lambda facts: out.screen(plan_screen(facts)), listener=progress)
 
 
 def _show(outcome: Outcome, recipe: str) -> None:
-    """Print what a run that came to its end did.
-
-    Raises:
-        RunError: P001 for each promise that was broken.
-    """
+    """Print what a run that came to its end did; P001 for each promise that was broken."""
     from qlmm.cli.output.screens import answers_screen, done_screen, proof_screen
 
     if outcome.answers:
         out.screen(answers_screen(outcome.answers))
     if outcome.proof is not None:
-        out.screen(proof_screen(outcome.proof, ascii_only=out.ascii_only))
+        out.screen(proof_screen(outcome.proof))
     if outcome.status == "unproven":
         broken = [promise for promise in outcome.proof.promises if not promise.kept] if outcome.proof else []
         kept = f"the adapter is kept as {outcome.adapter}; do not rely on it"
@@ -98,29 +75,3 @@ def _question(outcome: Outcome) -> str:
         return f'qlmm ask {outcome.adapter} "…"'
     picture = outcome.run_dir / "held-out" / "1.png"
     return f'qlmm ask {outcome.adapter} --image {picture} "{outcome.answers[0].question or "What is this?"}"'
-
-
-class _Progress:
-    """The plan screen, then one progress bar or plain lines, from the first event to the last."""
-
-    def __init__(self, log_every: int) -> None:
-        self._log_every = log_every
-        self._bar: Progress | None = None
-
-    def begin(self, facts: PlanFacts) -> None:
-        """Show the plan and start counting steps."""
-        from qlmm.cli.output.progress import progress
-        from qlmm.cli.output.screens import plan_screen
-
-        out.screen(plan_screen(facts))
-        self._bar = progress(facts.steps, log_every=self._log_every)
-
-    def __call__(self, event: Event) -> None:
-        """Pass an event on."""
-        if self._bar is not None:
-            self._bar(event)
-
-    def end(self) -> None:
-        """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._bar.close()

@@ -1,7 +1,4 @@
-"""``qlmm merge``: an adapter and its base become one checkpoint; what the merge costs is measured and printed.
-
-Usage: ``qlmm merge runs/owl_lora/adapter merged --dtype bf16 --shard-size 5GB``
-"""
+"""``qlmm merge``: an adapter and its base become one checkpoint; what the merge costs is measured and printed."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from qlmm.cli.arguments import AnyAdapter, Onto
 from qlmm.cli.output.console import out
 from qlmm.core.errors import UsageError
 from qlmm.core.units import memory
@@ -25,25 +23,18 @@ __all__ = ["merge", "shard_bytes"]
 
 EXAMPLE = "Example: qlmm merge runs/owl_lora/adapter merged --dtype bf16"
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MB|GB|MiB|GiB)", re.IGNORECASE)
 
 
 def merge(
-    target: Annotated[
-        str, typer.Argument(metavar="ADAPTER", help="An adapter folder, a run, or an adapter on the Hub.")
-    ],
+    adapter: AnyAdapter,
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
-    onto: Annotated[
-        Literal["original", "trained"],
-        typer.Option("--onto", help="Merge into the base as published, or as the run held it (quantised)."),
-    ] = "trained",
+    onto: Onto = "trained",
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"] | None,
-        typer.Option("--dtype", help="Of the merged weights; unset: as in the base's files."),
+        typer.Option(help="Of the merged weights; unset: as in the base's files."),
     ] = None,
     shard_size: Annotated[
-        str | None,
-        typer.Option("--shard-size", metavar="SIZE", help="Largest file, such as 5GB; unset: as the base's files."),
+        str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB; unset: as the base's files.")
     ] = None,
     no_measure: Annotated[
         bool, typer.Option("--no-measure", help="Do not load the models to measure what merging costs.")
@@ -54,17 +45,13 @@ def merge(
     from qlmm.artifacts.merge.merge import Settings
     from qlmm.artifacts.merge.merge import merge as run
 
-    _show(run(target, folder, Settings(onto, dtype, size, not no_measure), out.talk))
+    _show(run(adapter, folder, Settings(onto, dtype, size, not no_measure), out.note))
 
 
 def shard_bytes(text: str) -> int:
-    """A file size as people write it, in bytes.
-
-    Raises:
-        UsageError: U040 when the text is not a size, or is below a megabyte.
-    """
-    found = SIZE.fullmatch(text.strip())
-    size = int(float(found[1]) * UNITS[found[2].upper()]) if found is not None else 0
+    """A file size as people write it, in bytes; U040 for what is not one, or is below a megabyte."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB|MIB|GIB)", text.strip().upper())
+    size = int(float(found[1]) * UNITS[found[2]]) if found is not None else 0
     if size < UNITS["MB"]:
         raise UsageError.one("U040", f"--shard-size: `{text}` is not a file size", help="such as 5GB or 500MB")
     return size
@@ -83,9 +70,9 @@ def _show(merged: Merged) -> None:
 def _table(error: MergeError) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, caption=None)
-    for head in ("merged onto", "largest difference of a logit", "mean", "KL, nats per token"):
-        table.add_column(head)
+    table = Table(
+        "merged onto", "largest difference of a logit", "mean", "KL, nats per token", box=None, pad_edge=False
+    )
     for place, one in enumerate(error.ways):
         written = " (written)" if place == 0 else ""
         table.add_row(f"{one.way}{written}", f"{one.largest:.3g}", f"{one.mean:.3g}", f"{one.divergence:.3g}")

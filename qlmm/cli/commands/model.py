@@ -1,7 +1,4 @@
-"""``qlmm model show``: what qlmm would make of a model; only its configuration is fetched.
-
-Usage: ``qlmm model show Qwen/Qwen3-VL-4B-Instruct adapter.connector=lora --size 800x600``
-"""
+"""``qlmm model show``: what qlmm would make of a model; only its configuration is fetched."""
 
 from __future__ import annotations
 
@@ -12,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qlmm.cli.arguments import AsJson, Overrides
+from qlmm.cli.arguments import AsJson, Overrides, loaded_recipe, prepare_packaged
 from qlmm.cli.output.console import out
 from qlmm.core.errors import UsageError
 from qlmm.core.units import memory, share
 
 if TYPE_CHECKING:
-    from qlmm.model.inspection.describe import AdapterShown, ExpertsShown, LoraShown, ModelShown, PartShown
+    from qlmm.model.inspection.describe import ExpertsShown, LoraShown, ModelShown, PartShown
     from qlmm.model.inspection.pictures import PicturesShown, SizeShown, Tried
     from qlmm.recipe.load import LoadedRecipe
 
@@ -33,32 +30,33 @@ WORDS_FOR_EXPERTS = "adapter.targets=[all-linear, experts]"
 Rows = list[tuple[str, str]]
 
 
-@group.command("show", epilog="Example: qlmm model show Qwen/Qwen3-VL-4B-Instruct --size 800x600")
+@group.command(epilog="Example: qlmm model show Qwen/Qwen3-VL-4B-Instruct --size 800x600")
 def show(
     target: Annotated[str, typer.Argument(metavar="ID|FOLDER|RECIPE", help="A model's Hub id or folder, or a recipe.")],
     overrides: Overrides = None,
     size: Annotated[
-        list[str] | None,
-        typer.Option("--size", metavar="WxH", help="A picture size in pixels; give the option again for more."),
+        list[str] | None, typer.Option(metavar="WxH", help="A picture size in pixels; give the option again for more.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's parts, tokens, memory."""
+    from qlmm.cli.output.screens import facts_screen
+    from qlmm.proof.records import to_json
     from qlmm.recipe.library import is_recipe
 
     sizes = [_size(text) for text in size or ()]
-    loaded = _loaded(target, overrides or [])
+    named = is_recipe(target)
+    loaded = loaded_recipe(target, overrides) if named else _of_model(target, overrides)
     # Without a recipe there is no line that a refusal could point at.
-    with loaded.placing() if is_recipe(target) else nullcontext():
-        shown = _described(loaded, sizes)
+    with loaded.placing() if named else nullcontext():
+        prepare_packaged(loaded.recipe, rows=False)
+        from qlmm.model.inspection.describe import describe
+
+        shown = describe(loaded.recipe, sizes)
     if as_json:
-        from qlmm.proof.records import to_json
-
         out.json(to_json(shown))
-        return
-    from qlmm.cli.output.screens import facts_screen
-
-    out.screen(facts_screen(_sections(shown)))
+    else:
+        out.screen(facts_screen(_sections(shown)))
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -74,47 +72,32 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def _loaded(target: str, overrides: Sequence[str]) -> LoadedRecipe:
-    """The recipe that a target names, or one that leaves everything but the base at its default."""
-    from qlmm.recipe import library
-    from qlmm.recipe.load import load_recipe, parse_recipe
+def _of_model(target: str, overrides: Sequence[str] | None) -> LoadedRecipe:
+    """A recipe that leaves everything but the base at its default."""
+    from qlmm.recipe.load import parse_recipe
     from qlmm.recipe.yaml_reader import dump
 
-    if library.is_recipe(target):
-        return load_recipe(library.resolve(target), overrides)
     # A recipe names rows and a run directory too; neither is looked at here.
     whole = {"version": 1, "base": {"model": target}, "data": {"sources": [{"path": "-"}]}, "output": {"dir": "-"}}
-    return parse_recipe(dump(whole), target, overrides)
-
-
-def _described(loaded: LoadedRecipe, sizes: Sequence[tuple[int, int]]) -> ModelShown:
-    from qlmm.cli.packaged import prepare_packaged
-    from qlmm.model.inspection.describe import describe
-
-    prepare_packaged(loaded.recipe, rows=False)
-    return describe(loaded.recipe, sizes)
+    return parse_recipe(dump(whole), target, overrides or ())
 
 
 def _sections(shown: ModelShown) -> Mapping[str, Rows]:
-    """The facts as titled name-value lists for people."""
+    own, one = "by a decoder of their own (encoder-decoder)", "after the question, by one decoder"
+    refused = f"refused: {shown.refused}. All figures are for base.quantize=none"
     return {
-        "model": _model(shown),
-        "parts": [*_parts(shown), *_refused(shown)],
+        "model": [
+            ("base", shown.base),
+            ("class", f"{shown.class_name} ({shown.model_type}), {shown.kind}"),
+            ("parameters", f"{shown.parameters:,}"),
+            ("answers", own if shown.encoder_decoder else one),
+        ],
+        "parts": [*_parts(shown), *([("quantised", refused)] if shown.refused is not None else [])],
         "LoRA": [*_lora(shown.lora), *_experts(shown.experts)],
         "pictures": _pictures(shown.pictures) if shown.pictures else [("not known", shown.unseen or "")],
         "adapter": _adapter(shown),
         "memory": [("estimated", _memory(shown))],
     }
-
-
-def _model(shown: ModelShown) -> Rows:
-    own = "by a decoder of their own (encoder-decoder)"
-    return [
-        ("base", shown.base),
-        ("class", f"{shown.class_name} ({shown.model_type}), {shown.kind}"),
-        ("parameters", f"{shown.parameters:,}"),
-        ("answers", own if shown.encoder_decoder else "after the question, by one decoder"),
-    ]
 
 
 def _parts(shown: ModelShown) -> Iterator[tuple[str, str]]:
@@ -132,29 +115,20 @@ def _parts(shown: ModelShown) -> Iterator[tuple[str, str]]:
 def _counted(part: PartShown) -> str:
     if not part.parameters:
         return "shares the weights of the embeddings"
-    stored = " + ".join(f"{_storage(name)} {memory(size)}" for name, size in part.stored.items() if size)
+    # The bytes of a quantised storage are an estimate.
+    about = {name: "" if name in ("bf16", "fp16", "fp32") else " about" for name in part.stored}
+    stored = " + ".join(f"{name}{about[name]} {memory(size)}" for name, size in part.stored.items() if size)
     words = {"frozen": "frozen", "LoRA": f"LoRA: {part.trained:,} trained", "whole": f"{part.trained:,} trained"}
     return f"{part.parameters:,} parameters ({stored}), {words[part.training]}"
 
 
-def _storage(name: str) -> str:
-    """A storage, and that the bytes of a quantised one are an estimate."""
-    return name if name in ("bf16", "fp16", "fp32") else f"{name} about"
-
-
 def _names(names: Sequence[str]) -> str:
     """Module names, layer numbers and long lists shortened."""
-    from qlmm.model.inspection.describe import alike
+    from qlmm.model.peft.targets import alike
 
     listed = [f"{shape} ({len(same)})" if len(same) > 1 else same[0] for shape, same in alike(names).items()]
     more = len(listed) - MOST_NAMES
     return ", ".join([*listed[:MOST_NAMES], *([f"and {more} more"] if more > 0 else [])])
-
-
-def _refused(shown: ModelShown) -> Rows:
-    if shown.refused is None:
-        return []
-    return [("quantised", f"refused: {shown.refused}. All figures are for base.quantize=none")]
 
 
 def _lora(lora: LoraShown) -> Rows:
@@ -193,14 +167,12 @@ def _pictures(pictures: PicturesShown) -> Rows:
 
 
 def _tokens(size: SizeShown) -> str:
-    if size.budgeted is None:
-        return "refused by the processor" if size.tokens is None else _counting(size.tokens)
+    counted = size.tokens if size.budgeted is None else size.budgeted
+    if counted is None:
+        return "refused by the processor"
     own = "refused" if size.tokens is None else f"{size.tokens:,}"
-    return f"{_counting(size.budgeted)} ({own} without the budget)"
-
-
-def _counting(tokens: int) -> str:
-    return f"{tokens:,} token{'' if tokens == 1 else 's'}"
+    budget = f" ({own} without the budget)" if size.budgeted is not None else ""
+    return f"{counted:,} token{'' if counted == 1 else 's'}{budget}"
 
 
 def _taken(tried: Tried) -> str:
@@ -208,18 +180,15 @@ def _taken(tried: Tried) -> str:
 
 
 def _adapter(shown: ModelShown) -> Rows:
-    rows = [("holds", _held(shown.adapter))]
-    obstacles = shown.adapter.obstacles
-    rows.append(("servers", f"{SERVERS} refuse {'; '.join(obstacles)}" if obstacles else f"{SERVERS} take it"))
-    if shown.start_from is not None:
-        rows.append(("starts from", f"{shown.start_from}, not looked at; what it holds whole is saved too"))
-    return rows
-
-
-def _held(adapter: AdapterShown) -> str:
+    adapter = shown.adapter
     counts = {"of LoRA": adapter.lora, "of whole modules": adapter.whole, "bare": adapter.bare}
     listed = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-    return f"{sum(counts.values()):,} tensors, {memory(adapter.size)} in fp32: {listed}"
+    rows = [("contains", f"{sum(counts.values()):,} tensors, {memory(adapter.size)} in fp32: {listed}")]
+    servers = f"refuse {'; '.join(adapter.obstacles)}" if adapter.obstacles else "take it"
+    rows.append(("servers", f"{SERVERS} {servers}"))
+    if shown.start_from is not None:
+        rows.append(("starts from", f"{shown.start_from}, not looked at; what it has whole is saved too"))
+    return rows
 
 
 def _memory(shown: ModelShown) -> str:

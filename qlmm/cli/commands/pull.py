@@ -1,7 +1,4 @@
-"""``qlmm pull``: an adapter from the Hub, verified before it is in its place.
-
-Usage: ``qlmm pull user/owl@3f2a9c1 owl``
-"""
+"""``qlmm pull``: an adapter from the Hub, verified before it is in its place."""
 
 from __future__ import annotations
 
@@ -27,9 +24,9 @@ def pull(
     checked_name(name.partition("@")[0])
     from qlmm.artifacts.hub.transfer import pull as fetch
 
-    pulled = fetch(name, folder, tell=out.talk)
+    pulled = fetch(name, folder, tell=out.note)
     if not pulled.proven:
-        out.warn("this adapter is not proven; its card says what is known")
+        out.warn("this adapter is not proven; its card has what is known")
     out.print(str(pulled.folder))
-    out.talk(f"{pulled.repo}@{pulled.commit}, verified: {pulled.files} files have the hashes that its qlmm.json names")
-    out.talk(f'ask it with: qlmm ask {pulled.folder} --image picture.png "What is this?"')
+    out.note(f"{pulled.repo}@{pulled.commit}, verified: {pulled.files} files have the hashes that its qlmm.json names")
+    out.note(f'ask it with: qlmm ask {pulled.folder} --image picture.png "What is this?"')

@@ -1,7 +1,4 @@
-"""``qlmm push``: an adapter to the Hub; ``--dry-run`` shows what would leave this machine and asks nobody.
-
-Usage: ``qlmm push runs/owl_lora/adapter user/owl --dry-run``
-"""
+"""``qlmm push``: an adapter to the Hub; ``--dry-run`` shows what would leave this machine and asks nobody."""
 
 from __future__ import annotations
 
@@ -26,11 +23,9 @@ def push(  # noqa: PLR0917  every parameter is an option of the command
     adapter: Adapter,
     repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository on the Hub; made if need be.")],
     public: Annotated[bool, typer.Option("--public", help="Let everybody read it; otherwise it is private.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be sent; nothing is asked or sent.")
-    ] = False,
-    revision: Annotated[str, typer.Option("--revision", metavar="BRANCH", help="Branch to commit to.")] = "main",
-    message: Annotated[str | None, typer.Option("--message", metavar="TEXT", help="Message of the commit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; ask and send nothing.")] = False,
+    revision: Annotated[str, typer.Option(metavar="BRANCH", help="Branch to commit to.")] = "main",
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Message of the commit.")] = None,
     unproven: Annotated[bool, typer.Option("--unproven", help="Share an adapter that proves nothing.")] = False,
 ) -> None:
     """Share an adapter on the Hub."""
@@ -47,12 +42,12 @@ def push(  # noqa: PLR0917  every parameter is an option of the command
     if dry_run:
         _show(package, "public" if public else "private", revision)
         return
-    out.talk(f"pushing {len(package.items)} files, {_size(sum(item.size for item in package.items))}, to {repo}")
-    pushed = send(package, public=public, branch=revision, message=message, tell=out.talk)
+    out.note(f"pushing {len(package.sizes)} files, {_size(sum(package.sizes.values()))}, to {repo}")
+    pushed = send(package, public=public, branch=revision, message=message, tell=out.note)
     if not pushed.changed:
-        out.talk("the same files were there already; nothing was changed")
+        out.note("the same files were there already; nothing was changed")
     out.print(pushed.address, f"commit {pushed.commit}, {'private' if pushed.private else 'public'}")
-    out.talk(f"fetch it with: qlmm pull {repo}@{pushed.commit}")
+    out.note(f"fetch it with: qlmm pull {repo}@{pushed.commit}")
 
 
 def _warn(package: Package) -> None:
@@ -61,14 +56,14 @@ def _warn(package: Package) -> None:
     if package.local_base:
         out.warn("the base is a folder of this machine: nobody else can load this adapter until the base is shared too")
     if not package.proven:
-        out.warn("this adapter is not proven; its card says so on top")
+        out.warn("this adapter is not proven; its card starts with that")
 
 
 def _show(package: Package, seen: str, branch: str) -> None:
     """Everything that would be sent, and the card word for word."""
     out.print(f"would push to {package.repo} ({seen}), branch {branch}; nothing is sent", "")
-    width = max(len(item.name) for item in package.items)
-    out.print(*(f"  {item.name:<{width}}  {_size(item.size):>9}" for item in package.items))
+    width = max(map(len, package.sizes))
+    out.print(*(f"  {name:<{width}}  {_size(size):>9}" for name, size in package.sizes.items()))
     out.print("", "whoever gets the adapter can read the rows in probe.json and the card, and see the pictures")
     out.print("", "the card; licences that the Hub states are filled in when it is pushed:", "", package.card)
 

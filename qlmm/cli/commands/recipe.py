@@ -1,17 +1,14 @@
-"""``qlmm recipe list | show | check | explain | new``: recipes without a run, and without torch.
-
-Usage: ``qlmm recipe check owl_lora training.steps=20``
-"""
+"""``qlmm recipe list | show | check | explain | new``: recipes without a run, and without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qlmm.cli.arguments import Overrides, Recipe, complete_recipe
+from qlmm.cli.arguments import Markdown, Overrides, Recipe, complete_recipe, loaded_recipe
 from qlmm.cli.output.console import out
 from qlmm.core import naming
 from qlmm.core.errors import Problem, RecipeError
@@ -26,9 +23,7 @@ group = typer.Typer(help="Find, check, understand and copy recipes.", no_args_is
 
 
 @group.command("list")
-def list_recipes(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page recipes/README.md.")] = False,
-) -> None:
+def list_recipes(markdown: Markdown = False) -> None:
     """List the shipped recipes."""
     from qlmm.recipe import library
 
@@ -37,34 +32,26 @@ def list_recipes(
         return
     abouts = [library.header(path) for path in library.shipped().values()]
     width = max((len(about.name) for about in abouts), default=0)
-    for about in abouts:
-        out.print(f"{about.name:<{width}}  {about.summary}")
+    out.print(*(f"{about.name:<{width}}  {about.summary}" for about in abouts))
 
 
-@group.command("show")
+@group.command()
 def show(recipe: Recipe) -> None:
     """Print a recipe as it stands."""
     from qlmm.recipe.library import resolve
+    from qlmm.recipe.load import read_text
 
-    path = resolve(recipe)
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError.one("R001", f"cannot read {path} as text") from error
-    out.stream(redact(text))
+    out.stream(redact(read_text(resolve(recipe))))
 
 
-@group.command("check", epilog="Example: qlmm recipe check owl_lora training.steps=20")
+@group.command(epilog="Example: qlmm recipe check owl_lora training.steps=20")
 def check(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check a recipe, listing every problem."""
     from qlmm.recipe.explain import explained
-    from qlmm.recipe.library import resolve
-    from qlmm.recipe.load import load_recipe
 
-    # Whether models and data exist is for `qlmm finetune --dry-run` to say.
-    loaded = load_recipe(resolve(recipe), overrides or [])
-    problems = list(_unknown_names(loaded))
-    if problems:
+    # Whether models and data exist is for `qlmm finetune --dry-run` to find out.
+    loaded = loaded_recipe(recipe, overrides)
+    if problems := list(_unknown_names(loaded)):
         raise RecipeError(problems)
     origins = [item.origin for item in explained(loaded)]
     overridden, default = origins.count("override"), origins.count("default")
@@ -72,33 +59,30 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
     out.print(f"{loaded.file}: ok, {given} keys given, {overridden} overridden, {default} at their default")
 
 
-@group.command("explain", epilog="Examples: qlmm recipe explain training.steps; qlmm recipe explain owl_lora")
+@group.command(epilog="Examples: qlmm recipe explain training.steps; qlmm recipe explain owl_lora")
 def explain(
     subject: Annotated[
-        str | None,
-        typer.Argument(metavar="[KEY|RECIPE]", help="A key, a section, or a recipe; unset: all keys."),
+        str | None, typer.Argument(metavar="[KEY|RECIPE]", help="A key, a section, or a recipe; unset: all keys.")
     ] = None,
     overrides: Overrides = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/recipe.md.")] = False,
+    markdown: Markdown = False,
 ) -> None:
     """Explain keys, or the values of a recipe."""
     from qlmm.recipe import explain as pages
-    from qlmm.recipe.library import resolve
-    from qlmm.recipe.load import load_recipe
-    from qlmm.recipe.schema_keys import keys
+    from qlmm.recipe.library import is_recipe
+    from qlmm.recipe.schema import Recipe as Schema
 
-    sections = dict.fromkeys(key.section for key in keys())
     if markdown:
         out.stream(pages.reference())
     elif subject is None:
-        out.print(*(pages.describe(section) for section in sections))
-    elif _is_key(subject, sections) and not Path(subject).is_file():
+        out.print(*(pages.describe(section) for section in Schema.model_fields))
+    elif subject.partition(".")[0] in Schema.model_fields and not is_recipe(subject) and not Path(subject).is_file():
         out.print(pages.describe(subject))
     else:
-        out.print(pages.explain(load_recipe(resolve(subject), overrides or [])))
+        out.print(pages.explain(loaded_recipe(subject, overrides)))
 
 
-@group.command("new", epilog="Example: qlmm recipe new mine --from owl_lora")
+@group.command(epilog="Example: qlmm recipe new mine --from owl_lora")
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new recipe; NAME.yaml is written here.")],
     source: Annotated[
@@ -110,27 +94,16 @@ def new(
 
     path = library.copy(name, source, Path())
     out.print(str(path))
-    out.talk(f"edit it, then: qlmm recipe check {path} && qlmm finetune {path} --dry-run")
-
-
-def _is_key(subject: str, sections: Iterable[str]) -> bool:
-    """Whether the words are about keys: they start with a section, and do not name a file."""
-    return subject.partition(".")[0] in sections and not subject.endswith((".yaml", ".yml"))
+    out.note(f"edit it, then: qlmm recipe check {path} && qlmm finetune {path} --dry-run")
 
 
 def _unknown_names(loaded: LoadedRecipe) -> Iterator[Problem]:
     """Names of connectors and formats that no file has; listing the files imports none of them."""
-    recipe = loaded.recipe
-    formats = naming.names("qlmm.data.formats")
+    recipe, connector = loaded.recipe, loaded.recipe.base.connector
+    named = [("connector", "base.connector.kind", connector.kind if connector is not None else None)]
     for section, sources in (("data", recipe.data.sources), ("evaluation", recipe.evaluation.sources)):
-        for index, source in enumerate(sources):
-            if source.format is not None and source.format not in formats:
-                yield _unknown(loaded, "format", f"{section}.sources.{index}.format", source.format, formats)
-    connector = recipe.base.connector
-    connectors = naming.names("qlmm.model.connectors")
-    if connector is not None and connector.kind not in connectors:
-        yield _unknown(loaded, "connector", "base.connector.kind", connector.kind, connectors)
-
-
-def _unknown(loaded: LoadedRecipe, noun: str, key: str, name: str, known: Sequence[str]) -> Problem:
-    return Problem("N001", f"no {noun} is called `{name}`", loaded.where(key), naming.close(name, known))
+        named += [("format", f"{section}.sources.{index}.format", one.format) for index, one in enumerate(sources)]
+    for noun, key, name in named:
+        known = naming.names({"format": "qlmm.data.formats", "connector": "qlmm.model.connectors"}[noun])
+        if name is not None and name not in known:
+            yield Problem("N001", f"no {noun} is called `{name}`", loaded.where(key), naming.close(name, known))

@@ -1,16 +1,12 @@
-"""``qlmm verify``: every claim of an adapter is checked, and shown as a table or as JSON.
-
-Usage: ``qlmm verify runs/owl_lora``
-"""
+"""``qlmm verify``: every claim of an adapter is checked, and shown as a table or as JSON."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
-from qlmm.cli.arguments import AsJson
+from qlmm.cli.arguments import AnyAdapter, AsJson
 from qlmm.cli.output.console import out
 
 __all__ = ["verify"]
@@ -18,18 +14,13 @@ __all__ = ["verify"]
 EXAMPLE = "Example: qlmm verify runs/owl_lora"
 
 
-def verify(
-    target: Annotated[
-        str, typer.Argument(metavar="ADAPTER|RUN_DIR|HUB_ID", help="An adapter folder, a run, or one on the Hub.")
-    ],
-    as_json: AsJson = False,
-) -> None:
+def verify(adapter: AnyAdapter, as_json: AsJson = False) -> None:
     """Check that an adapter is what it says."""
     from qlmm.artifacts.adapter.verify import verify as check
     from qlmm.artifacts.zoo.find import find_adapter
     from qlmm.cli.output.screens import checks_screen
 
-    verdict = check(find_adapter(target), tell=out.talk)
+    verdict = check(find_adapter(adapter), tell=out.note)
     if as_json:
         checks = [asdict(one) for one in verdict.checks]
         out.json({"adapter": str(verdict.folder), "verified": verdict.holds, "checks": checks})

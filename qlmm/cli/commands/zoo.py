@@ -1,7 +1,4 @@
-"""``qlmm zoo list | show | verify | run``: the adapters that come with qlmm, in the terminal.
-
-Usage: ``qlmm zoo run owl_kinds --image cat.png``
-"""
+"""``qlmm zoo list | show | verify | run``: the adapters that come with qlmm, in the terminal."""
 
 from __future__ import annotations
 
@@ -19,8 +16,9 @@ from qlmm.core.units import share
 
 if TYPE_CHECKING:
     from qlmm.artifacts.adapter.load import LoadedAdapter
-    from qlmm.artifacts.zoo.entry import Entry, Results
+    from qlmm.artifacts.zoo.entry import Entry
     from qlmm.data.sample import Sample
+    from qlmm.proof.records import Proof
 
 __all__ = ["group", "list_entries", "run", "show", "verify"]
 
@@ -40,22 +38,19 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter of the zoo
 @group.command("list")
 def list_entries() -> None:
     """List the adapters and what they reached."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from qlmm.artifacts.zoo.entry import entries
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    table.add_column("what it is, and its base", ratio=1)
-    table.add_column("weights", no_wrap=True)
-    table.add_column("held-out result")
+    columns = [Column("name", no_wrap=True), Column("what it is, and its base", ratio=1)]
+    table = Table(*columns, Column("weights", no_wrap=True), "held-out result", box=None, pad_edge=False)
     for name, entry in entries().items():
         base = " + ".join(part.removeprefix("builtin:") for part in entry.base.values())
-        table.add_row(name, visible(f"{entry.summary}\n({base})"), entry.size, entry.result)
+        table.add_row(name, visible(f"{entry.facts.summary}\n({base})"), entry.size, entry.result)
     out.screen(table)
 
 
-@group.command("show", epilog="Example: qlmm zoo show owl_kinds")
+@group.command(epilog="Example: qlmm zoo show owl_kinds")
 def show(name: Name) -> None:
     """Show an adapter's results and card."""
     from qlmm.artifacts.zoo.entry import read_entry
@@ -64,17 +59,17 @@ def show(name: Name) -> None:
 
     source = entry_folder(name)
     entry = read_entry(source)
-    out.screen(facts_screen({f"{PREFIX}{source.name}": _facts(entry), "held-out rows": _results(entry.results)}))
+    out.screen(
+        facts_screen({f"{PREFIX}{source.name}": _facts(entry), "held-out rows": _results(entry.manifest.proven_by)})
+    )
     # The card opens with metadata for the Hub, between two lines of dashes.
     front, _, body = (source / CARD).read_text("utf-8").removeprefix("---\n").partition("\n---\n")
     out.print((body or front).strip())
 
 
-@group.command("verify", epilog="Example: qlmm zoo verify owl_kinds")
+@group.command(epilog="Example: qlmm zoo verify owl_kinds")
 def verify(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Adapters of the zoo; unset: all.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Names; unset: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that adapters are what they say."""
@@ -85,7 +80,7 @@ def verify(
     from qlmm.artifacts.zoo.check import check_entry
     from qlmm.cli.output.screens import checks_screen
 
-    verdicts = {name: check_entry(name, out.talk) for name in wanted}
+    verdicts = {name: check_entry(name, out.note) for name in wanted}
     holds = bool(verdicts) and all(verdict.holds for verdict in verdicts.values())
     if as_json:
         listed = [
@@ -103,7 +98,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@group.command("run", epilog="Example: qlmm zoo run owl_kinds --image cat.png")
+@group.command(epilog="Example: qlmm zoo run owl_kinds --image cat.png")
 def run(
     name: Name,
     question: Annotated[
@@ -120,7 +115,7 @@ def run(
     from qlmm.proof.probe import probe_rows
     from qlmm.recipe.zoo import entry_folder
 
-    folder = complete(entry_folder(name).name, out.talk)
+    folder = complete(entry_folder(name).name, out.note)
     rows = probe_rows(folder)
     if image is not None:
         ask(folder, question or _question(rows[0]), [image])
@@ -129,7 +124,7 @@ def run(
 
 
 def _ask_own(loaded: LoadedAdapter, rows: Sequence[Sample], question: str | None) -> None:
-    """Ask about the pictures the entry was tested with; what was expected stands beside each answer."""
+    """Ask about the pictures the entry was tested with, and show what was expected beside each answer."""
     from qlmm.cli.output.screens import facts_screen
     from qlmm.data.sample import Origin, Sample, Turn
     from qlmm.generation.answers import answer
@@ -153,28 +148,27 @@ def _question(row: Sample) -> str:
 
 
 def _facts(entry: Entry) -> list[tuple[str, str]]:
-    facts = [
-        ("what it is", entry.summary),
+    facts, trained = entry.facts, sum(part.trained_parameters for part in entry.manifest.proven_by.parts)
+    same = "the same weights, bit for bit" if facts.rebuilt is not None and facts.rebuilt.equal else "OTHER weights"
+    return [
+        ("what it is", facts.summary),
         *entry.base.items(),
-        ("weights", f"{entry.size}, {entry.trained:,} trained"),
+        ("weights", f"{entry.size}, {trained:,} trained"),
         ("made by", entry.command),
-        ("made in", f"{entry.minutes} minutes on {entry.machine}" if entry.minutes else f"unknown, on {entry.machine}"),
-        ("licence", entry.licence),
+        ("made in", f"{facts.minutes} minutes on {facts.machine}" if facts.minutes else f"unknown, on {facts.machine}"),
+        ("licence", facts.licence),
+        *([("made again", same)] if facts.rebuilt is not None else []),
     ]
-    if entry.rebuilt is not None:
-        same = "the same weights, bit for bit" if entry.rebuilt.equal else "OTHER weights"
-        facts.append(("made again", same))
-    return facts
 
 
-def _results(results: Results) -> list[tuple[str, str]]:
+def _results(proof: Proof) -> list[tuple[str, str]]:
     """Losses and pairs, before and after, as lines."""
     facts = []
-    for when, loss in (("before", results.before), ("after", results.after)):
+    for when, loss in (("before", proof.before), ("after", proof.after)):
         if loss is not None:
             shown = f"right picture {loss.right:.3f}, another row's {loss.shuffled:.3f}, none {loss.none:.3f}"
             facts.append((f"loss {when}", f"{shown} nats per token, {loss.rows} rows"))
-    for when, pairs in (("before", results.pairs_before), ("after", results.pairs_after)):
+    for when, pairs in (("before", proof.pairs_before), ("after", proof.pairs_after)):
         if pairs is not None:
             swapped = f", another row's picture {share(pairs.won_swapped)}" if pairs.won_swapped is not None else ""
             facts.append((f"pairs won {when}", f"{share(pairs.won)} of {pairs.rows}{swapped}"))

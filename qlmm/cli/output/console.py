@@ -1,9 +1,9 @@
-"""The only file that prints: stdout carries results, stderr carries talk about them.
+"""The only file that prints: results to stdout, notes about them to stderr.
 
 On a terminal there is colour and a progress bar; anywhere else there are plain lines that a log can keep.
 Nothing here may fail for want of a character: what a stream cannot encode is written in ASCII.
 
-Usage: ``from qlmm.cli.output.console import out; out.talk("loading the base"); out.print(answer)``
+Usage: ``out.note("loading the base"); out.print(answer)``
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ import io
 import re
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from qlmm.core import env
 from qlmm.core.secrets import redact
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.progress import Progress
 
     from qlmm.core.errors import QlmmError
 
-__all__ = ["Live", "Out", "out", "visible"]
+__all__ = ["Out", "out", "visible"]
 
 NARROWEST = 40
 FALLBACK = "qlmm_ascii"
 IN_ASCII = str.maketrans(
     {"✓": "+", "✗": "x", "…": "...", "–": "-", "—": "-", "→": "->", "×": "x", "·": ".", "≤": "<=", "≥": ">="}
-    | {"“": '"', "”": '"', "‘": "'", "’": "'", "│": "|", "─": "-", "━": "-", "╸": "-", "╺": "-"}
+    | {"⟦": "[[", "⟧": "]]", "“": '"', "”": '"', "‘": "'", "’": "'", "│": "|", "─": "-", "━": "-", "╸": "-", "╺": "-"}
 )
 # Everything a terminal acts on rather than shows, tab and line feed excepted.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -59,23 +60,14 @@ def visible(text: str) -> str:
     return CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\r\n", "\n"))
 
 
-class Live(Protocol):
-    """Something that is redrawn on stderr while lines are printed beside it, such as a progress bar."""
-
-    console: Console | None
-
-    def close(self) -> None:
-        """Stop redrawing."""
-
-
 class Out:
-    """One object for everything the command line says; streams and environment are read at each use."""
+    """One object for everything the command line prints; streams and environment are read at each use."""
 
     def __init__(self) -> None:
-        self._live: Live | None = None
+        self._bar: Progress | None = None
 
     def print(self, *results: str | RenderableType) -> None:
-        """Results, to stdout: text exactly as it is, one per line; tables and the like as rich renders them."""
+        """Results, to stdout: text exactly as it is, one per line; styled text as rich renders it."""
         for result in results:
             if isinstance(result, str):
                 self.stream(result + "\n")
@@ -94,16 +86,20 @@ class Out:
         stream.write(visible(text))
         stream.flush()
 
-    def talk(self, message: str) -> None:
-        """One line about what is going on, to stderr."""
-        self._say(message)
+    def note(self, message: str, prefix: str = "") -> None:
+        """One line about what is going on, to stderr; beside a progress bar, which it must not tear."""
+        from rich.text import Text
+
+        line = Text.assemble((prefix, "bold yellow"), visible(redact(message)))
+        console = self._bar.console if self._bar is not None else self.console(stderr=True)
+        console.print(line, soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Something the user should know and may ignore, to stderr."""
-        self._say(message, prefix="warning:", style="bold yellow")
+        self.note(message, prefix="warning: ")
 
     def error(self, error: QlmmError) -> None:
-        """Every problem of a refusal, as compilers print them, to stderr; ends a progress bar that is still open."""
+        """Every problem of a refusal, as compilers print them, to stderr; ends an open progress bar."""
         from rich.text import Text
 
         self.close()
@@ -120,9 +116,9 @@ class Out:
         sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
         sys.stdout.flush()
 
-    def show_beside(self, live: Live) -> None:
-        """Print further lines through ``live``'s console until :meth:`close`, so that they do not tear it."""
-        self._live = live
+    def show_beside(self, bar: Progress) -> None:
+        """Print further notes through the bar's console until :meth:`close`."""
+        self._bar = bar
 
     def read(self, prompt: str) -> str | None:
         """The user's next line without its end, or None when there is no more; the prompt is for terminals only."""
@@ -140,7 +136,7 @@ class Out:
         try:
             return input(prompt)
         except EOFError:
-            self.talk("")
+            self.note("")
             return None
 
     @property
@@ -150,14 +146,9 @@ class Out:
 
     def close(self) -> None:
         """End the progress bar, if one is open."""
-        if self._live is not None:
-            self._live.close()
-            self._live = None
-
-    @property
-    def ascii_only(self) -> bool:
-        """Whether stdout can carry ASCII alone."""
-        return self.console().options.ascii_only
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     @property
     def interactive(self) -> bool:
@@ -175,13 +166,6 @@ class Out:
             console = Console(stderr=stderr, highlight=False, markup=False, emoji=False, color_system=None)
         console.width = max(console.width, NARROWEST)
         return console
-
-    def _say(self, message: str, *, prefix: str = "", style: str = "") -> None:
-        from rich.text import Text
-
-        line = Text.assemble((prefix, style), " " if prefix else "", visible(redact(message)))
-        console = self._live.console if self._live is not None else None
-        (console or self.console(stderr=True)).print(line, soft_wrap=True)
 
 
 def _forgiving(stream: TextIO) -> TextIO:

@@ -1,8 +1,6 @@
 """The process-wide switches that keep libraries quiet: deprecations, bars of loading, missing kernels.
 
-They are thrown once, at the edge, before a library is imported. Our own lines are what a user should see.
-
-Usage: ``quiet()`` at the start of a program.
+Usage: ``quiet()`` at the start of a program, before a library is imported
 """
 
 from __future__ import annotations

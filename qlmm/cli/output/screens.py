@@ -1,28 +1,32 @@
-"""The screens of commands: the plan before a run, its proof and the next steps, facts in columns, checks.
-
-Pure functions from facts to what rich prints, so that a test can look at them without a terminal.
+"""The screens of commands: pure functions from facts to what rich prints, so that tests need no terminal.
 
 Usage: ``out.screen(plan_screen(facts))``
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from qlmm.artifacts.adapter.verify import Check
 from qlmm.cli.output.console import visible
 from qlmm.core.secrets import redact
 from qlmm.core.units import memory, share
 from qlmm.proof.records import Answer, PairProof, PartFacts, PartProof, PictureProof, PlanFacts, Promise, Proof
 
+if TYPE_CHECKING:
+    from qlmm.artifacts.adapter.verify import Check
+
 __all__ = ["answers_screen", "checks_screen", "done_screen", "facts_screen", "plan_screen", "proof_screen"]
 
+# A figure's name, how it is written, and its values before and after training.
+Line = tuple[str, Callable[[float], str], float | None, float | None]
 NOTHING = "-"
+GAINED = "gained by the right picture over a shuffled one"
 HEADING = "bold"
 QUIET = "dim"
 ROUND_EPOCHS = 10
@@ -39,6 +43,7 @@ RUN_FILES = (
 
 def plan_screen(facts: PlanFacts) -> Group:
     """One screen of 80 columns: base, parts, data, steps, needs, and what to mind."""
+    warnings = [Text.assemble(("warning: ", "bold yellow"), _text(warning)) for warning in facts.warnings]
     return Group(
         _pairs([("base", facts.base), ("output", f"{facts.output_dir} (about {memory(facts.disk_bytes)} on disk)")]),
         "",
@@ -56,24 +61,24 @@ def plan_screen(facts: PlanFacts) -> Group:
                 ("compute", f"{facts.precision} on {facts.device}"),
             ]
         ),
-        *_warnings(facts.warnings),
+        Group(*([""] if warnings else []), *warnings),
         "",
     )
 
 
-def proof_screen(proof: Proof, *, ascii_only: bool = False) -> Group:
+def proof_screen(proof: Proof) -> Group:
     """Movement per part, held-out loss and pairs by picture, and each promise with its verdict."""
     blocks: list[RenderableType] = [_movement(proof.parts), ""]
     if proof.before is not None or proof.after is not None:
         blocks += [_pictures(proof.before, proof.after), ""]
-    if (rows := proof.pairs_after or proof.pairs_before) is not None:
-        blocks += [_held_out_pairs(rows, proof.pairs_before, proof.pairs_after), ""]
-    blocks += [_promises(proof.promises, ascii_only=ascii_only), "", _verdict(proof), ""]
+    if proof.pairs_before is not None or proof.pairs_after is not None:
+        blocks += [_held_out_pairs(proof.pairs_before, proof.pairs_after), ""]
+    blocks += [_promises(proof.promises), "", _verdict(proof), ""]
     return Group(*blocks)
 
 
 def answers_screen(answers: Sequence[Answer]) -> Group:
-    """What the model said to held-out pictures before and after training, beside what was expected."""
+    """The model's answers to held-out pictures before and after training, beside what was expected."""
     table = _table("held-out picture", "expected", "before", "after")
     for number, answer in enumerate(answers, 1):
         texts = (answer.expected, answer.before, answer.after)
@@ -110,9 +115,7 @@ def facts_screen(sections: Mapping[str, Sequence[tuple[str, str]]]) -> Group:
 
 def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
     """Names on the left, values on the right; long values are folded under themselves."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style=QUIET, min_width=7)
-    table.add_column(overflow="fold")
+    table = Table.grid(Column(style=QUIET, min_width=7), Column(overflow="fold"), padding=(0, 2, 0, 0))
     for name, value in rows:
         table.add_row(name, _text(value))
     return table
@@ -124,12 +127,9 @@ def _text(value: str) -> Text:
 
 
 def _table(*columns: str) -> Table:
-    """A table without lines: the first column holds names, all others numbers."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=QUIET)
-    table.add_column(columns[0])
-    for name in columns[1:]:
-        table.add_column(name, justify="right")
-    return table
+    """A table without lines: the first column is for names, all others for numbers."""
+    numbers = (Column(name, justify="right") for name in columns[1:])
+    return Table(columns[0], *numbers, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=QUIET)
 
 
 def _parts(facts: PlanFacts) -> Table:
@@ -175,11 +175,6 @@ def _memory(facts: PlanFacts) -> str:
     return f"{memory(facts.memory_bytes)} estimated{f': {pieces}' if pieces else ''}"
 
 
-def _warnings(warnings: Sequence[str]) -> list[RenderableType]:
-    lines = [Text.assemble(("warning: ", "bold yellow"), _text(warning)) for warning in warnings]
-    return ["", *lines] if lines else []
-
-
 def _movement(parts: Sequence[PartProof]) -> Table:
     table = _table("part", "moved tensors", "parameters", "moved", "mean move", "max grad", "frozen")
     for part in parts:
@@ -204,61 +199,47 @@ def _frozen(part: PartProof) -> str | Text:
 
 
 def _pictures(before: PictureProof | None, after: PictureProof | None) -> Table:
-    rows = (after or before or PictureProof(0, 0, 0, 0)).rows
-    table = _table(f"held-out loss, nats per token ({rows} rows)", "before", "after")
-    for name, attribute in (("right picture", "right"), ("shuffled pictures", "shuffled"), ("no picture", "none")):
-        table.add_row(f"  {name}", *(_loss(proof, attribute) for proof in (before, after)))
-    gaps = (f"{proof.gap:+.3f}" if proof is not None else NOTHING for proof in (before, after))
-    table.add_row("  gained by the right picture over a shuffled one", *gaps, style=HEADING)
-    return table
-
-
-def _loss(proof: PictureProof | None, name: str) -> str:
-    if proof is None:
-        return NOTHING
-    return f"{ {'right': proof.right, 'shuffled': proof.shuffled, 'none': proof.none}[name]:.3f}"
-
-
-def _held_out_pairs(rows: PairProof, before: PairProof | None, after: PairProof | None) -> Table:
-    """What was won before and after, with right and wrong pictures; lines without any figure are left out."""
-    table = _table(f"held-out pairs, chosen against rejected ({rows.rows} pairs)", "before", "after")
     sides = (before, after)
-    lines = (
-        ("won", [share(one.won) if one else None for one in sides]),
-        (
-            f"won with shuffled pictures ({rows.swapped_rows} pairs)",
-            [share(one.won_swapped) if one and one.won_swapped is not None else None for one in sides],
-        ),
-        ("margin, nats", [f"{one.margin:+.3f}" if one else None for one in sides]),
-        (
-            "margin with shuffled pictures, nats",
-            [f"{one.margin_swapped:+.3f}" if one and one.margin_swapped is not None else None for one in sides],
-        ),
-        (
-            "distance from the reference, nats per token",
-            [f"{one.kl:.4f}" if one and one.kl is not None else None for one in sides],
-        ),
-    )
-    for number, (name, figures) in enumerate(lines):
-        if any(figures):
-            table.add_row(f"  {name}", *(figure or NOTHING for figure in figures), style="" if number else HEADING)
+    rows = max(one.rows for one in sides if one is not None)
+    names = ("right picture", "shuffled pictures", "no picture", GAINED)
+    figures = [(one.right, one.shuffled, one.none, one.gap) if one else (None,) * 4 for one in sides]
+    forms = ("{:.3f}", "{:.3f}", "{:.3f}", "{:+.3f}")
+    lines = zip(names, (form.format for form in forms), *figures, strict=True)
+    return _before_and_after(f"held-out loss, nats per token ({rows} rows)", lines)
+
+
+def _held_out_pairs(before: PairProof | None, after: PairProof | None) -> Table:
+    sides = (before, after)
+    rows, swapped = max((one.rows, one.swapped_rows) for one in sides if one is not None)
+    names = ("won", f"won with shuffled pictures ({swapped} pairs)", "margin, nats")
+    further = ("margin with shuffled pictures, nats", "distance from the reference, nats per token")
+    figures = [
+        (one.won, one.won_swapped, one.margin, one.margin_swapped, one.kl) if one else (None,) * 5 for one in sides
+    ]
+    forms = (share, share, "{:+.3f}".format, "{:+.3f}".format, "{:.4f}".format)
+    lines = zip((*names, *further), forms, *figures, strict=True)
+    return _before_and_after(f"held-out pairs, chosen against rejected ({rows} pairs)", lines)
+
+
+def _before_and_after(title: str, lines: Iterable[Line]) -> Table:
+    """Figures before and after training; lines without any figure are left out."""
+    table = _table(title, "before", "after")
+    for name, form, *figures in lines:
+        if any(figure is not None for figure in figures):
+            cells = (NOTHING if figure is None else form(figure) for figure in figures)
+            table.add_row(f"  {name}", *cells, style=HEADING if name in (GAINED, "won") else "")
     return table
 
 
-def _promises(promises: Sequence[Promise], *, ascii_only: bool) -> Table:
-    kept, broken = ("ok", "FAIL") if ascii_only else ("✓", "✗")
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column(max_width=38)
-    table.add_column(style=QUIET, overflow="fold")
+def _promises(promises: Sequence[Promise]) -> Table:
+    table = Table.grid("", Column(max_width=38), Column(style=QUIET, overflow="fold"), padding=(0, 2, 0, 0))
     for promise in promises:
-        mark = Text(kept, "bold green") if promise.kept else Text(broken, "bold red")
+        mark = Text("✓", "bold green") if promise.kept else Text("✗", "bold red")
         table.add_row(mark, _text(promise.name), _text(promise.detail))
     return table
 
 
 def _verdict(proof: Proof) -> Text:
     kept = sum(promise.kept for promise in proof.promises)
-    if proof.holds:
-        return Text(f"run proof: all {kept} promises kept", "bold green")
-    return Text(f"run proof: {kept} of {len(proof.promises)} promises kept", "bold red")
+    count = f"all {kept}" if proof.holds else f"{kept} of {len(proof.promises)}"
+    return Text(f"run proof: {count} promises kept", "bold green" if proof.holds else "bold red")

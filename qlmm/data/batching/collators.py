@@ -1,6 +1,6 @@
 """Row numbers -> batch: what the trainer's data loader calls.
 
-The loader carries row numbers, not rows, so that order, resume and worker processes deal with integers only.
+The loader has row numbers, not rows, so that order, resume and worker processes deal with integers only.
 
 Usage: ``DataLoader(rows(len(samples)), collate_fn=Collator(samples, encoder), batch_size=4)``
 """
@@ -11,21 +11,23 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from qlmm.core.errors import DataError, Problem, RunError, Where
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.encoding.shared_prefix import packed
 from qlmm.data.media.images import BadImage
-from qlmm.data.sample import Example, ImageRef, Origin, Preference, Sample
+from qlmm.data.sample import Example, Feedback, ImageRef, Origin, Preference, Sample
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Batch", "Collator", "PackedCollator", "PairCollator", "rows"]
+__all__ = ["EXCHANGED", "Batch", "Collator", "FeedbackCollator", "PackedCollator", "PairCollator", "rows"]
 
 # What a model and its loss are given: tensors by name, and few other things beside them.
 Batch = dict[str, Any]
+# What TRL's KTO trainer exchanges between a row and the same prompt before another answer.
+EXCHANGED = ("input_ids", "attention_mask", "completion_mask", "token_type_ids", "mm_token_type_ids")
 
 
 def rows(count: int) -> list[dict[str, int]]:
@@ -36,36 +38,20 @@ def rows(count: int) -> list[dict[str, int]]:
 class Collator:
     """Turns row numbers into a training batch, and remembers where its rows came from.
 
-    Attributes:
-        last_origins: origins of the rows in the batch made last, for messages about it. Worker processes have their
-            own copy, so the process that trains sees them only without workers.
+    ``last_origins`` are those of the batch made last; the process that trains sees them only without workers. With a
+    ``processor_digest``, batches list under ``pictures`` a name made of it and the encoded bytes of each picture shown.
     """
 
     def __init__(self, samples: Sequence[Example], encoder: Encoder) -> None:
         self._samples = samples
         self._encoder = encoder
         self.last_origins: tuple[Origin, ...] = ()
-        self._fingerprint: str | None = None
+        self.processor_digest: str | None = None
         self._digests: dict[Path, str] = {}
 
     def __len__(self) -> int:
         """How many rows there are; an epoch may be made of fewer or more."""
         return len(self._samples)
-
-    def name_pictures(self, fingerprint: str) -> None:
-        """From now on a batch says under ``pictures`` how its pictures are called, in the order the model sees them.
-
-        A name is made from the picture's encoded bytes and the fingerprint of the processor that prepares it.
-        """
-        self._fingerprint = fingerprint
-
-    def named_like(self, other: Collator) -> Self:
-        """This collator, naming pictures as another one does."""
-        self._fingerprint = other._fingerprint
-        return self
-
-    def _names(self, samples: Sequence[Example]) -> list[str]:
-        return [f"{self._fingerprint} {self._digest(image)} {image.at}" for one in samples for image in one.images]
 
     def _digest(self, image: ImageRef) -> str:
         """Hash of a picture's bytes; a file is read once a run."""
@@ -80,23 +66,31 @@ class Collator:
         """Encode the rows, and check that every picture has as many slots as it has tokens.
 
         Raises:
-            RunError: D032 when a row's slots differ from its pictures' tokens, D036 when a picture cannot be decoded,
-                D039 when the processor refuses the rows.
+            RunError: D032 for slots that are not the pictures' tokens, D036 for a picture that cannot be decoded, D039
+                for rows that the processor refuses.
         """
         samples = [self._samples[feature["row"]] for feature in features]
         self.last_origins = tuple(sample.origin for sample in samples)
         try:
             batch = self._batch(samples)
         except BadImage as bad:
-            raise self._unreadable(samples, bad) from bad
+            raise _unreadable(samples, bad) from bad
         except DataError as error:
-            raise self._refused(samples, error) from error
+            # A processor's refusal names no row.
+            named = ", ".join(str(sample.origin) for sample in samples)
+            raise RunError([replace(one, message=f"{one.message}; rows: {named}") for one in error.problems]) from error
         slots = (self._rows(batch) == self._encoder.slot_id).sum(dim=1).tolist()
         # A batch of pairs may have every row twice.
         shown = samples * (len(slots) // len(samples))
         for sample, found in zip(shown, slots, strict=True):
-            self._check_slots(sample, found)
-        return {**batch, "pictures": self._names(shown)} if self._fingerprint is not None else batch
+            tokens = self._encoder.slots(sample.images)
+            if found != tokens:
+                message = f"{found} picture slots for {tokens} visual tokens ({len(sample.images)} pictures)"
+                raise RunError.one("D032", message, where=Where(sample.origin.file, sample.origin.line))
+        if self.processor_digest is None:
+            return batch
+        images = [image for one in shown for image in one.images]
+        return {**batch, "pictures": [f"{self.processor_digest} {self._digest(one)} {one.at}" for one in images]}
 
     def _batch(self, samples: Sequence[Example]) -> Batch:
         return self._encoder.batch([sample for sample in samples if isinstance(sample, Sample)])
@@ -106,25 +100,6 @@ class Collator:
         """The tokens that the model is given."""
         ids: torch.Tensor = batch["input_ids"]
         return ids
-
-    def _check_slots(self, sample: Example, slots: int) -> None:
-        tokens = self._encoder.slots(sample.images)
-        if slots != tokens:
-            where = Where(sample.origin.file, sample.origin.line)
-            message = f"{slots} picture slots for {tokens} visual tokens ({len(sample.images)} pictures)"
-            raise RunError.one("D032", message, where=where)
-
-    @staticmethod
-    def _refused(samples: Sequence[Example], error: DataError) -> RunError:
-        """A processor's refusal names no row: all of the batch are named."""
-        rows = ", ".join(str(sample.origin) for sample in samples)
-        return RunError([replace(problem, message=f"{problem.message}; rows: {rows}") for problem in error.problems])
-
-    def _unreadable(self, samples: Sequence[Example], bad: BadImage) -> RunError:
-        origin = next((sample.origin for sample in samples if bad.ref in sample.images), samples[0].origin)
-        message = f"picture {bad.ref.name}: {bad.reason}"
-        help = "`qlmm data check` decodes every picture and lists all that are damaged"
-        return RunError([Problem("D036", message, Where(origin.file, origin.line), help)])
 
 
 class PairCollator(Collator):
@@ -141,7 +116,7 @@ class PairCollator(Collator):
 
 
 class PackedCollator(PairCollator):
-    """Turns row numbers of preferences into rows that hold both answers (`qlmm.data.encoding.shared_prefix`)."""
+    """Turns row numbers of preferences into rows of both answers (`qlmm.data.encoding.shared_prefix`)."""
 
     def _batch(self, samples: Sequence[Example]) -> Batch:
         return {**packed(self._encoder, _preferences(samples))}
@@ -152,5 +127,55 @@ class PackedCollator(PairCollator):
         return ids
 
 
+class FeedbackCollator(Collator):
+    """Turns row numbers of feedback into a batch in TRL's layout.
+
+    ``input_ids``, ``attention_mask``, ``completion_mask`` and token types are (rows, longest row), ``label`` is (rows)
+    and true for desirable answers. With ``kl``, the same names with ``KL_`` before them are the prompts before other
+    rows' answers, cut at ``max_length``: KTO estimates from them how far the model moved from its reference. A row gets
+    the answer of the row before it in the batch. Pictures are there once, since both see the same. What else differs,
+    such as the cross-attention mask of Mllama, is in ``KL_also``, which TRL does not know.
+    Source: ``DataCollatorForVisionUnpairedPreference`` of TRL 1.16.
+    """
+
+    def __init__(self, samples: Sequence[Example], encoder: Encoder, *, kl: bool) -> None:
+        super().__init__(samples, encoder)
+        self._kl = kl
+
+    def _batch(self, samples: Sequence[Example]) -> Batch:
+        import torch
+
+        judged = [sample for sample in samples if isinstance(sample, Feedback)]
+        own = self._encoder.completions(judged)
+        return {**own, "label": torch.tensor([one.desirable for one in judged]), **self._compared(judged, own)}
+
+    def _another(self, one: Feedback) -> Feedback:
+        """Another row than the only one of a batch, whose own answer would be no comparison."""
+        others = (row for row in self._samples if isinstance(row, Feedback) and row.completion != one.completion)
+        return next(others, one)
+
+    def _compared(self, judged: Sequence[Feedback], own: Batch) -> Batch:
+        """The prompts before other answers, as far as that differs from the rows themselves."""
+        import torch
+
+        if not self._kl:
+            return {}
+        before = [judged[-1] if len(judged) > 1 else self._another(judged[0]), *judged[:-1]]
+        exchanged = [one.answered(other.completion) for one, other in zip(judged, before, strict=True)]
+        found = self._encoder.completions(exchanged)
+        rows, width = found["input_ids"].shape
+        for name, value in found.items():
+            if value.shape[:2] == (rows, width):
+                found[name] = value[:, : self._encoder.max_length]
+        also = {name: found[name] for name in found.keys() - set(EXCHANGED) if not torch.equal(found[name], own[name])}
+        return {**{f"KL_{name}": found[name] for name in EXCHANGED if name in found}, "KL_also": also}
+
+
 def _preferences(samples: Sequence[Example]) -> list[Preference]:
     return [sample for sample in samples if isinstance(sample, Preference)]
+
+
+def _unreadable(samples: Sequence[Example], bad: BadImage) -> RunError:
+    origin = next((sample.origin for sample in samples if bad.ref in sample.images), samples[0].origin)
+    help = "`qlmm data check` decodes every picture and lists all that are damaged"
+    return RunError([Problem("D036", bad.message, Where(origin.file, origin.line), help)])

@@ -12,17 +12,15 @@ from qlmm.data.sample import Example, ImageRef
 
 __all__ = ["set_aside"]
 
-# However few rows there are, most of them are for learning.
-_LARGEST_SHARE = 0.2
-
 
 def set_aside(samples: Sequence[Example], wanted: int, *, seed: int) -> tuple[list[int], list[int]]:
     """Row numbers to learn from and row numbers held out, both in order.
 
-    Rows that share a picture stay together: a picture seen in training would be no test.
-    Picture rows are preferred, since only they can show whether pictures are used.
+    Rows that share a picture stay together: a picture seen in training is not a test. Picture rows are preferred,
+    since only they can show whether pictures are used.
     """
-    most = min(wanted, int(len(samples) * _LARGEST_SHARE))
+    # However few rows there are, most of them are for learning.
+    most = min(wanted, int(len(samples) * 0.2))
     groups = _groups(samples)
     random.Random(seed).shuffle(groups)  # noqa: S311 - a reproducible choice, no secret
     groups.sort(key=lambda rows: not samples[rows[0]].images)

@@ -1,7 +1,7 @@
 """Seeded order of the rows of an epoch: sources by weight, text-only rows in a fixed share, evenly mixed throughout.
 
-Every prefix of the order holds text and picture rows in their shares, and within each kind the sources in theirs,
-to within one row, so a run that is stopped early, or whose batches are small, has seen the mixture all the same.
+Every prefix of the order has text and picture rows in their shares, and within each kind the sources in theirs, to
+within one row. So a run that is stopped early, or whose batches are small, has seen the mixture all the same.
 
 Usage: ``sampler = MixtureSampler(Mixture.of(samples, source, weights, text_ratio=0.5), seed=0); sampler.set_epoch(1)``
 """
@@ -23,14 +23,7 @@ __all__ = ["Mixture", "MixtureSampler", "Stratum", "interleaved"]
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """Rows of one source and one kind.
-
-    Attributes:
-        source: place of the source in the recipe.
-        text_only: whether the rows are without pictures.
-        rows: row numbers.
-        count: how many rows of it an epoch has; more than ``len(rows)`` means some are seen again.
-    """
+    """Rows of one source and one kind; an epoch has ``count`` of them, some of them again where that is more."""
 
     source: int
     text_only: bool
@@ -53,14 +46,9 @@ class Mixture:
         *,
         text_ratio: float | None = None,
     ) -> Mixture:
-        """Decide how many rows of each kind an epoch has.
+        """Decide how many rows of each kind an epoch has, from each row's source and how often sources are seen.
 
-        Args:
-            samples: all rows.
-            source: per row, the place of its source.
-            weights: per source, how often an epoch has each of its rows.
-            text_ratio: share of text-only rows; picture rows then keep their weights, and text-only rows are cycled or
-                left out to reach the share. None leaves the data as they are.
+        Text-only rows are cycled or left out to reach their share ``text_ratio``; picture rows keep their weights.
 
         Raises:
             DataError: D008 when the share asks for a kind of row that the data lack.
@@ -80,7 +68,7 @@ class Mixture:
 
 
 def _with_text_share(counts: dict[tuple[int, bool], int], share: float) -> dict[tuple[int, bool], int]:
-    """The counts with those of text-only rows scaled so that they make up ``share`` of the epoch."""
+    """The counts, those of text-only rows scaled to make up ``share`` of the epoch."""
     text = {key: count for key, count in counts.items() if key[1]}
     pictures = sum(counts.values()) - sum(text.values())
     if pictures == 0 or (share > 0 and not text):
@@ -107,8 +95,8 @@ def _apportioned(total: int, sizes: Sequence[int]) -> list[int]:
 def interleaved(counts: Sequence[int]) -> list[int]:
     """Class numbers in an order where every prefix of length t has ``t * count / total`` of each class, within one.
 
-    Tijdeman's solution of the chairman assignment problem (Discrete Mathematics 32, 1980), in whole numbers:
-    of the classes far enough behind their share, the one whose deadline comes first.
+    Of the classes far enough behind their share, the one whose deadline comes first (Tijdeman's solution of the
+    chairman assignment problem, Discrete Mathematics 32, 1980), in whole numbers.
     """
     present = [place for place, count in enumerate(counts) if count > 0]
     if len(present) <= 1:
@@ -127,7 +115,7 @@ def interleaved(counts: Sequence[int]) -> list[int]:
 
 
 class MixtureSampler(Sampler[int]):
-    """Row numbers of an epoch; the same for the same seed and epoch, whatever the batch size.
+    """Row numbers of an epoch; the same for the same seed and epoch at every batch size.
 
     Rows of a stratum come in shuffled rounds that run on from epoch to epoch: none is seen again before all of its
     stratum were seen, also where an epoch has only part of them.
@@ -156,7 +144,7 @@ class MixtureSampler(Sampler[int]):
             yield next(left[kinds[kind][next(within[kind])]])
 
     def _picked(self, stratum: Stratum) -> list[int]:
-        """The epoch's rows of a stratum: the next ``count`` of an endless row of shuffled rounds."""
+        """The next ``count`` rows of a stratum, of its endless shuffled rounds."""
         size = len(stratum.rows)
         first = self._epoch * stratum.count
         rounds = range(first // size, (first + stratum.count - 1) // size + 1)

@@ -1,13 +1,13 @@
 """Conversation -> text segments, through the chat template; who speaks decides what is learned, never a search.
 
 transformers can either encode control tokens in user text as plain text, or return the mask of the template's
-generation markers, not both (5.23 refuses the combination). Segments give both: the rendered conversation is cut
+generation markers, not both (5.23 refuses the combination). Segments give both. The rendered conversation is cut
 
 - where an answer begins, so that training sees exactly the tokens a prompt gives, followed by the answer's own;
 - inside every control token or picture marker that stands in a row's own text, so that it can only be read as text.
 
-Where answers stand is told by the template's generation markers (its own, or those of TRL's training form of it).
-A template without any is rendered a second time with holes in place of the answers; what stands around the holes must
+The template's generation markers (its own, or those of TRL's training form of it) tell where answers stand.
+A template without any is rendered a second time with holes in place of the answers. What stands around the holes must
 stand around the answers too, or the row is refused.
 
 Usage: ``segments = Renderer(processor).segments(sample)``
@@ -28,7 +28,7 @@ from qlmm.data.contract import Processor
 from qlmm.data.encoding.marked_tokenizer import CUT, HOLE, MARKS, Segment
 from qlmm.data.sample import ImageRef, Role, Sample, Turn
 
-__all__ = ["Message", "Piece", "Renderer"]
+__all__ = ["Renderer"]
 
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 QUESTION, ANSWER = "a question", "an answer"
@@ -37,29 +37,25 @@ NAME_A_TEMPLATE = (
 )
 
 
-class Piece(TypedDict):
+class _Piece(TypedDict):
     """A text, or the place of a picture, as chat templates take them."""
 
     type: str
     text: NotRequired[str]
 
 
-class Message(TypedDict):
+class _Message(TypedDict):
     """A turn as chat templates take it."""
 
     role: Role
-    content: str | list[Piece]
+    content: str | list[_Piece]
 
 
 class Renderer:
     """A processor's chat template, made fit for training."""
 
     def __init__(self, processor: Processor) -> None:
-        """Choose the template and how it wants content.
-
-        Raises:
-            ModelError: D030 when there is no template, D031 when it cannot show a question and an answer.
-        """
+        """Choose the template and its form of content; D030 without one, D031 where it cannot show an answer."""
         added = processor.tokenizer.added_tokens_decoder.values()
         self._ends = sorted({token.content for token in added if token.special}, key=len, reverse=True)
         self._end = str(processor.tokenizer.eos_token)
@@ -74,9 +70,7 @@ class Renderer:
     def segments(self, sample: Sample, *, prompt: bool = False) -> list[Segment]:
         """A sample's segments; the last answer ends with an end token, the template's or else the tokenizer's.
 
-        Args:
-            sample: the conversation.
-            prompt: end with the template's invitation to answer; the sample then ends with a user turn.
+        With ``prompt`` the sample ends with a user turn, and the segments with the template's invitation to answer.
 
         Raises:
             DataError: D033 when the template refuses the conversation, loses a picture, or changes an answer.
@@ -87,16 +81,14 @@ class Renderer:
         except TemplateError as error:
             raise DataError.one("D033", f"the chat template refuses this row: {error}", where=where) from error
         except _Changed as error:
-            message = (
-                f"the chat template changes what answer {error.number} says, so that it cannot be learned as it is"
-            )
+            message = f"the chat template changes answer {error.args[0]}, so that it cannot be learned as it is"
             raise DataError.one("D033", message, where=where, help=NAME_A_TEMPLATE) from error
         given = len(sample.images)
         # A template that writes no placeholder leaves it to the processor, which then shows one picture, first.
         shown = text.count(self.placeholder) if self.placeholder else min(given, 1)
         if shown != given:
             raise DataError.one("D033", f"the chat template shows {shown} of this row's {given} pictures", where=where)
-        return list(self._cut(*(self._ended(text, spans) if not prompt else (text, spans))))
+        return list(self._cut(text, spans))
 
     def answer(self, sample: Sample) -> list[Segment]:
         """The last answer and an end token alone: what a decoder learns whose encoder reads the rest."""
@@ -105,12 +97,11 @@ class Renderer:
 
     def probe(self, *, pictures: int, prompt: bool = False) -> list[Segment]:
         """A question with so many pictures, and its answer or, for a prompt, the invitation to one."""
-        text, spans = self._plainly(pictures, prompt=prompt)
-        return list(self._cut(*((text, []) if prompt else self._ended(text, spans))))
+        return list(self._cut(*self._plainly(pictures, prompt=prompt)))
 
-    def _message(self, turn: Turn) -> Message:
+    def _message(self, turn: Turn) -> _Message:
         """A turn in the template's form, with every control token in its text cut open."""
-        content: list[Piece] = []
+        content: list[_Piece] = []
         for part in turn.parts:
             if isinstance(part, ImageRef):
                 content.append({"type": "image"})
@@ -126,25 +117,29 @@ class Renderer:
         return {"role": turn.role, "content": "".join(piece.get("text", self.placeholder) for piece in content)}
 
     def _guarded(self, text: str) -> str:
-        """A row's own text without marks, cut inside whatever reads like a control token."""
+        """A row's own text without marks, cut inside everything that reads like a control token."""
         return self._control.sub(rf"\g<0>{CUT}", re.sub(f"[{MARKS}]", "", text))
 
-    def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered text and the character spans of its answers, in order."""
+    def _render(self, messages: Sequence[_Message], *, prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered text and the character spans of its answers, in order; but for a prompt, with end tokens."""
         text, spans = self._written(messages, prompt=prompt)
-        if self._marked:
-            return text, spans
-        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-        hollow = [
-            Message(role="assistant", content=self._content(f"{HOLE}{place}{HOLE}")) if place in answers else message
-            for place, message in enumerate(messages)
-        ]
-        around = re.split(f"{HOLE}\\d+{HOLE}", self._written(hollow, prompt=prompt)[0])
-        said = [_said(messages[place]["content"]) for place in answers]
-        return text, list(_between(text, around, said))
+        if not self._marked:
+            spans = list(self._around_holes(text, messages, prompt=prompt))
+        return (text, spans) if prompt else self._ended(text, spans)
 
-    def _written(self, messages: Sequence[Message], *, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
-        """What the template writes, and the spans of its generation markers."""
+    def _around_holes(self, text: str, messages: Sequence[_Message], *, prompt: bool) -> Iterator[tuple[int, int]]:
+        """Where answers stand in a text whose template marks none."""
+        hollow: list[_Message] = []
+        for place, message in enumerate(messages):
+            hole = f"{HOLE}{place}{HOLE}"
+            content: str | list[_Piece] = hole if self._flat else [{"type": "text", "text": hole}]
+            hollow.append({"role": "assistant", "content": content} if message["role"] == "assistant" else message)
+        around = re.split(f"{HOLE}\\d+{HOLE}", self._written(hollow, prompt=prompt)[0])
+        answers = [_text(message["content"]) for message in messages if message["role"] == "assistant"]
+        return _between(text, around, answers)
+
+    def _written(self, messages: Sequence[_Message], *, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+        """The template's text, and the spans of its generation markers."""
         texts, spans = render_jinja_template(
             conversations=[list(messages)],
             chat_template=self.template,
@@ -156,14 +151,8 @@ class Renderer:
         )
         return texts[0], [(start, end) for start, end in spans[0] if start < end] if self._marked else []
 
-    def _content(self, text: str) -> str | list[Piece]:
-        return text if self._flat else [{"type": "text", "text": text}]
-
     def _ended(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
-        """The answers with the end token that the template writes after the last one, or else the tokenizer's.
-
-        A model that never saw an answer end does not stop.
-        """
+        """Text and answers, each with its end token; a model that never saw an answer end does not stop."""
         if not spans:
             return text, []
         end = self._closing(text[spans[-1][0] : spans[-1][1]], text[spans[-1][1] :])
@@ -193,10 +182,10 @@ class Renderer:
                 yield Segment(piece, min(answer_end - start, len(piece)))
 
     def _answer_start(self, text: str, start: int) -> int:
-        """Where the generation prompt ends: the marker's place, or before blank space that the prompt does not hold.
+        """Where the generation prompt ends: the marker's place, or before blank space that is not in the prompt.
 
-        LLaVA-1.5's prompt ends with "ASSISTANT:" but its marker opens after "ASSISTANT: "; a model that answers the
-        prompt has to bring the space itself, mostly as part of its first token. Qwen 3.5's prompt ends with an empty
+        LLaVA-1.5's prompt ends with "ASSISTANT:" but its marker opens after "ASSISTANT: ". A model that answers the
+        prompt has to write the space itself, mostly as part of its first token. Qwen 3.5's prompt ends with an empty
         block of thought that its marker counts to the answer; what the prompt gives is not learned.
         """
         for cut in range(len(self._opening) - 1, 0, -1):
@@ -211,25 +200,21 @@ class Renderer:
         return start
 
     def _generation_prompt(self) -> str:
-        """The end of every prompt: what the template adds to invite an answer, empty where it is not a plain suffix."""
+        """What the template adds to invite an answer; empty where it is not a plain suffix."""
         question = self._message(Turn("user", (QUESTION,)))
         plain, _ = self._render([question])
         prompt, _ = self._render([question], prompt=True)
         return prompt[len(plain) :] if prompt.startswith(plain) else ""
 
     def _form(self, processor: Processor) -> tuple[bool, str]:
-        """Whether the template takes content as one string, and the placeholder it writes for a picture.
-
-        Raises:
-            ModelError: D031 when neither form shows both texts.
-        """
+        """Whether the template takes content as one string, and the placeholder it writes for a picture."""
         for flat in (False, True):
             self._flat, self.placeholder = flat, _image_token(processor)
             try:
                 with_picture, without = (self._plainly(pictures) for pictures in (1, 0))
             except (TemplateError, TypeError, ValueError, LookupError, _Changed):
                 continue
-            if all(self._shows(*written) for written in (with_picture, without)):
+            if all(_shows(*written) for written in (with_picture, without)):
                 return flat, _placeholder(processor, with_picture[0], without[0])
         message = "the chat template cannot show a picture, a question and a marked answer"
         raise ModelError.one("D031", message, help=NAME_A_TEMPLATE)
@@ -239,10 +224,9 @@ class Renderer:
         turns = (question,) if prompt else (question, Turn("assistant", (ANSWER,)))
         return self._render([self._message(turn) for turn in turns], prompt=prompt)
 
-    @staticmethod
-    def _shows(text: str, spans: Sequence[tuple[int, int]]) -> bool:
-        answered = any(ANSWER in text[start:end] for start, end in spans)
-        return answered and "'type'" not in text
+
+def _shows(text: str, spans: Sequence[tuple[int, int]]) -> bool:
+    return any(ANSWER in text[start:end] for start, end in spans) and "'type'" not in text
 
 
 def _image_token(processor: Processor) -> str:
@@ -254,28 +238,20 @@ def _image_token(processor: Processor) -> str:
 
 
 class _Changed(Exception):
-    """The template rewrites an answer."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """The template rewrites an answer; its number is the argument."""
 
 
-def _said(content: str | list[Piece]) -> str:
+def _text(content: str | list[_Piece]) -> str:
     return content if isinstance(content, str) else "".join(piece["text"] for piece in content)
 
 
-def _between(text: str, around: Sequence[str], said: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Where answers stand in a text, given what stands around them; a template may trim them, and no more.
-
-    Raises:
-        _Changed: when what stands there is not the answer.
-    """
+def _between(text: str, around: Sequence[str], answers: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where answers stand in a text, by what stands around them; a template may trim them, else `_Changed`."""
     place = len(around[0])
-    if len(around) != len(said) + 1 or not text.startswith(around[0]):
+    if len(around) != len(answers) + 1 or not text.startswith(around[0]):
         raise _Changed(1)
-    for number, (answer, after) in enumerate(zip(said, around[1:], strict=True), 1):
-        last = number == len(said)
+    for number, (answer, after) in enumerate(zip(answers, around[1:], strict=True), 1):
+        last = number == len(answers)
         for form in (answer, answer.strip(), answer.lstrip(), answer.rstrip()):
             end = place + len(form)
             if text.startswith(form + after, place) and (not last or len(text) == end + len(after)):
@@ -317,10 +293,9 @@ def _training_template(processor: Processor) -> str:
 
 
 def _control_pattern(processor: Processor, template: str, placeholder: str) -> re.Pattern[str]:
-    """Matches the first character of a control token: special, a picture marker, or written by the template."""
+    """Matches the first character of a control token: special, a picture marker, or in the template."""
     added = processor.tokenizer.added_tokens_decoder.values()
     control = {token.content for token in added if token.special or token.content in template}
-    control = {
-        token for token in {*control, _image_token(processor), placeholder} if len(token) > 1 and not token.isspace()
-    }
-    return re.compile(f"(?={'|'.join(re.escape(token) for token in sorted(control))}).", re.DOTALL)
+    control |= {_image_token(processor), placeholder}
+    escaped = [re.escape(token) for token in sorted(control) if len(token) > 1 and not token.isspace()]
+    return re.compile(f"(?={'|'.join(escaped)}).", re.DOTALL)

@@ -1,7 +1,7 @@
 """Samples -> tensors; the only place where that happens, for training, measuring and answering alike.
 
-Placeholders are expanded by the processor, one id per visual token. Labels are the ids of answers, by position,
-so that a tokenizer whose padding is its end token still teaches the model to stop.
+The processor expands placeholders, one id per visual token. Labels are the ids of answers, by position, so that a
+tokenizer whose padding is its end token still teaches the model to stop.
 
 Usage: ``batch = Encoder.make(processor, max_length=2048).batch(samples)``
 """
@@ -18,8 +18,8 @@ from qlmm.data.contract import Processor
 from qlmm.data.encoding.chat_template import Renderer
 from qlmm.data.encoding.length_limit import Fitted, Lengths, fit
 from qlmm.data.encoding.marked_processor import MarkedProcessor
-from qlmm.data.encoding.marked_tokenizer import MarkedRow, marked
-from qlmm.data.encoding.trial import Findings, PictureTokens, check_prompt, claimed, mask_of, tried, try_processor
+from qlmm.data.encoding.marked_tokenizer import MarkedRow, marked, padded
+from qlmm.data.encoding.trial import Trial
 from qlmm.data.media.images import decode, size
 from qlmm.data.sample import Example, Feedback, ImageRef, Preference, Row, Sample
 
@@ -43,28 +43,17 @@ class Encoder:
         takes_both: whether rows with and without a picture may stand in one batch.
     """
 
-    def __init__(
-        self,
-        processor: MarkedProcessor,
-        renderer: Renderer,
-        findings: Findings,
-        *,
-        max_length: int,
-        shortens: bool,
-        decoder: bool,
-    ) -> None:
-        self.processor = processor.processor
+    def __init__(self, trial: Trial, *, max_length: int, shortens: bool, decoder: bool) -> None:
+        self.processor = trial.processor.processor
         self.max_length = max_length
-        self.slot_id = findings.slot_id
-        self.takes_text_only = findings.takes_text_only
-        self.takes_both = findings.takes_both
-        self._marked = processor if findings.by_row else processor.with_one_list()
-        self._renderer = renderer
-        self._findings = findings
+        self.slot_id = trial.slot_id
+        self.takes_text_only = trial.takes_text_only
+        self.takes_both = trial.takes_both
+        self._marked = trial.processor
+        self._renderer = trial.renderer
+        self._trial = trial
         self._shortens = shortens
         self._decoder = decoder
-        self._holder = len(self.processor.tokenizer(renderer.placeholder, add_special_tokens=False)["input_ids"])
-        self._sizes: dict[tuple[tuple[int, int], bool], PictureTokens] = {}
 
     @classmethod
     def make(
@@ -78,77 +67,61 @@ class Encoder:
         """An encoder for a processor that was tried and can do what training needs.
 
         Args:
-            processor: tokenizer, picture preparation and chat template of the base.
+            processor: of the base, with its tokenizer and chat template.
             max_length: most tokens in a row, visual ones included.
             overlong: what ``fit`` does with longer rows.
             decoder: whether answers go to a decoder of their own (T5) instead of following the question.
 
         Raises:
-            ModelError: D030, D031 without a usable chat template; D034 without a padding token; D037 when
-                the processor cannot be used for training; D045 when a prompt does not stand before its answer.
+            ModelError: D030, D031 without a usable chat template; D034 without a padding token; D037 when the processor
+                cannot be used for training; D045 when a prompt does not stand before its answer.
         """
         if processor.tokenizer.pad_token_id is None:
             raise ModelError.one("D034", "the tokenizer has no padding token", help="its end token can serve")
-        renderer, own = Renderer(processor), MarkedProcessor(processor, whole=decoder)
-        findings = try_processor(own, renderer)
-        made = cls(own, renderer, findings, max_length=max_length, shortens=overlong == "shorten", decoder=decoder)
+        trial = Trial(MarkedProcessor(processor, whole=decoder), Renderer(processor))
         if not decoder:
-            check_prompt(made._marked, renderer)
-        return made
+            trial.check_prompt()
+        return cls(trial, max_length=max_length, shortens=overlong == "shorten", decoder=decoder)
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """A right-padded training batch.
 
         Returns:
-            ``input_ids``, ``attention_mask`` and ``labels`` of shape (rows, longest row), labels ``IGNORED`` wherever
-            nothing is learned; ``pixel_values`` and others as the processor gives them, only if there is a picture.
-
-        Raises:
-            BadImage: when a picture cannot be decoded.
-            DataError: D039 when the processor refuses the rows.
+            ``input_ids``, ``attention_mask`` and ``labels`` (rows, longest row), labels ``IGNORED`` where nothing is
+            learned; ``pixel_values`` and others as the processor gives them, only if there is a picture.
         """
         import torch
 
         if self._decoder:
             _, tensors = self.encode([_open(sample) for sample in samples], prompt=True)
-            return {**tensors, "labels": self._decoder_labels(samples)}
+            return {**tensors, "labels": torch.tensor(padded([self._answer_ids(one) for one in samples], IGNORED))}
         rows, tensors = self.encode(samples)
-        learned = mask_of([row.learned for row in rows], tensors["input_ids"])
+        learned = torch.tensor(padded([row.learned for row in rows], False))
         return {**tensors, "labels": torch.where(learned, tensors["input_ids"], IGNORED)}
 
     def pairs(self, preferences: Sequence[Preference]) -> dict[str, torch.Tensor]:
-        """A right-padded batch of pairs in TRL's layout: all rows with the chosen answer, then all with the rejected.
+        """``completions`` of all rows with the chosen answer, then of all with the rejected, as TRL lays pairs out.
 
-        Returns:
-            ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape (2 × pairs, longest row), the last 1 on
-            the last answer and its end token alone; pictures of both halves and further tensors as in ``batch``.
-            Source: ``DataCollatorForVisionPreference`` of TRL 1.16, but for its padding between prompt and answer.
-
-        Raises:
-            BadImage: when a picture cannot be decoded.
-            DataError: D039 when the processor refuses the rows.
-            ModelError: D044 for a base whose answers go to a decoder of their own.
+        Source: ``DataCollatorForVisionPreference`` of TRL 1.16, but for its padding between prompt and answer.
         """
         sides = [self._sides(one) for one in preferences]
         return self.completions([row for half in zip(*sides, strict=True) for row in half])
 
-    def completions(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+    def completions(self, rows: Sequence[Sample | Feedback]) -> dict[str, torch.Tensor]:
         """A right-padded batch of which the last answers alone are learned, as TRL's preference trainers take it.
 
-        Returns:
-            ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape (rows, longest row), the last 1 on the
-            last answer and its end token alone; pictures and further tensors as in ``batch``.
+        ``completion_mask`` (rows, longest row) is 1 on the last answer and its end token; the rest is as in ``batch``.
 
         Raises:
-            BadImage: when a picture cannot be decoded.
-            DataError: D039 when the processor refuses the rows.
+            ModelError: D044 for a base whose answers go to a decoder of their own.
         """
-        rows, tensors = self.encode(samples)
-        answers = mask_of([row.answer for row in rows], tensors["input_ids"])
-        return {**tensors, "completion_mask": answers.long()}
+        import torch
+
+        marks, tensors = self.encode([side for one in rows for side in self._sides(one)])
+        return {**tensors, "completion_mask": torch.tensor(padded([row.answer for row in marks], False)).long()}
 
     def _sides(self, example: Example) -> tuple[Sample, ...]:
-        """The conversations to encode: the row itself, or those with the chosen and with the rejected answer."""
+        """The conversations to encode: one, or those with the chosen and with the rejected answer."""
         if isinstance(example, Sample):
             return (example,)
         if self._decoder:
@@ -158,48 +131,29 @@ class Encoder:
             return (example.sample,)
         return example.side("chosen"), example.side("rejected")
 
-    def _decoder_labels(self, samples: Sequence[Sample]) -> torch.Tensor:
-        """The last answers alone, for a decoder."""
-        import torch
-
-        answers = [self._answer_ids(sample) for sample in samples]
-        longest = max(len(ids) for ids in answers)
-        return torch.tensor([[*ids, *[IGNORED] * (longest - len(ids))] for ids in answers])
-
     def _answer_ids(self, sample: Sample) -> list[int]:
-        """What the decoder learns, begun as the tokenizer begins a text."""
+        """The tokens of the last answer alone, begun as the tokenizer begins a text."""
         return self._marked.read([marked(self._renderer.answer(sample))])[0].ids
 
     def prompt(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """The model's input for answering a conversation that ends with a user turn, as a batch of one.
-
-        The tokens are those that stand before the same answer in a training batch.
-        """
-        _, tensors = self.encode([sample], prompt=True)
-        return tensors
+        """A conversation that ends with a user turn, as a batch of one: what stands before the answer in training."""
+        return self.encode([sample], prompt=True)[1]
 
     def measure(self, samples: Iterable[Example]) -> list[Lengths]:
-        """Tokens per row as ``batch`` and ``pairs`` give them, from picture headers, without decoding a picture.
-
-        Raises:
-            BadImage: when a header cannot be read.
-            ModelError: D044 for preferences, where ``pairs`` raises it.
-        """
+        """Tokens per row as ``batch`` and ``pairs`` give them, from picture headers, without decoding a picture."""
         lengths: list[Lengths] = []
         rest = iter(samples)
         while chunk := list(islice(rest, ROWS_AT_ONCE)):
-            texts = [
-                self._renderer.segments(_open(one), prompt=True) if self._decoder else self._renderer.segments(one)
-                for example in chunk
-                for one in self._sides(example)
+            sides = [self._sides(example) for example in chunk]
+            rows = iter(self.read([row for side in sides for row in side]))
+            lengths += [
+                self._lengths(one, list(islice(rows, len(side)))) for one, side in zip(chunk, sides, strict=True)
             ]
-            rows = iter(self._marked.read([marked(segments) for segments in texts]))
-            lengths += [self._lengths(one, [next(rows) for _ in self._sides(one)]) for one in chunk]
         return lengths
 
     def _lengths(self, sample: Example, rows: Sequence[MarkedRow]) -> Lengths:
         """One row's lengths from the tokens of its sides, each picture still a single placeholder."""
-        text = max(len(row.ids) for row in rows) - len(sample.images) * self._holder
+        text = max(len(row.ids) for row in rows) - len(sample.images) * len(self._trial.placeholder)
         visual = self.visual_tokens(sample.images)
         if not isinstance(sample, Sample):
             return Lengths(text, visual, sum(sum(row.answer) for row in rows))
@@ -210,49 +164,40 @@ class Encoder:
 
     def visual_tokens(self, images: Sequence[ImageRef]) -> int:
         """Tokens that pictures take, from their headers; separators that the processor writes are counted too."""
-        return sum(self._picture(size(image), together=len(images) > 1).tokens for image in images)
+        return sum(self._trial.picture(size(image), together=len(images) > 1).tokens for image in images)
 
     def tokens_for(self, width: int, height: int) -> int:
-        """Tokens that a picture of that size in pixels takes, as ``visual_tokens`` counts them.
-
-        Raises:
-            DataError: D039 when the processor refuses such a picture.
-        """
-        return self._picture((width, height)).tokens
+        """Tokens that a picture of that size in pixels takes; DataError D039 when the processor refuses it."""
+        return self._trial.picture((width, height)).tokens
 
     def slots(self, images: Sequence[ImageRef]) -> int:
         """Tokens that the features of pictures go into, from their headers."""
-        return sum(self._picture(size(image), together=len(images) > 1).slots for image in images)
+        return sum(self._trial.picture(size(image), together=len(images) > 1).slots for image in images)
 
     def fit(self, samples: Sequence[Row]) -> Fitted[Row]:
         """The rows that can be learned from within ``max_length``; pictures and the last answer are never cut.
 
-        With ``overlong="shorten"`` the oldest exchanges after a leading system turn are left out until the row fits;
-        pictures they showed move to the first turn that stays. A pair fits when both of its sides do.
+        With ``overlong="shorten"`` the oldest exchanges after a leading system turn are left out until the row fits.
+        Their pictures move to the first turn that stays. A pair fits when both of its sides do.
         """
         return fit(samples, self.measure, max_length=self.max_length, shorten=self._shortens)
 
-    def _picture(self, pixels: tuple[int, int], *, together: bool = False) -> PictureTokens:
-        """What one picture of (width, height) takes, alone in a row or together with others."""
-        place = (pixels, together and not self._findings.alike)
-        if place not in self._sizes:
-            said = claimed(self._marked, pixels) if self._findings.claims_hold and not place[1] else None
-            self._sizes[place] = said or tried(self._marked, self._renderer, pixels, self.slot_id, together=place[1])
-        return self._sizes[place]
-
     def read(self, samples: Sequence[Sample]) -> list[MarkedRow]:
-        """Rows as tokenised, each picture a single placeholder."""
-        return self._marked.read([marked(self._renderer.segments(one)) for one in samples])
+        """Rows as tokenised, each picture a single placeholder; up to the answer, where a decoder of its own has it."""
+        texts = (
+            self._renderer.segments(_open(one), prompt=True) if self._decoder else self._renderer.segments(one)
+            for one in samples
+        )
+        return self._marked.read([marked(segments) for segments in texts])
 
     def encode(
         self, samples: Sequence[Sample], *, prompt: bool = False
     ) -> tuple[list[MarkedRow], dict[str, torch.Tensor]]:
-        """Rows as tokenised, pictures expanded, and all the tensors that the processor makes of them.
+        """Rows as tokenised, pictures expanded, and the tensors that the processor makes of them, place by place.
 
         Raises:
             BadImage: when a picture cannot be decoded.
             DataError: D039 when the processor refuses the rows.
-            ModelError: D037 when the processor changes tokens after they were read.
         """
         texts = [marked(self._renderer.segments(sample, prompt=prompt)) for sample in samples]
         pictures = [[decode(ref) for ref in sample.images] for sample in samples]

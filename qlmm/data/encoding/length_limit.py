@@ -1,30 +1,27 @@
-"""Which rows fit within the most tokens a recipe allows, shortened where it says so, and why the others do not.
+"""Which rows fit within the most tokens a recipe allows, shortened where it allows that, and why the others do not.
 
 Usage: ``fitted = fit(samples, encoder.measure, max_length=2048, shorten=True)``
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, cast
+from typing import Generic, Literal, cast
 
-from qlmm.data.errors import DropReason
 from qlmm.data.sample import Example, Origin, Preference, Row, Side
 
-__all__ = ["Dropped", "Excess", "Fitted", "Lengths", "fit"]
+__all__ = ["Dropped", "Fitted", "Lengths", "Spread", "fit"]
 
 SIDES: tuple[Side, Side] = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of one row; of a pair, those of its longer side.
+    """Tokens of one row, visual ones and others; of a pair, those of its longer side.
 
-    Attributes:
-        text: everything that is not a visual token.
-        visual: placeholders of its pictures.
-        supervised: tokens that carry loss; part of ``text``, but for a pair, where those of both answers are counted.
+    ``supervised`` ones have a loss. They are part of ``text``, but of a pair, those of both answers.
     """
 
     text: int
@@ -36,50 +33,40 @@ class Lengths:
         """Tokens the model sees."""
         return self.text + self.visual
 
+    def excess(self, most: int) -> str:
+        """Why a row does not fit."""
+        return f"{self.visual:,} visual + {self.text:,} text tokens > {most:,}"
+
 
 @dataclass(frozen=True, slots=True)
-class Excess:
-    """An answer that is too long together with its prompt; of a pair, which of the two."""
+class Spread:
+    """How a number varies over rows."""
 
-    lengths: Lengths
-    most: int
-    side: Side | None = None
+    median: int
+    p95: int
+    max: int
 
-    def __str__(self) -> str:
-        side = f"{self.side} answer: " if self.side else ""
-        return f"{side}{self.lengths.visual:,} visual + {self.lengths.text:,} text tokens > {self.most:,}"
+    @classmethod
+    def of(cls, values: Sequence[int]) -> Spread:
+        """Median, 95th percentile and maximum (nearest rank); zeros for no values."""
+        ordered = sorted(values) or [0]
+        return cls(*(ordered[max(0, math.ceil(len(ordered) * share) - 1)] for share in (0.5, 0.95, 1.0)))
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that does not fit, and why.
-
-    Attributes:
-        origin: where the row came from.
-        reason: the class of reason, which is counted.
-        excess: what is too long.
-    """
+    """A row that does not fit; ``reason`` is for counting, ``text`` has the row's own numbers."""
 
     origin: Origin
-    reason: DropReason
-    excess: tuple[Excess, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """The reason in words, with the row's own numbers."""
-        return "; ".join(map(str, self.excess)) or "nothing to learn: no token of an answer is left"
+    reason: Literal["over data.max_length", "nothing to learn"]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted(Generic[Row]):
     """Rows that fit, shortened where the recipe allows it.
 
-    Attributes:
-        samples: rows to train on.
-        kept: per sample, its place among the rows given.
-        lengths: per sample, its tokens.
-        dropped: the others, with reasons.
-        shortened: how many samples lost old turns.
+    ``kept`` is per sample its place among the rows given; ``shortened`` counts samples that lost old turns.
     """
 
     samples: tuple[Row, ...]
@@ -93,13 +80,9 @@ Measure = Callable[[Sequence[Example]], list[Lengths]]
 
 
 def fit(samples: Sequence[Row], measure: Measure, *, max_length: int, shorten: bool) -> Fitted[Row]:
-    """The rows that can be learned from within ``max_length``.
+    """The rows that can be learned from within ``max_length`` tokens, visual ones included.
 
-    Args:
-        samples: all rows.
-        measure: tokens per row.
-        max_length: most tokens of a row, visual ones included.
-        shorten: leave out the oldest exchanges of longer rows, one by one, until they fit.
+    ``shorten`` leaves out the oldest exchanges of longer rows, one by one, until they fit.
     """
     fitted: list[tuple[int, Row, Lengths]] = []
     dropped: list[Dropped] = []
@@ -124,19 +107,16 @@ def _candidates(sample: Row, lengths: Lengths, measure: Measure, shorten: bool) 
     yield sample, lengths
     shorter = sample
     while shorten and (without := shorter.without_oldest()) is not None:
-        # Each kind of row gives its own kind, which a union of methods does not tell.
+        # mypy cannot tell that each kind of row gives its own kind.
         shorter = cast("Row", without)
         yield shorter, measure([shorter])[0]
 
 
 def _dropped(sample: Example, lengths: Lengths, measure: Measure, most: int) -> Dropped:
     if not lengths.supervised:
-        return Dropped(sample.origin, DropReason.NOTHING_LEARNED)
-    if not isinstance(sample, Preference):
-        return Dropped(sample.origin, DropReason.TOO_LONG, (Excess(lengths, most),))
-    sides = zip(SIDES, measure([sample.side(name) for name in SIDES]), strict=True)
-    return Dropped(
-        sample.origin,
-        DropReason.TOO_LONG,
-        tuple(Excess(side, most, name) for name, side in sides if side.total > most),
-    )
+        return Dropped(sample.origin, "nothing to learn", "nothing to learn: no token of an answer is left")
+    excess = lengths.excess(most)
+    if isinstance(sample, Preference):
+        sides = zip(SIDES, measure([sample.side(name) for name in SIDES]), strict=True)
+        excess = "; ".join(f"{name} answer: {side.excess(most)}" for name, side in sides if side.total > most)
+    return Dropped(sample.origin, "over data.max_length", excess)

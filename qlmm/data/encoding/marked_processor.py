@@ -1,9 +1,8 @@
-"""A processor that is given marked text: rows as tokenised come back beside the tensors it makes of them.
+"""A processor that takes marked text: rows as tokenised come back beside the tensors it makes of them.
 
-Processors expand placeholders, count them and build masks from the ids they get, and they get these by calling their
-own ``self.tokenizer``. So for one call a stand-in takes its place in a copy of the processor: it reads marked texts,
-keeps the rows it read, and is the tokenizer itself in everything else. Neither the processor nor the tokenizer that
-the base came with is ever changed.
+Processors expand placeholders, count them and build masks from the ids that they get from their ``self.tokenizer``.
+For one call a stand-in takes its place in a copy of the processor. It reads marked texts, keeps the rows it read, and
+is the tokenizer itself in everything else. The base's own processor and tokenizer are never changed.
 
 Usage: ``rows, tensors = MarkedProcessor(processor).run([marked(segments)], [[picture]])``
 """
@@ -20,7 +19,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from qlmm.core.errors import DataError, ModelError
 from qlmm.data.contract import Processor
-from qlmm.data.encoding.marked_tokenizer import CUT, REST, MarkedRow, MarkedTokenizer
+from qlmm.data.encoding.marked_tokenizer import CUT, REST, MarkedRow, MarkedTokenizer, padded
 
 if TYPE_CHECKING:
     import torch
@@ -36,24 +35,17 @@ FAILURES = (ValueError, AttributeError, LookupError, TypeError, RuntimeError, No
 class MarkedProcessor:
     """Runs a processor on marked texts.
 
-    Attributes:
-        processor: the base's.
-        by_row: whether it is given one list of pictures per row. Most take that; GOT-OCR reads such lists as pages of
-            one document, and is given all pictures in one list.
+    It is given one list of pictures per row or, without ``by_row``, all in one list: GOT-OCR reads lists per row as the
+    pages of one document.
     """
 
-    def __init__(self, processor: Processor, *, whole: bool = False, by_row: bool = True) -> None:
+    def __init__(self, processor: Processor, *, whole: bool = False) -> None:
         self.processor = processor
-        self.by_row = by_row
-        self._whole = whole
+        self.by_row = True
         self._tokenizer = MarkedTokenizer(processor.tokenizer, whole=whole)
         # Positions of M-RoPE need token types, which not every processor of such a model gives unasked.
         typed = "mm_token_type_ids" in processor.model_input_names
         self._asked = {"add_special_tokens": False, **({"return_mm_token_type_ids": True} if typed else {})}
-
-    def with_one_list(self) -> MarkedProcessor:
-        """The same with all pictures of a batch in one list."""
-        return MarkedProcessor(self.processor, whole=self._whole, by_row=False)
 
     def read(self, texts: Sequence[str]) -> list[MarkedRow]:
         """Marked texts as tokenised, each picture a single placeholder."""
@@ -62,11 +54,11 @@ class MarkedProcessor:
     def run(
         self, texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]
     ) -> tuple[list[MarkedRow], dict[str, torch.Tensor]]:
-        """Rows as tokenised, and everything the processor makes of them and their pictures.
+        """Rows as tokenised, place by place as in the tensors that the processor makes of them and their pictures.
 
         Raises:
             ModelError: D037 when the processor changes tokens after they were read.
-            DataError: D039 with the processor's own words when it refuses the rows.
+            DataError: D039 with the processor's own message when it refuses the rows.
         """
         stand_in = _MarkReader(self.processor.tokenizer, self._tokenizer)
         kind = type(self.processor).__name__
@@ -80,18 +72,13 @@ class MarkedProcessor:
         output.pop("labels", None)
         if "input_ids" not in output:
             raise ModelError.one("D037", f"{kind} gives no tokens: it takes no conversations")
-        if not _unchanged(stand_in.rows, output["input_ids"]):
+        rows, ids = stand_in.rows, output["input_ids"].tolist()
+        # Some processors put picture tokens before all rows.
+        before = len(ids[0]) - max((len(row.ids) for row in rows), default=0)
+        if not rows or any(own[before:][: len(row.ids)] != row.ids for own, row in zip(ids, rows, strict=True)):
             message = f"{kind} changes tokens after they were read: what is learned is not known"
             raise ModelError.one("D037", message, help="choose another base")
-        return stand_in.rows, output
-
-
-def _unchanged(rows: Sequence[MarkedRow], ids: torch.Tensor) -> bool:
-    """Whether the tokens are those that were read; some processors put picture tokens before all rows."""
-    before = ids.shape[1] - max((len(row.ids) for row in rows), default=0)
-    return bool(rows) and all(
-        ids[number, before : before + len(row.ids)].tolist() == row.ids for number, row in enumerate(rows)
-    )
+        return [row.after(own[:before]) for own, row in zip(ids, rows, strict=True)], output
 
 
 def _with_tokenizer(processor: Processor, stand_in: _MarkReader) -> Any:
@@ -104,10 +91,7 @@ def _with_tokenizer(processor: Processor, stand_in: _MarkReader) -> Any:
 
 
 class _StandIn:
-    """A tokenizer in everything but how it is called.
-
-    No subclass can do this: a tokenizer is a loaded object, and processors only ever call and ask the one they hold.
-    """
+    """A tokenizer in everything but how it is called; not a subclass, since a tokenizer is a loaded object."""
 
     def __init__(self, plain: Any) -> None:
         self.plain = plain
@@ -120,11 +104,7 @@ class _StandIn:
 
 
 class _MarkReader(_StandIn):
-    """Reads marked texts and keeps what it read, for one call; reads all other texts as the tokenizer does.
-
-    Attributes:
-        rows: the marked rows of the call, in order.
-    """
+    """Reads marked texts and keeps their rows, for one call; reads all other texts as the tokenizer does."""
 
     def __init__(self, plain: Any, tokenizer: MarkedTokenizer) -> None:
         super().__init__(plain)
@@ -137,31 +117,30 @@ class _MarkReader(_StandIn):
         if not texts or not all(isinstance(one, str) and CUT in one for one in texts):
             return self.plain(text, *further, **settings)
         self.rows = self._tokenizer.read(texts)
-        longest = max(len(row.ids) for row in self.rows)
         columns = {
-            "input_ids": [_padded(row.ids, longest, self.plain.pad_token_id) for row in self.rows],
-            "attention_mask": [_padded([1] * len(row.ids), longest, 0) for row in self.rows],
+            "input_ids": padded([row.ids for row in self.rows], self.plain.pad_token_id),
+            "attention_mask": padded([[1] * len(row.ids) for row in self.rows], 0),
         }
         if settings.get("return_token_type_ids"):
-            columns["token_type_ids"] = [_padded(_types(row), longest, 0) for row in self.rows]
+            columns["token_type_ids"] = padded([_types(row) for row in self.rows], 0)
         return _Encoded(columns, self.rows)
 
 
 class _InstructionReader(_StandIn):
     """A second tokenizer of a processor, which sees what stands before the first answer.
 
-    InstructBLIP's Q-Former reads the instruction; with the answer in it, the pictures' features would give it away.
+    InstructBLIP's Q-Former reads the instruction. With the answer in it, the pictures' features would give it away.
     """
 
     def __call__(self, text: Any = None, *further: Any, **settings: Any) -> Any:
-        """What the tokenizer makes of the texts up to their first answers."""
+        """The tokenizer's output for the texts up to their first answers."""
         texts = [text] if isinstance(text, str) else text
         shown = [CUT.join(one.split(REST)[0].split(CUT)[: -1 if REST in one else None]) for one in texts]
         return self.plain([one.replace(CUT, "") for one in shown], *further, **settings)
 
 
 class _Encoded(BatchEncoding):
-    """What a tokenizer returns, with places counted in the marked text."""
+    """A tokenizer's output, with places counted in the marked text."""
 
     def __init__(self, columns: dict[str, list[list[int]]], rows: Sequence[MarkedRow]) -> None:
         super().__init__(columns)
@@ -171,10 +150,6 @@ class _Encoded(BatchEncoding):
         """The token at a character; some processors ask where the placeholders they wrote have gone."""
         row, place = (0, batch_or_char_index) if char_index is None else (batch_or_char_index, char_index)
         return bisect_right(self.rows[row].ends, place)
-
-
-def _padded(values: list[int], length: int, pad: int) -> list[int]:
-    return [*values, *[pad] * (length - len(values))]
 
 
 def _types(row: MarkedRow) -> list[int]:

@@ -1,7 +1,6 @@
-"""Tokens of marked text: cut where a piece ends, and marked where an answer does.
+"""Tokens of marked text: a mark where a piece ends that is tokenised apart, and one where an answer does.
 
-Encoding needs rows cut into pieces that are tokenised apart, and needs to know what is learned. Rows carry both as
-marks that no text holds, so that a processor can be given whole rows (`qlmm.data.encoding.marked_processor`).
+No row's own text has these marks, so that a processor can be given whole rows (`qlmm.data.encoding.marked_processor`).
 
 Usage: ``rows = MarkedTokenizer(processor.tokenizer).read([marked(segments)])``
 """
@@ -14,9 +13,9 @@ from typing import Any
 
 from qlmm.core.errors import ModelError
 
-__all__ = ["CUT", "HOLE", "MARKS", "REST", "MarkedRow", "MarkedTokenizer", "Segment", "marked"]
+__all__ = ["CUT", "HOLE", "MARKS", "REST", "MarkedRow", "MarkedTokenizer", "Segment", "marked", "padded"]
 
-# Unicode noncharacters: never text; rows that hold them lose them.
+# Unicode noncharacters: never text; rows that have them lose them.
 CUT, REST, HOLE = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKS = CUT + REST + HOLE
 
@@ -26,12 +25,7 @@ Piece = tuple[Sequence[int], Sequence[tuple[int, int]]]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of rendered text that is tokenised on its own.
-
-    Attributes:
-        text: with one placeholder per picture.
-        learned: how many characters, from the first, belong to an answer.
-    """
+    """A stretch of rendered text that is tokenised on its own; its first ``learned`` characters are an answer's."""
 
     text: str
     learned: int = 0
@@ -39,17 +33,15 @@ class Segment:
 
 @dataclass(slots=True)
 class MarkedRow:
-    """One tokenised row.
-
-    Attributes:
-        ids: its tokens.
-        learned: per token, whether it is learned.
-        ends: per token, where it ends in the marked text.
-    """
+    """One tokenised row: per token its id, whether it is learned, and where it ends in the marked text."""
 
     ids: list[int] = field(default_factory=list)
     learned: list[bool] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
+
+    def after(self, ids: Sequence[int]) -> MarkedRow:
+        """The row behind other tokens, which are not learned."""
+        return MarkedRow([*ids, *self.ids], [False] * len(ids) + self.learned, [0] * len(ids) + self.ends)
 
     @property
     def answer(self) -> list[bool]:
@@ -60,26 +52,24 @@ class MarkedRow:
 
 
 def marked(segments: Iterable[Segment]) -> str:
-    """Segments as one text; every segment is closed by a cut, so that marked text can be told from any other.
-
-    Processors may put text of their own before and after.
-    """
+    """Segments as one text, a cut after each; processors may put text of their own before and after."""
     return "".join(
         (f"{one.text[: one.learned]}{REST}{one.text[one.learned :]}" if one.learned else one.text) + CUT
         for one in segments
     )
 
 
+def padded(rows: Sequence[Sequence[int]], pad: int) -> list[list[int]]:
+    """Rows of one length, padded on the right."""
+    longest = max(len(row) for row in rows)
+    return [[*row, *[pad] * (longest - len(row))] for row in rows]
+
+
 class MarkedTokenizer:
-    """A tokenizer for marked texts; it asks the base's own, which stays as it is, for every piece."""
+    """A tokenizer for marked texts, which asks the base's own for every piece."""
 
     def __init__(self, tokenizer: Any, *, whole: bool = False) -> None:
-        """Find out what the tokenizer puts around a text, and before the first word of one.
-
-        Args:
-            tokenizer: the base's.
-            whole: end texts as the tokenizer does: what an encoder reads is complete, and no answer follows it.
-        """
+        """Find out what the tokenizer puts around a text; ``whole`` ends texts as it does, since no answer follows."""
         self._plain = tokenizer
         self._begin_token = tokenizer.special_tokens_map.get("bos_token")
         self._start, suffix = _around(tokenizer)
@@ -87,11 +77,7 @@ class MarkedTokenizer:
         self._lead = _leading_newline(tokenizer)
 
     def read(self, texts: Sequence[str]) -> list[MarkedRow]:
-        """Tokenise marked texts, all their pieces in one call.
-
-        Raises:
-            ModelError: D035 when the tokenizer joins a line feed with the text after it.
-        """
+        """Tokenise marked texts, all their pieces in one call; D035 when a line feed is joined with the text after."""
         rows = [[piece for piece in text.split(CUT) if piece] for text in texts]
         # Where the tokenizer begins texts with a space of its own, a line feed keeps it off all but the first.
         lead = "\n" if self._lead else ""
@@ -108,8 +94,11 @@ class MarkedTokenizer:
         row, place = MarkedRow([*start], [False] * len(start), [0] * len(start)), 0
         for number, piece in enumerate(pieces):
             ids, offsets = next(encoded)
-            skipped = self._skipped(ids, number)
-            shift = len(self._lead and "\n") if number else 0
+            # The line feed that was put before a later piece: so many tokens, one character.
+            skipped, shift = (len(self._lead), 1) if number and self._lead else (0, 0)
+            if list(ids[:skipped]) != self._lead[:skipped]:
+                message = "the tokenizer joins a line feed with the text after it: texts cannot be cut"
+                raise ModelError.one("D035", message)
             answer = piece.find(REST)
             place = text.index(piece, place)
             row.ids += ids[skipped:]
@@ -121,14 +110,6 @@ class MarkedTokenizer:
             row.learned += [False] * len(self._suffix)
             row.ends += [place] * len(self._suffix)
         return row
-
-    def _skipped(self, ids: Sequence[int], number: int) -> int:
-        """How many tokens of a row's later piece are the line feed that was put before it."""
-        if number == 0 or not self._lead:
-            return 0
-        if list(ids[: len(self._lead)]) != self._lead:
-            raise ModelError.one("D035", "the tokenizer joins a line feed with the text after it: texts cannot be cut")
-        return len(self._lead)
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -142,8 +123,8 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
 def _leading_newline(tokenizer: Any) -> list[int]:
     """The ids of a line feed, where texts must begin with one because the tokenizer otherwise adds a space; else none.
 
-    SentencePiece tokenizers put a space before the first word of a text. A segment is no new text, so it is tokenised
-    after a line feed, whose ids are then taken away.
+    SentencePiece tokenizers put a space before the first word of a text. A segment is not a new text, so it is
+    tokenised after a line feed, whose ids are then taken away.
     """
     line_feed = list(tokenizer("\n", add_special_tokens=False)["input_ids"])
     plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])

@@ -1,29 +1,31 @@
-"""What a processor does is found out by trying it on blank pictures, once, before any row is encoded.
+"""What a processor does with pictures, found out by trying it on blank ones, once, before any row is encoded.
 
-Processors do not describe themselves: which token a picture becomes, how many of them, and whether rows may lack a
-picture show only when they are run. `Findings` holds the answers as plain values.
+Processors do not describe themselves. Which token a picture becomes, how many of them, and whether rows may lack a
+picture show only when they are run.
 
-Usage: ``findings = try_processor(MarkedProcessor(processor), Renderer(processor))``
+Usage: ``Trial(MarkedProcessor(processor), Renderer(processor)).picture((640, 480)).tokens``
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
 from qlmm.compat.transformers_private import picture_tokens
 from qlmm.core.errors import DataError, ModelError
 from qlmm.data.encoding.chat_template import Renderer
 from qlmm.data.encoding.marked_processor import FAILURES, HELP, MarkedProcessor
-from qlmm.data.encoding.marked_tokenizer import marked
+from qlmm.data.encoding.marked_tokenizer import MarkedRow, marked
 
-__all__ = ["Findings", "PictureTokens", "check_prompt", "claimed", "mask_of", "tried", "try_processor"]
+if TYPE_CHECKING:
+    import torch
 
-# Two picture sizes that a processor is tried on: its own word for how many tokens they take must hold for both.
+__all__ = ["PictureTokens", "Trial"]
+
+# Two picture sizes that a processor is tried on: its own count of their tokens must be right for both.
 TRIED = ((97, 61), (224, 224))
 
 
@@ -35,151 +37,101 @@ class PictureTokens:
     slots: int
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What trying a processor showed.
+class Trial:
+    """A processor that was tried; `Encoder` documents what was found."""
 
-    Attributes:
-        slot_id: the token that features of pictures go into.
-        by_row: whether it takes one list of pictures per row, or one for the whole batch.
-        claims_hold: whether its own word for the tokens of a picture is right, so that none need be tried.
-        alike: whether a picture takes as many tokens beside another as alone. LLaVA-OneVision cuts a picture into
-            tiles only where it stands alone in a row.
-        takes_text_only: whether rows may lack a picture, as far as the processor goes.
-        takes_both: whether rows with and without a picture may stand in one batch.
-    """
+    def __init__(self, processor: MarkedProcessor, renderer: Renderer) -> None:
+        """Run the processor on blank pictures, in one list where it refuses one list per row.
 
-    slot_id: int
-    by_row: bool
-    claims_hold: bool
-    alike: bool
-    takes_text_only: bool
-    takes_both: bool
-
-
-def try_processor(processor: MarkedProcessor, renderer: Renderer) -> Findings:
-    """Run the processor on blank pictures.
-
-    Raises:
-        ModelError: D031 when a picture adds nothing, or the processor does not find its place; D037 when it cannot be
-            used for training.
-    """
-    try:
-        slot_id = _slot_id(processor, renderer)
-    except DataError:
-        processor = processor.with_one_list()
+        Raises:
+            ModelError: D031 for pictures that add nothing or have no place; D037 for a processor not fit for training.
+        """
+        self.processor, self.renderer = processor, renderer
+        tokenizer = processor.processor.tokenizer
+        self.placeholder: list[int] = tokenizer(renderer.placeholder, add_special_tokens=False)["input_ids"]
         try:
-            slot_id = _slot_id(processor, renderer)
-        except DataError as error:
-            message = f"the chat template does not show a picture: {error.text}"
-            raise ModelError.one("D031", message, help=HELP) from error
-    alone = [tried(processor, renderer, pixels, slot_id) for pixels in TRIED]
-    text_only = _takes(processor, renderer, [0])
-    return Findings(
-        slot_id=slot_id,
-        by_row=processor.by_row,
-        claims_hold=alone == [claimed(processor, pixels) for pixels in TRIED],
-        alike=alone[0] == tried(processor, renderer, TRIED[0], slot_id, together=True),
-        takes_text_only=text_only,
-        takes_both=text_only and _takes(processor, renderer, [1, 0]),
-    )
+            self.slot_id = self._slot_id()
+        except DataError:
+            processor.by_row = False
+            try:
+                self.slot_id = self._slot_id()
+            except DataError as error:
+                message = f"the chat template does not show a picture: {error.text}"
+                raise ModelError.one("D031", message, help=HELP) from error
+        alone = [self._tried(pixels) for pixels in TRIED]
+        # Whether the processor's own count is right, so that no size need be tried.
+        self._counts = alone == [self._counted(pixels) for pixels in TRIED]
+        # LLaVA-OneVision cuts a picture into tiles only where it stands alone in a row.
+        self._alike = alone[0] == self._tried(TRIED[0], 2)
+        self.takes_text_only = self._takes(0)
+        self.takes_both = self.takes_text_only and self._takes(1, 0)
+        self._sizes: dict[tuple[tuple[int, int], bool], PictureTokens] = {}
 
+    def picture(self, pixels: tuple[int, int], *, together: bool = False) -> PictureTokens:
+        """What a picture of (width, height) takes, alone in a row or together with others; D039 where it is refused."""
+        together = together and not self._alike
+        if (pixels, together) not in self._sizes:
+            counted = self._counted(pixels) if self._counts and not together else None
+            self._sizes[pixels, together] = counted or self._tried(pixels, 2 if together else 1)
+        return self._sizes[pixels, together]
 
-def check_prompt(processor: MarkedProcessor, renderer: Renderer) -> None:
-    """What a model is asked must stand before the answer it has learned.
+    def check_prompt(self) -> None:
+        """ModelError D045 unless a prompt is what stands before the answer that a model has learned."""
+        (row,), answered = self._run(1)
+        _, asked = self._run(1, prompt=True)
+        before = row.learned.index(True) if True in row.learned else len(row.learned)
+        if answered["input_ids"][0, :before].tolist() != asked["input_ids"][0].tolist():
+            message = "a prompt is not what stands before an answer: the model would be asked otherwise"
+            raise ModelError.one("D045", message, help=HELP)
 
-    Raises:
-        ModelError: D045 when template or processor end a prompt with something else.
-    """
-    rows, tensors = processor.run([marked(renderer.probe(pictures=1))], [[_blank(TRIED[0])]])
-    _, asked = processor.run([marked(renderer.probe(pictures=1, prompt=True))], [[_blank(TRIED[0])]])
-    learned = mask_of([row.learned for row in rows], tensors["input_ids"])[0].nonzero()
-    before = tensors["input_ids"][0, : int(learned[0])] if len(learned) else tensors["input_ids"][0]
-    if before.tolist() != asked["input_ids"][0].tolist():
-        raise ModelError.one(
-            "D045", "a prompt is not what stands before an answer: the model would be asked otherwise", help=HELP
-        )
+    def _counted(self, pixels: tuple[int, int]) -> PictureTokens | None:
+        """What the processor reports that a picture takes, without seeing one; None where it cannot."""
+        try:
+            count = picture_tokens(self.processor.processor, *pixels)
+        except FAILURES:
+            return None
+        return PictureTokens(count, count)
 
+    def _tried(self, pixels: tuple[int, int], count: int = 1) -> PictureTokens:
+        """What a blank picture takes in a row of so many."""
+        try:
+            ids, text = self._shown(pixels, count)
+        except DataError:
+            if count == 1:
+                raise
+            return self._tried(pixels)  # a processor that takes one picture a row
+        return PictureTokens((len(ids) - text.total()) // count, ids.count(self.slot_id) // count)
 
-def claimed(processor: MarkedProcessor, pixels: tuple[int, int]) -> PictureTokens | None:
-    """What the processor says a picture takes, without seeing one; None where it cannot tell."""
-    width, height = pixels
-    try:
-        count = picture_tokens(processor.processor, width, height)
-    except FAILURES:
-        return None
-    return PictureTokens(count, count)
+    def _slot_id(self) -> int:
+        """The token that pictures consist of: the one that a picture adds most of."""
+        ids, text = self._shown(TRIED[-1], 1)
+        added = Counter(ids) - text
+        if not added:
+            raise ModelError.one("D031", "the chat template does not show a picture: one adds no token", help=HELP)
+        slot = int(added.most_common(1)[0][0])
+        (answer,) = self.processor.read([marked(self.renderer.probe(pictures=1))])
+        if self.renderer.placeholder == "" and ids[::-1].index(slot) < sum(answer.learned) - 1:
+            kind = type(self.processor.processor).__name__
+            raise ModelError.one("D031", f"{kind} puts pictures after the text: answers would not see them", help=HELP)
+        return slot
 
+    def _shown(self, pixels: tuple[int, int], count: int) -> tuple[list[int], Counter[int]]:
+        """Tokens of a question with blank pictures, and those of the same row that are not the placeholders'."""
+        _, tensors = self._run(count, pixels=pixels)
+        (row,) = self.processor.read([marked(self.renderer.probe(pictures=count))])
+        ids = tensors["input_ids"][0][tensors["attention_mask"][0].bool()].tolist()
+        return ids, Counter(row.ids) - Counter(self.placeholder * count)
 
-def tried(
-    processor: MarkedProcessor, renderer: Renderer, pixels: tuple[int, int], slot_id: int, *, together: bool = False
-) -> PictureTokens:
-    """What a blank picture of a size takes, alone in a row or beside another of its size.
+    def _takes(self, *pictures: int) -> bool:
+        try:
+            self._run(*pictures)
+        except DataError:
+            return False
+        return True
 
-    Raises:
-        DataError: D039 when the processor refuses such a picture.
-    """
-    count = 2 if together else 1
-    try:
-        ids, text = _shown(processor, renderer, pixels, count)
-    except DataError:
-        if not together:
-            raise
-        # A processor that takes one picture a row.
-        return tried(processor, renderer, pixels, slot_id)
-    return PictureTokens((len(ids) - text.total()) // count, ids.count(slot_id) // count)
-
-
-def mask_of(marks: Sequence[Sequence[bool]], ids: torch.Tensor) -> torch.Tensor:
-    """Per token of a batch whether its row marks it; some processors put picture tokens before all rows."""
-    before = ids.shape[1] - max(len(row) for row in marks)
-    at = torch.zeros_like(ids, dtype=torch.bool)
-    for number, row in enumerate(marks):
-        at[number, before : before + len(row)] = torch.tensor(row, dtype=torch.bool)
-    return at
-
-
-def _slot_id(processor: MarkedProcessor, renderer: Renderer) -> int:
-    """The token that pictures consist of: the one that a picture adds most of.
-
-    Raises:
-        ModelError: D031 when a picture adds nothing, or stands behind the text.
-        DataError: D039 when the processor refuses the row.
-    """
-    ids, text = _shown(processor, renderer, TRIED[-1], 1)
-    added = Counter(ids) - text
-    if not added:
-        raise ModelError.one("D031", "the chat template does not show a picture: one adds no token", help=HELP)
-    slot = int(added.most_common(1)[0][0])
-    answer = processor.read([marked(renderer.probe(pictures=1))])[0]
-    after = len(ids) - 1 - ids[::-1].index(slot)
-    if renderer.placeholder == "" and after > len(ids) - sum(answer.learned):
-        kind = type(processor.processor).__name__
-        raise ModelError.one("D031", f"{kind} puts pictures after the text: answers would not see them", help=HELP)
-    return slot
-
-
-def _shown(
-    processor: MarkedProcessor, renderer: Renderer, pixels: tuple[int, int], count: int
-) -> tuple[list[int], Counter[int]]:
-    """Tokens of a question with blank pictures, and those of the same row that are not the placeholders'."""
-    text = marked(renderer.probe(pictures=count))
-    _, tensors = processor.run([text], [[_blank(pixels)] * count])
-    tokenizer = processor.processor.tokenizer
-    placeholder = tokenizer(renderer.placeholder, add_special_tokens=False)["input_ids"]
-    real = tensors["input_ids"][0][tensors["attention_mask"][0].bool()].tolist()
-    return real, Counter(processor.read([text])[0].ids) - Counter(placeholder * count)
-
-
-def _takes(processor: MarkedProcessor, renderer: Renderer, pictures: Sequence[int]) -> bool:
-    """Whether the processor takes a batch of rows with so many pictures each."""
-    texts = [marked(renderer.probe(pictures=count)) for count in pictures]
-    try:
-        processor.run(texts, [[_blank(TRIED[0])] * count for count in pictures])
-    except DataError:
-        return False
-    return True
-
-
-def _blank(pixels: tuple[int, int]) -> Image.Image:
-    return Image.new("RGB", pixels, (127, 127, 127))
+    def _run(
+        self, *pictures: int, pixels: tuple[int, int] = TRIED[0], prompt: bool = False
+    ) -> tuple[list[MarkedRow], dict[str, torch.Tensor]]:
+        """The processor's output for rows with so many blank pictures each."""
+        texts = [marked(self.renderer.probe(pictures=count, prompt=prompt)) for count in pictures]
+        return self.processor.run(texts, [[Image.new("RGB", pixels, (127, 127, 127))] * count for count in pictures])

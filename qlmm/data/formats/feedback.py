@@ -1,16 +1,15 @@
 """TRL's columns of unpaired feedback: ``prompt``, ``completion`` and a ``label``, true or false, with ``images``.
 
-Facts: TRL 1.16's dataset formats. Prompt and completion are text or messages; pictures and videos are read as in
-``messages``. The label says whether the completion is desirable.
+Facts: TRL 1.16's dataset formats. Prompt and completion are text or messages, read as in ``messages``.
 
 Usage: ``FORMAT.read(row, ImageRoot("images"))``
 """
 
 from __future__ import annotations
 
-from qlmm.data.contract import MARK, Format, Media, RawRow, present
+from qlmm.data.contract import Format, Media, RawRow, present
 from qlmm.data.errors import BadRow
-from qlmm.data.formats.messages import MEDIA, list_of, read_messages
+from qlmm.data.formats.messages import MEDIA, answered, list_of, read_messages
 from qlmm.data.sample import Turn
 
 __all__ = ["FORMAT"]
@@ -21,11 +20,6 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
     if len(completion) != 1:
         raise BadRow(f"`completion` has {len(completion)} messages, where one answer belongs")
     return read_messages([*prompt, *completion], row, images)
-
-
-def _answered(row: RawRow) -> RawRow:
-    asked_only = present(row, "prompt") and not present(row, "completion")
-    return {**row, "completion": MARK} if asked_only else row
 
 
 FORMAT = Format(
@@ -45,5 +39,5 @@ FORMAT = Format(
     kind="feedback",
     verdict="label",
     media=MEDIA,
-    answered=_answered,
+    answered=answered,
 )

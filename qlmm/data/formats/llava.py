@@ -1,8 +1,7 @@
 """LLaVA's JSON: ``conversations`` of human and gpt turns, with ``<image>`` where a picture stands, ``<video>`` a video.
 
-Facts: LLaVA (arXiv 2304.08485), its fine-tuning data files. A marker is followed by a newline in those files;
-line ends around a marker belong to the marker, how picture and text are set apart is the chat template's business.
-LLaVA-Video (arXiv 2410.02713) writes ``<image>`` for its videos; so it is read in rows with a video and no picture.
+Facts: LLaVA (arXiv 2304.08485), its fine-tuning data files; LLaVA-Video (arXiv 2410.02713) writes ``<image>`` for its
+videos. Line ends around a marker belong to the marker: the chat template sets picture and text apart.
 
 Usage: ``FORMAT.read(row, ImageRoot("images"))``
 """
@@ -16,7 +15,7 @@ from qlmm.data.contract import MARK, Format, Media, RawRow, closed
 from qlmm.data.errors import BadRow
 from qlmm.data.sample import ImageRef, Part, Role, Turn
 
-__all__ = ["FORMAT", "answered"]
+__all__ = ["FORMAT", "answered", "spoken_turn"]
 
 IMAGE, VIDEO = "<image>", "<video>"
 NAMES = {IMAGE: "pictures", VIDEO: "videos"}
@@ -28,11 +27,11 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
     entries = row["conversations"]
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise BadRow("`conversations` is not a list of turns")
-    spoken = [_entry(entry, number) for number, entry in enumerate(entries, 1)]
+    spoken = [spoken_turn(entry, f"turn {number}") for number, entry in enumerate(entries, 1)]
     shown: dict[str, list[Shown]] = {IMAGE: [(picture,) for picture in images.refs(row.get("image"))]}
     # In a row without a video, the word is the HTML tag.
     if row.get("video"):
-        if not shown[IMAGE]:
+        if not shown[IMAGE]:  # LLaVA-Video
             spoken = [(role, text.replace(IMAGE, VIDEO) if role == "user" else text) for role, text in spoken]
         shown = {VIDEO: [images.video(row["video"])], **shown}
     for marker, given in shown.items():
@@ -45,12 +44,13 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
     return [Turn(role, _parts(text, left) if role == "user" else (text,)) for role, text in spoken]
 
 
-def _entry(entry: object, number: int) -> tuple[Role, str]:
+def spoken_turn(entry: object, place: str) -> tuple[Role, str]:
+    """Role and text of a ``{from, value}``; a BadRow names its place otherwise."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("value"), str):
-        raise BadRow(f"turn {number} is not {{from, value}} with a text value")
+        raise BadRow(f"{place} is not {{from, value}} with a text value")
     speaker = entry.get("from")
     if speaker not in ROLES:
-        raise BadRow(f"unknown speaker `{speaker}` in turn {number}: known are {', '.join(ROLES)}")
+        raise BadRow(f"unknown speaker `{speaker}` in {place}: known are {', '.join(ROLES)}")
     return ROLES[speaker], entry["value"]
 
 
@@ -63,7 +63,7 @@ def _first(marker: str, spoken: list[tuple[Role, str]]) -> list[tuple[Role, str]
 
 
 def _parts(text: str, left: Mapping[str, Iterator[Shown]]) -> tuple[Part, ...]:
-    """A human turn cut at its markers; blank space at its ends, and line ends around markers, are left out."""
+    """A human turn cut at its markers, without blank space at its ends and line ends around markers."""
     pieces: list[Part] = []
     for number, piece in enumerate(re.split(f"({'|'.join(left)})", text.strip())):
         pieces += next(left[piece]) if number % 2 else (piece.strip("\r\n"),)

@@ -2,7 +2,7 @@
 
 Content is text, or a list of text, image, image_url and video parts. An image part without a name of its own takes the
 next picture of the column. Pictures of the column with no place in the text come first, as TRL puts them; where the
-texts of user turns hold exactly one ``<image>`` per picture, these are the places. Videos likewise, with ``<video>``.
+texts of user turns have exactly one ``<image>`` per picture, these are the places. Videos likewise, with ``<video>``.
 
 Usage: ``FORMAT.read(row, ImageRoot("images"))``
 """
@@ -26,13 +26,9 @@ ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "s
 
 @dataclass(slots=True)
 class _Column:
-    """The pictures, or videos, that a row names beside its messages.
+    """The pictures, or videos, that a row names beside its messages, and how many of them parts have taken.
 
-    Attributes:
-        kind: ``image`` or ``video``: the type of a part that takes the next one, and, in brackets, the marker.
-        name: what they are called in messages.
-        given: all of them.
-        taken: how many of them parts have taken.
+    ``kind``, image or video, is the type of a part that takes the next one, and, in angle brackets, the marker.
     """
 
     kind: str
@@ -52,11 +48,7 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
 
 
 def read_messages(entries: Sequence[object], row: RawRow, images: Media) -> list[Turn]:
-    """Messages as turns, with the pictures and videos that their row names.
-
-    Raises:
-        BadRow: when one is not a message, or the row's pictures or videos are not those the messages show.
-    """
+    """Messages as turns, with the pictures and videos that their row names, which must be those that they show."""
     pictures = [*images.refs(row.get("image")), *images.refs(row.get("images"))]
     columns = {
         "video": _Column("video", "videos", images.videos(row.get("videos"))),
@@ -69,7 +61,7 @@ def read_messages(entries: Sequence[object], row: RawRow, images: Media) -> list
 
 
 def _entries(row: RawRow) -> Sequence[object]:
-    """The messages of a row, whichever columns hold them."""
+    """The messages of a row, in one column or in two."""
     if present(row, "messages"):
         return list_of(row["messages"], "messages", "user")
     if not present(row, "completion"):
@@ -79,11 +71,7 @@ def _entries(row: RawRow) -> Sequence[object]:
 
 
 def list_of(value: object, key: str, role: Role) -> Sequence[object]:
-    """A column's messages; text is one message of the role, but for the column that holds whole conversations.
-
-    Raises:
-        BadRow: when it is neither.
-    """
+    """A column's messages; text is one message of the role, except in the column of whole conversations."""
     if isinstance(value, str) and key != "messages":
         return [{"role": role, "content": value}]
     if not isinstance(value, (list, tuple)):
@@ -106,7 +94,7 @@ def _turn(entry: object, number: int, images: Media, columns: Mapping[str, _Colu
 
 
 def _part(part: object, number: int, images: Media, columns: Mapping[str, _Column]) -> Sequence[Part]:
-    """What a part shows: one text, one picture, or the frames of a video."""
+    """The content of a part: one text, one picture, or the frames of a video."""
     if not isinstance(part, Mapping):
         part = {}
     kind = str(part.get("type"))
@@ -167,8 +155,8 @@ def _detect(row: RawRow) -> bool:
 
 FORMAT = Format(
     doc="OpenAI and TRL columns: messages: [{role: user|assistant|system, content: text or parts}], "
-    "or prompt and completion; image or images hold pictures for image parts without a name, for <image> markers, "
-    "or for the front; videos holds videos (a file or a list of frames each) in the same way, with <video>.",
+    "or prompt and completion; image or images name pictures for image parts without a name, for <image> markers, "
+    "or for the front; videos names videos (a file or a list of frames each) in the same way, with <video>.",
     example={
         "messages": [
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]},

@@ -1,10 +1,9 @@
 """mPLUG-Owl's JSON lines: the whole rendered conversation in ``text``, its pictures in ``image``.
 
 Facts: mPLUG-Owl version 1 (arXiv 2304.14178) and its released training code. The text is a system line, then lines
-that open with ``Human: `` and ``AI: ``, with ``<image>`` in a Human line of its own. The original code finds what is
-learned by splitting on the bare markers, so that ``AI: `` inside an answer opens a second answer; here a speaker is
-only recognised at the start of a line, and that defect cannot happen. ``task_type`` and ``prompt`` are accepted and
-not used.
+that open with ``Human: `` and ``AI: ``, with ``<image>`` in a Human line of its own. A speaker is recognised at the
+start of a line only; the original code splits at the bare markers, so that ``AI: `` inside an answer opens a second
+one. ``task_type`` and ``prompt`` are accepted and not used.
 
 Usage: ``FORMAT.read(row, ImageRoot("images"))``
 """
@@ -12,7 +11,6 @@ Usage: ``FORMAT.read(row, ImageRoot("images"))``
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from qlmm.data.contract import Format, Media, RawRow
 from qlmm.data.errors import BadRow
@@ -34,27 +32,23 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
     markers = text.count(MARKER)
     if markers != len(pictures):
         raise BadRow(f"{markers} {MARKER} markers for {len(pictures)} pictures")
-    if MARKER in system or any(MARKER in said for speaker, said in spoken if speaker == "AI"):
+    if MARKER in system or any(MARKER in line for speaker, line in spoken if speaker == "AI"):
         raise BadRow(f"{MARKER} outside a Human line: only users show pictures")
     left = iter(pictures)
     turns = [Turn("system", (system,))] if system.strip() else []
-    for speaker, said in spoken:
-        turns = _heard(turns, speaker, said, left)
+    for speaker, line in spoken:
+        if speaker == "AI":
+            turns.append(Turn("assistant", (line,)))
+            continue
+        parts: tuple[Part, ...] = tuple(
+            next(left) if number % 2 else piece for number, piece in enumerate(re.split(f"({MARKER})", line))
+        )
+        if turns and turns[-1].role == "user":  # Human lines in a row are one turn
+            before = turns.pop().parts
+            gap = () if isinstance(before[-1], ImageRef) or before[-1] == "" else ("\n",)
+            parts = (*before, *gap, *parts)
+        turns.append(Turn("user", parts))
     return turns
-
-
-def _heard(turns: list[Turn], speaker: str, said: str, left: Iterator[ImageRef]) -> list[Turn]:
-    """The turns after one more line: Human lines in a row are one turn."""
-    if speaker == "AI":
-        return [*turns, Turn("assistant", (said,))]
-    parts: list[Part] = []
-    for number, piece in enumerate(re.split(f"({MARKER})", said)):
-        parts.append(next(left) if number % 2 else piece)
-    if not turns or turns[-1].role != "user":
-        return [*turns, Turn("user", tuple(parts))]
-    before = turns[-1].parts
-    gap = () if isinstance(before[-1], ImageRef) or before[-1] == "" else ("\n",)
-    return [*turns[:-1], Turn("user", (*before, *gap, *parts))]
 
 
 def _detect(row: RawRow) -> bool:

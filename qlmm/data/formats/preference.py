@@ -1,8 +1,8 @@
 """TRL's preference columns: ``prompt``, ``chosen`` and ``rejected``, as text or messages, with ``image`` or ``images``.
 
 Facts: TRL 1.16's dataset formats and ``extract_prompt``. Without a prompt of messages, ``chosen`` and ``rejected`` may
-both hold the whole conversation; the messages they begin with alike are then the prompt, whatever a text ``prompt``
-repeats of it. Pictures and videos are read as in ``messages``.
+both be whole conversations. Their common first messages are then the prompt, also where a text ``prompt`` repeats it.
+Pictures and videos are read as in ``messages``.
 
 Usage: ``FORMAT.read(row, ImageRoot("images"))``
 """
@@ -24,7 +24,7 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
     chosen, rejected = (list_of(row[side], side, "assistant") for side in ("chosen", "rejected"))
     if _whole(chosen) and _whole(rejected) and not isinstance(row.get("prompt"), (list, tuple)):
         alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))))
-        # An answer that both share is not a prompt: it is told as such.
+        # An answer that both share is not a prompt.
         alike = min(alike, len(chosen) - 1, len(rejected) - 1)
         prompt, chosen, rejected = chosen[:alike], chosen[alike:], rejected[alike:]
     elif present(row, "prompt"):
@@ -35,7 +35,7 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
 
 
 def _whole(messages: Sequence[object]) -> bool:
-    """Whether messages hold more than an answer."""
+    """Whether messages are more than an answer."""
     return bool(messages) and isinstance(messages[0], Mapping) and messages[0].get("role") != "assistant"
 
 
@@ -63,7 +63,7 @@ FORMAT = Format(
     detect=_detect,
     parse=_parse,
     kind="preference",
-    # A prompt decides, whatever a row has beside it.
+    # A prompt decides, also beside other columns.
     precedence=1,
     media=MEDIA,
 )

@@ -1,7 +1,7 @@
 """RLAIF-V's columns: ``question``, ``chosen`` and ``rejected`` as text, and the picture in ``image``.
 
-Facts: openbmb/RLAIF-V-Dataset (arXiv 2405.17220), whose parquet files hold pictures as ``{bytes, path}``. The picture
-comes first unless the question holds ``<image>``. Further columns are accepted and not used.
+Facts: openbmb/RLAIF-V-Dataset (arXiv 2405.17220), whose parquet files have pictures as ``{bytes, path}``. The picture
+comes first unless the question has ``<image>``. Further columns are accepted and not used.
 
 Usage: ``FORMAT.read(row, ImageRoot("images"))``
 """

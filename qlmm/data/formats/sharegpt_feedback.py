@@ -1,8 +1,6 @@
 """LLaMA-Factory's rows of feedback: ``conversations`` or ``messages`` that end with the answer, and its ``kto_tag``.
 
-Facts: LLaMA-Factory's data format documentation. Turns of ``conversations`` are {from, value}, with one ``<image>`` in
-a human turn per picture of ``images``; ``messages`` are read as the format of that name. The data set that
-LLaMA-Factory ships has its tag in ``label``, so that either name is taken.
+Facts: LLaMA-Factory's data format documentation. The data set that it ships has its tag in ``label``.
 
 Usage: ``FORMAT.read(row, ImageRoot("images"))``
 """
@@ -42,7 +40,7 @@ FORMAT = Format(
     parse=_parse,
     kind="feedback",
     verdict="kto_tag|label",
-    # A whole conversation says more than a completion beside it.
+    # A whole conversation wins over a completion beside it.
     precedence=1,
     media=MEDIA,
     answered=lambda row: llava.answered(messages.answered(row)),

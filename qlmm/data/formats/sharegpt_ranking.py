@@ -1,23 +1,20 @@
 """LLaMA-Factory's ranking rows: ``conversations`` up to a question, then ``chosen`` and ``rejected``, ``images``.
 
 Facts: LLaMA-Factory's data format documentation. Every picture of ``images`` has its ``<image>`` in a human turn, every
-video of ``videos`` its ``<video>``; ``system`` may hold the system turn.
+video of ``videos`` its ``<video>``; ``system`` may be the system turn.
 
 Usage: ``FORMAT.read(row, ImageRoot("images"))``
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from qlmm.data.contract import Format, Media, RawRow, present
 from qlmm.data.errors import BadRow
+from qlmm.data.formats.llava import spoken_turn
 from qlmm.data.formats.messages import MEDIA, read_messages
 from qlmm.data.sample import Turn
 
 __all__ = ["FORMAT", "shared"]
-
-ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 def _parse(row: RawRow, images: Media) -> list[Turn]:
@@ -26,11 +23,7 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
 
 
 def shared(row: RawRow) -> list[RawRow]:
-    """The messages of ``conversations`` and ``system``.
-
-    Raises:
-        BadRow: when one is not a turn, or the markers are not those of the row's pictures and videos.
-    """
+    """The messages of ``conversations`` and ``system``, with one marker per picture and video of the row."""
     if not isinstance(row["conversations"], (list, tuple)):
         raise BadRow("`conversations` is not a list of turns")
     messages = [_message(entry, f"turn {number}") for number, entry in enumerate(row["conversations"], 1)]
@@ -46,12 +39,8 @@ def shared(row: RawRow) -> list[RawRow]:
 
 
 def _message(entry: object, place: str) -> dict[str, str]:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("value"), str):
-        raise BadRow(f"{place} is not {{from, value}} with a text value")
-    speaker = entry.get("from")
-    if speaker not in ROLES:
-        raise BadRow(f"unknown speaker `{speaker}` in {place}: known are {', '.join(ROLES)}")
-    return {"role": ROLES[speaker], "content": entry["value"]}
+    role, text = spoken_turn(entry, place)
+    return {"role": role, "content": text}
 
 
 def _detect(row: RawRow) -> bool:
@@ -72,7 +61,7 @@ FORMAT = Format(
     detect=_detect,
     parse=_parse,
     kind="preference",
-    # A whole conversation says more than a prompt beside it.
+    # A whole conversation wins over a prompt beside it.
     precedence=2,
     media=MEDIA,
 )

@@ -1,7 +1,5 @@
 """Encoded pictures -> RGB by fixed rules: limits before decoding, content decides the format, damage is an error.
 
-What every kind of picture becomes:
-
 - EXIF (or XMP) orientation 1-8: applied, once. Animations and pages: the first.
 - grey, palette, black and white, YCbCr, LAB, CMYK: Pillow's conversion, profiles not consulted.
 - alpha, and the transparent colour of palettes, greys and RGB: laid over white.
@@ -38,12 +36,14 @@ __all__ = ["MAX_BYTES", "MAX_PIXELS", "BadImage", "check", "decode", "frames", "
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_VIDEO_BYTES = 4 * 1024 * 1024 * 1024
-# Of a picture as its header has it: a guard against hostile files. How many a model is shown is the recipe's to say.
+# Of a picture by its header: a guard against hostile files. The recipe decides how many a model is shown.
 MAX_PIXELS = 50_000_000
 MOST_ELONGATED = 200
-# By content, whatever the name says. Never EPS (runs a program), PSD, FITS or PDF.
+# By content, not by name. Never EPS (runs a program), PSD, FITS or PDF.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ORIENTATION = 0x0112
+# What undoes the EXIF orientations 2 to 8: names of `PIL.Image.Transpose`.
+TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 # How a whole file of a format ends; a file that ends otherwise may still be whole, so it is decoded to find out.
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 # Everything Pillow's decoders were seen to raise on hostile bytes.
@@ -68,13 +68,7 @@ Item = TypeVar("Item")
 
 
 class BadImage(DataError):
-    """A picture that cannot be shown to a model; nothing else escapes this module.
-
-    Attributes:
-        ref: the picture.
-        reason: one sentence without a full stop, without the picture's name.
-        message: the same with the picture's name.
-    """
+    """A picture or video that cannot be shown; ``message`` is ``reason`` with its name before it."""
 
     def __init__(self, ref: ImageRef, reason: str) -> None:
         where = Where(str(ref.path)) if ref.path is not None else None
@@ -84,59 +78,40 @@ class BadImage(DataError):
         self.reason = reason
 
 
-def decode(ref: ImageRef, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
-    """The picture as 8-bit RGB, upright.
+def decode(ref: ImageRef) -> Image.Image:
+    """The picture as 8-bit RGB, upright; BadImage for one that breaks a rule above."""
+    from PIL.Image import Transpose
 
-    Args:
-        ref: a file or encoded bytes.
-        max_pixels: width × height allowed; checked in the header, before any pixel is decoded.
-        max_bytes: encoded size allowed.
-
-    Raises:
-        BadImage: when it is missing, too large, cut off, damaged, of another format, or absurdly elongated.
-    """
     if ref.at is not None:
-        _check_size(ref, _frame_size(replace(ref, at=None)), max_pixels)
+        size(ref)
         with _video(ref) as stream:
             return videos.frame(stream, ref.at)
-    with _opened(ref, max_bytes) as image:
-        _check_size(ref, image.size, max_pixels)
-        turn = _orientation(image)
+    with _opened(ref) as image:
+        orientation = _orientation(image)
         image.seek(0)
         image.load()
-        return _upright(_rgb(image), turn)
+        shown = _rgb(image)
+        return shown if orientation == 1 else shown.transpose(Transpose[TURNS[orientation - 2]])
 
 
-def size(ref: ImageRef, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> tuple[int, int]:
-    """Width and height in pixels as ``decode`` would give them, from the header alone, or a video's first frame.
-
-    Raises:
-        BadImage: when the header is not readable or promises more than the limits allow.
-    """
+def size(ref: ImageRef) -> tuple[int, int]:
+    """Width and height in pixels as ``decode`` would give them, from the header alone, or a video's first frame."""
     if ref.at is not None:
-        found = _frame_size(replace(ref, at=None))
-        _check_size(ref, found, max_pixels)
-        return found
-    with _opened(ref, max_bytes) as image:
-        _check_size(ref, image.size, max_pixels)
+        return _frame_size(replace(ref, at=None))
+    with _opened(ref) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
-def check(ref: ImageRef, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> None:
-    """Header and end of a picture, which finds cut files at the cost of reading two places of them.
-
-    Raises:
-        BadImage: when the header is not readable or promises too much, or the file is cut off.
-    """
+def check(ref: ImageRef) -> None:
+    """BadImage for a header or an end that is not right: finds cut files at the cost of reading two places of them."""
     if ref.at is not None:
-        size(ref, max_pixels=max_pixels)
+        size(ref)
         return
-    with _opened(ref, max_bytes) as image:
-        _check_size(ref, image.size, max_pixels)
+    with _opened(ref) as image:
         end = ENDS.get(image.format or "")
     if end is None or not _ends_with(ref, end):
-        decode(ref, max_pixels=max_pixels, max_bytes=max_bytes)
+        decode(ref)
 
 
 def thinned(items: Sequence[Item], most: int) -> tuple[Item, ...]:
@@ -148,28 +123,25 @@ def thinned(items: Sequence[Item], most: int) -> tuple[Item, ...]:
 
 @cache
 def frames(ref: ImageRef, most: int) -> tuple[ImageRef, ...]:
-    """A video as pictures: at most so many of its frames, evenly spaced; decodes the first, to see that it can be.
-
-    Raises:
-        BadImage: when it is missing, too large, cut off, damaged, of another format, or holds no frame.
-        DataError: D009 when PyAV is not installed.
-    """
+    """A video as pictures: at most so many of its frames, evenly spaced; decodes the first, to see that it can be."""
     with _video(ref) as stream:
         shown = thinned(videos.times(stream), most)
-    _check_size(ref, _frame_size(ref), MAX_PIXELS)
+    _frame_size(ref)
     return tuple(replace(ref, at=at) for at in shown)
 
 
 @cache
 def _frame_size(video: ImageRef) -> tuple[int, int]:
-    """Kept, because every frame of a video is asked for its size, and all have the same."""
+    """Cached: every frame of a video is asked for its size, and all have the same."""
     with _video(video) as stream:
-        return videos.size(stream, max_pixels=MAX_PIXELS)
+        found = videos.size(stream, max_pixels=MAX_PIXELS)
+    _check_size(video, found)
+    return found
 
 
 @contextmanager
 def _video(ref: ImageRef) -> Iterator[IO[bytes]]:
-    """The bytes of a video; turns whatever its decoder raises into ``BadImage``."""
+    """The bytes of a video; turns what its decoder raises into ``BadImage``."""
     try:
         with _stream(ref, MAX_VIDEO_BYTES) as stream:
             yield stream
@@ -178,29 +150,26 @@ def _video(ref: ImageRef) -> Iterator[IO[bytes]]:
 
 
 def _ends_with(ref: ImageRef, end: bytes) -> bool:
-    if ref.path is None:
-        return (ref.data or b"").endswith(end)
-    with ref.path.open("rb") as stream:
+    with _stream(ref, MAX_BYTES) as stream:
         stream.seek(-len(end), io.SEEK_END)
         return stream.read() == end
 
 
 @contextmanager
-def _opened(ref: ImageRef, max_bytes: int) -> Iterator[Image.Image]:
-    """The picture with its header read; turns whatever Pillow raises, here or while it is used, into ``BadImage``."""
+def _opened(ref: ImageRef) -> Iterator[Image.Image]:
+    """The picture, its header within the limits; turns what Pillow raises, here or in use, into ``BadImage``."""
     from PIL import Image, ImageFile, UnidentifiedImageError
 
     cut_allowed = ImageFile.LOAD_TRUNCATED_IMAGES
     # Another library may have switched this on; a half-grey picture must stay an error here.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with _stream(ref, max_bytes) as stream, warnings.catch_warnings():
+        with _stream(ref, MAX_BYTES) as stream, warnings.catch_warnings():
             # Pillow's size warning is replaced by our own limit; damaged metadata does not make pixels wrong.
             warnings.simplefilter("ignore")
             with Image.open(stream, formats=FORMATS) as image:
+                _check_size(ref, image.size)
                 yield image
-    except BadImage:
-        raise
     except Image.DecompressionBombError:
         raise BadImage(ref, "more than 178 million pixels, which are never decoded") from None
     except UnidentifiedImageError:
@@ -236,19 +205,18 @@ def _check_bytes(ref: ImageRef, found: int, allowed: int) -> None:
         raise BadImage(ref, f"{found:,} bytes, more than the {allowed:,} allowed")
 
 
-def _check_size(ref: ImageRef, size: tuple[int, int], max_pixels: int) -> None:
+def _check_size(ref: ImageRef, size: tuple[int, int]) -> None:
     width, height = size
-    if width * height > max_pixels:
-        raise BadImage(ref, f"{width} × {height} is more than the {max_pixels:,} pixels allowed")
+    if width * height > MAX_PIXELS:
+        raise BadImage(ref, f"{width} × {height} is more than the {MAX_PIXELS:,} pixels allowed")
     if max(width, height) > MOST_ELONGATED * min(width, height):
         raise BadImage(ref, f"{width} × {height}: one side is more than {MOST_ELONGATED} times the other")
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 where there is none or it is damaged.
+    """EXIF orientation, 1 where there is none or it is damaged, and for TIFF, which Pillow turns itself.
 
-    TIFF says 1 because Pillow turns TIFF pictures itself. PNG's own ``getexif`` would decode the picture, so the
-    plain one is asked, which reads what the header held.
+    PNG's own ``getexif`` would decode the picture; the plain one reads the header.
     """
     from PIL import Image
 
@@ -259,21 +227,6 @@ def _orientation(image: Image.Image) -> int:
     except PILLOW_ERRORS:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    from PIL.Image import Transpose
-
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -296,7 +249,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("holds values that are not finite")
+        raise ValueError("it has values that are not finite")
     lowest, highest = float(values.min()), float(values.max())
     full = 1.0 if image.mode == "F" else 65535.0
     if lowest < 0.0 or highest > full:

@@ -1,6 +1,6 @@
-"""Paths of pictures and videos in rows are untrusted: they name files under one root, and nothing else is ever opened.
+"""Pictures and videos as rows name them: untrusted paths, which may only name files under one root.
 
-Everything is decided from the name and the links on the way, before any file is opened.
+A path is refused by its name and the links on the way, before any file is opened.
 
 Usage: ``ImageRoot("photos").resolve("2024/cat.jpg")``
 """
@@ -12,7 +12,7 @@ import binascii
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qlmm.data.errors import BadRow
@@ -26,19 +26,14 @@ ONLY_RELATIVE = "name pictures relative to the picture folder (`image_root`), wi
 NO_NETWORK = "qlmm fetches no pictures while reading data: download them and name local files"
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|(?:data|file|https?):", re.IGNORECASE)
 INLINE = re.compile(r"data:image/[\w.+-]+;base64,")
-# Modes that PNG holds as they are; TIFF holds the others.
+# Modes that PNG can store as they are; TIFF stores the others.
 IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-# TIFF holds YCbCr, but Pillow 12 cannot read back what it writes of it. Reading ends in RGB anyway.
+# Pillow 12 cannot read back the YCbCr that it writes into TIFF. Reading ends in RGB anyway.
 IN_NEITHER = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA", "YCbCr": "RGB"}
 
 
 class ImageRoot:
-    """The folder that names of pictures and videos are relative to and may not leave.
-
-    Attributes:
-        folder: the folder.
-        max_frames: most pictures that a video is shown as.
-    """
+    """The folder that names of pictures and videos are relative to and may not leave."""
 
     def __init__(self, folder: str | Path, *, max_frames: int = 8) -> None:
         self.folder = Path(folder)
@@ -46,12 +41,7 @@ class ImageRoot:
         self._real = os.path.realpath(self.folder)
 
     def resolve(self, name: str) -> Path:
-        """The real path of a picture; the file need not exist.
-
-        Raises:
-            BadRow: when the name is absolute, a URL, holds ``..``, ``~``, a drive letter, a backslash or a NUL,
-                or when a link on the way leads out of the root.
-        """
+        """The real path of a picture, which need not exist; BadRow for a name that is refused, or leads out."""
         if (refused := _refusal(name)) is not None:
             reason, help = refused
             raise BadRow(f"picture path {_quoted(name)} {reason}", help)
@@ -64,17 +54,11 @@ class ImageRoot:
         return Path(real)
 
     def refs(self, value: object) -> list[ImageRef]:
-        """The pictures of a column that may hold none (null or empty text), one, or a list."""
-        if value is None or value == "":
-            return []
-        return [self.ref(one) for one in value] if isinstance(value, (list, tuple)) else [self.ref(value)]
+        """The pictures of a column that may have none (null or empty text), one, or a list."""
+        return [self.ref(one) for one in _listed(value)]
 
     def ref(self, value: object) -> ImageRef:
-        """A picture as rows hold it: a name, inline base64, encoded bytes, ``{bytes, path}``, or a Pillow image.
-
-        Raises:
-            BadRow: when it is none of these, or its path is refused.
-        """
+        """A picture from a name, inline base64, encoded bytes, ``{bytes, path}`` or a Pillow image; else BadRow."""
         if isinstance(value, ImageRef):
             return value
         if isinstance(value, str):
@@ -93,19 +77,14 @@ class ImageRoot:
         return ImageRef(data=encoded)
 
     def video(self, value: object) -> tuple[ImageRef, ...]:
-        """A video as the pictures it is shown as: a list of pictures, or a video file as rows hold files.
-
-        Raises:
-            BadRow: when it is neither, holds no frame, or cannot be decoded, or when its path is refused.
-            DataError: D009 for a video file when PyAV is not installed.
-        """
+        """A video as the pictures it is shown as, from a list of pictures or from a video file, which needs PyAV."""
         if isinstance(value, (list, tuple)):
             if not value:
                 raise BadRow("a video without frames")
             return tuple(self.ref(one) for one in thinned(value, self.max_frames))
         ref = self.ref(value)
         if ref.path is not None and not ref.path.is_file():
-            # Told together with missing pictures, once the row is whole.
+            # Reported together with missing pictures, once the row is whole.
             return (ref,)
         try:
             return frames(ref, self.max_frames)
@@ -113,23 +92,27 @@ class ImageRoot:
             raise BadRow(f"video {ref.name}: {bad.reason}", "replace or remove the video") from None
 
     def videos(self, value: object) -> list[tuple[ImageRef, ...]]:
-        """The videos of a column that may hold none (null or empty text), one, or a list."""
-        if value is None or value == "":
-            return []
-        return [self.video(one) for one in value] if isinstance(value, (list, tuple)) else [self.video(value)]
+        """The videos of a column that may have none (null or empty text), one, or a list."""
+        return [self.video(one) for one in _listed(value)]
+
+
+def _listed(value: object) -> Sequence[object]:
+    if value is None or value == "":
+        return ()
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _refusal(name: str) -> tuple[str, str] | None:
-    """Why a name is refused by its spelling alone, and the way out; None for one that may be followed."""
+    """Why a name is refused by its spelling alone, and the help; None for one that may be followed."""
     rules = {
         "is empty": not name.strip(),
         "is too long": len(name) > LONGEST_NAME,
         "has a drive letter": bool(re.match(r"[A-Za-z]:", name)),
-        "holds a NUL": "\0" in name,
-        "holds a backslash": "\\" in name,
+        "contains a NUL": "\0" in name,
+        "contains a backslash": "\\" in name,
         "is absolute": name.startswith("/"),
         "begins with ~": name.startswith("~"),
-        "holds `..`": ".." in name.split("/"),
+        "contains `..`": ".." in name.split("/"),
     }
     if URL.match(name) and len(name) <= LONGEST_NAME:
         return "is a URL", NO_NETWORK

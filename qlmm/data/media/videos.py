@@ -1,11 +1,10 @@
 """Video files as still frames: which frames there are, and any one of them, without decoding the rest.
 
-PyAV (the extra ``video``) is only imported here, when a row names a video file. A file is told by its first bytes,
-whatever its name says, and its container is given to the decoder by name: playlists, which can name other files and
+A file's first bytes name its container, which the decoder is given. So playlists, which can name other files and
 addresses, are never recognised.
 
-Whether a file is whole is decided here, from its own headers. FFmpeg reads on past a cut and marks no packet as
-corrupt: of half a GIF it gives 17 of 40 frames, of 90 % of a WebM 39 (PyAV 18).
+A file's own headers tell whether it is whole. FFmpeg reads on past a cut and marks no packet as corrupt: of half a GIF
+it gives 17 of 40 frames, of 90 % of a WebM 39 (PyAV 18).
 
 Usage: ``with path.open("rb") as stream: picture = frame(stream, times(stream)[0])``
 """
@@ -13,9 +12,8 @@ Usage: ``with path.open("rb") as stream: picture = frame(stream, times(stream)[0
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import IO, TYPE_CHECKING, Any
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BadVideo", "frame", "size", "times"]
 
-NO_PYAV = "this row shows a video file, and PyAV, which decodes them, is not installed"
 CUT = "the file is cut off"
 
 
@@ -35,12 +32,7 @@ class BadVideo(ValueError):
 
 
 def times(stream: IO[bytes]) -> list[Fraction]:
-    """When each frame is shown, in seconds and in order; reads the whole file and decodes nothing.
-
-    Raises:
-        BadVideo: when it is not a video, is cut off, or holds no frame.
-        DataError: D009 without PyAV.
-    """
+    """When each frame is shown, in seconds and in order; reads the whole file and decodes nothing."""
     found = set()
     with _opened(stream) as (container, video):
         for packet in container.demux(video):
@@ -55,15 +47,7 @@ def times(stream: IO[bytes]) -> list[Fraction]:
 
 
 def size(stream: IO[bytes], *, max_pixels: int) -> tuple[int, int]:
-    """Width and height of every frame, upright, in pixels; decodes the first.
-
-    Args:
-        stream: the video file.
-        max_pixels: width × height allowed; checked in the header, before anything is decoded.
-
-    Raises:
-        BadVideo: when frames are too large, or the first cannot be decoded.
-    """
+    """Width and height of every frame, upright, in pixels; decodes the first once the header is within the limit."""
     with _opened(stream) as (container, video):
         width, height = _stored_size(video)
         if width * height > max_pixels:
@@ -75,15 +59,7 @@ def size(stream: IO[bytes], *, max_pixels: int) -> tuple[int, int]:
 
 
 def frame(stream: IO[bytes], at: Fraction) -> Image.Image:
-    """The frame that is shown at a time, as RGB, upright; decodes from the key frame before it.
-
-    Args:
-        stream: the video file.
-        at: seconds, as ``times`` gives them.
-
-    Raises:
-        BadVideo: when it cannot be decoded, or nothing is shown then.
-    """
+    """The frame shown at a time of ``times``, as RGB, upright; decodes from the key frame before it."""
     with _opened(stream) as (container, video):
         width, height = _stored_size(video)
         wanted = int(at / video.time_base)
@@ -91,7 +67,7 @@ def frame(stream: IO[bytes], at: Fraction) -> Image.Image:
         shown = _shown_at(container, video, wanted, wanted) or _shown_at(container, video, 0, wanted)
         if shown is None:
             raise BadVideo(f"no frame at {float(at):.2f} s")
-        # A stream may change its size on the way; what was promised stays.
+        # A stream may change its size on the way.
         picture: Image.Image = shown.to_image(width=width, height=height)
         return picture.rotate(shown.rotation, expand=True) if shown.rotation % 90 == 0 else picture
 
@@ -103,10 +79,9 @@ def _shown_at(container: Any, video: Any, start: int, wanted: int) -> Any:
     for one in container.decode(video):
         if one.pts is None:
             continue
-        if one.pts > wanted:
-            break
-        last = one
-        if one.pts == wanted:
+        if one.pts <= wanted:
+            last = one
+        if one.pts >= wanted:
             break
     return last
 
@@ -120,11 +95,12 @@ def _stored_size(video: Any) -> tuple[int, int]:
 
 @contextmanager
 def _opened(stream: IO[bytes]) -> Iterator[tuple[Any, Any]]:
-    """The container and its video stream; turns what PyAV raises, here or while they are used, into ``BadVideo``."""
+    """The container and its video stream; turns what PyAV raises, here or in use, into ``BadVideo``."""
     try:
         import av
     except ImportError:
-        raise DataError.one("D009", NO_PYAV, help='pip install "qlmm[video]"') from None
+        message = "this row shows a video file, and PyAV, which decodes them, is not installed"
+        raise DataError.one("D009", message, help='pip install "qlmm[video]"') from None
     container = _container(stream)
     stream.seek(0)
     try:
@@ -137,26 +113,16 @@ def _opened(stream: IO[bytes]) -> Iterator[tuple[Any, Any]]:
         raise BadVideo(f"cannot be decoded: {error.args[1] if len(error.args) > 1 else error}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Container:
-    """A kind of file: its name for FFmpeg, how it begins, and whether a file of it is all there."""
-
-    name: str
-    magic: tuple[bytes, ...]
-    offset: int
-    whole: Callable[[IO[bytes], int], bool]
-
-
 def _container(stream: IO[bytes]) -> str:
-    """FFmpeg's name for the container, once the file is known to reach as far as its own headers say."""
+    """FFmpeg's name for the container, once the file is known to reach as far as its own headers tell."""
     stream.seek(0)
     start = stream.read(16)
     length = stream.seek(0, io.SEEK_END)
-    for kind in CONTAINERS:
-        if start.startswith(kind.magic, kind.offset):
-            if not kind.whole(stream, length):
+    for name, magic, offset, whole in CONTAINERS:
+        if start.startswith(magic, offset):
+            if not whole(stream, length):
                 raise BadVideo(CUT)
-            return kind.name
+            return name
     raise BadVideo("not a video in one of the formats MP4, MOV, WEBM, MKV, AVI, GIF")
 
 
@@ -197,9 +163,10 @@ def _whole_gif(stream: IO[bytes], length: int) -> bool:
     return stream.read(1) == b";"
 
 
+# FFmpeg's name, how files begin and where, and whether a file is all there.
 CONTAINERS = (
-    _Container("mov", (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"), 4, _whole_boxes),
-    _Container("matroska", (b"\x1aE\xdf\xa3",), 0, _whole_segment),
-    _Container("avi", (b"AVI ",), 8, _whole_riff),
-    _Container("gif", (b"GIF87a", b"GIF89a"), 0, _whole_gif),
+    ("mov", (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"), 4, _whole_boxes),
+    ("matroska", (b"\x1aE\xdf\xa3",), 0, _whole_segment),
+    ("avi", (b"AVI ",), 8, _whole_riff),
+    ("gif", (b"GIF87a", b"GIF89a"), 0, _whole_gif),
 )

@@ -23,12 +23,7 @@ __all__ = ["Report", "check"]
 class Report:
     """What checking rows found.
 
-    Attributes:
-        loaded: the rows, and those that could not be taken.
-        problems: all of them: unreadable rows, missing pictures, pictures that do not decode.
-        usable: rows all of whose pictures decode.
-        pictures: different pictures, decoded or not.
-        twins: rows that repeat an earlier one, text and pictures alike.
+    All pictures of ``usable`` rows decode; ``pictures`` counts different ones, and ``twins`` rows that repeat another.
     """
 
     loaded: Loaded[Example]
@@ -46,14 +41,7 @@ def check(
     max_frames: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Read all rows and decode every picture once.
-
-    Args:
-        sources: what the recipe says.
-        kind: what the rows must be; None takes whatever each source holds.
-        resolve: gives the file or folder of a ``builtin:`` name.
-        max_frames: most pictures that a video is shown as.
-        progress: is told pictures done and pictures in all.
+    """Read all rows as ``load_samples`` does and decode every picture once; ``progress`` gets pictures done and in all.
 
     Raises:
         DataError: when a source cannot be read at all, its format is unknown, or no row is left.
@@ -70,9 +58,8 @@ def check(
             decode(ref)
         except BadImage as bad:
             broken.add(ref)
-            problems.append(
-                Problem("D020", bad.message, Where(origin.file, origin.line), "replace or remove the picture")
-            )
+            where = Where(origin.file, origin.line)
+            problems.append(Problem("D020", bad.message, where, "replace or remove the picture"))
         progress(done, len(first_shown))
     twins = sum(count - 1 for count in Counter(sample.content for sample in loaded.samples).values())
     usable = tuple(sample for sample in loaded.samples if broken.isdisjoint(sample.images))

@@ -1,7 +1,7 @@
 """Sources -> samples, with every problem found on the way and a fingerprint of what was read.
 
-Where a source names no format, every format is asked whether it detects the first rows. Of those that do, the one of
-the highest rank takes the row (`qlmm.data.contract.Format.rank`); two of the same rank are an error, not a guess.
+Where a source names no format, the first rows are shown to every format. Of those that detect a row, the one of the
+highest rank takes it (`qlmm.data.contract.Format.rank`); two of the same rank are an error, not a guess.
 
 Usage: ``loaded = load_samples(recipe.data.sources, max_bad_rows=0.01, resolve=builtin_path)``
 """
@@ -20,24 +20,15 @@ from typing import Any, Generic
 from qlmm.core import naming
 from qlmm.core.errors import DataError, Problem
 from qlmm.data.contract import Format, RawRow
-from qlmm.data.errors import BadRow, DropReason, MissingPicture, NoRowLeft, OtherKind
+from qlmm.data.errors import BadRow, MissingPicture, NoRowLeft, OtherKind
 from qlmm.data.fingerprint import DataFingerprint, SourceCount
 from qlmm.data.media.images import BadImage, check
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.reading.readers import Resolve, picture_folder, read_rows
-from qlmm.data.sample import Example, Feedback, ImageRef, Kind, Origin, Preference, Row, Sample
+from qlmm.data.sample import Example, Feedback, ImageRef, Kind, Origin, Part, Preference, Row, Sample, Turn
 from qlmm.recipe.schema import Source
 
-__all__ = [
-    "TAKEN",
-    "Bad",
-    "Loaded",
-    "check_images",
-    "detected",
-    "format_names",
-    "load_format",
-    "load_samples",
-]
+__all__ = ["TAKEN", "Bad", "Loaded", "check_images", "detect_format", "identity", "load_format", "load_samples"]
 
 FORMATS = "qlmm.data.formats"
 ROWS_TO_DETECT = 20
@@ -61,21 +52,14 @@ class Bad:
 
     origin: Origin
     problem: Problem
-    reason: DropReason = DropReason.BAD_ROW
     picture: Path | None = None  # the one that is not there
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[Row]):
-    """All samples in order, which source each came from, and what was left out.
+    """All samples in order, per sample the place of its source in ``sources``, and what was left out.
 
-    Attributes:
-        samples: rows to learn from, of the kind that was asked for.
-        source: per sample, the place of its source in ``sources``.
-        bad: rows not taken, in order.
-        problems: what is wrong with them, missing pictures of a source together.
-        sources: counts per source, in the recipe's order.
-        fingerprint: sha256 over the text of all samples and over name and size of their pictures, order included.
+    ``problems`` are those of ``bad``, missing pictures of a source together.
     """
 
     samples: tuple[Row, ...]
@@ -109,17 +93,8 @@ class _Read:
         )
 
 
-def format_names() -> list[str]:
-    """The names a recipe may give as a source's format."""
-    return naming.names(FORMATS)
-
-
 def load_format(name: str) -> Format:
-    """The format of a name.
-
-    Raises:
-        UsageError: N001 when there is no such file.
-    """
+    """The format of a name; UsageError N001 for an unknown one."""
     return naming.load(FORMATS, name, "FORMAT", Format)
 
 
@@ -134,14 +109,9 @@ def load_samples(
 ) -> Loaded[Any]:
     """Read all sources; the samples are of the class that belongs to the kind.
 
-    Args:
-        sources: what the recipe says, in order.
-        kind: what the rows must be; None takes what each source holds, feedback takes preferences too.
-        max_bad_rows: 0 refuses when any row is bad, with all of them listed; above 0, bad rows are left out up to
-            this share of all rows.
-        resolve: gives the file or folder of a ``builtin:`` name.
-        max_frames: most pictures that a video is shown as.
-        check_pictures: also read the header of every picture, and count unreadable or oversized ones as bad rows.
+    Without a ``kind`` they are of every kind; where feedback is wanted, preferences are taken, too. Up to the share
+    ``max_bad_rows`` bad rows are left out; more are refused, with all of them listed. With ``check_pictures`` a picture
+    whose header cannot be read makes a bad row.
 
     Raises:
         DataError: D001 bad rows, D002/D003 unreadable sources, D004 unknown format, D005 missing pictures,
@@ -161,7 +131,7 @@ def load_samples(
         nothing = Problem(
             "D007",
             f"nothing to learn from in {', '.join(source.path for source in sources)}: no row is left",
-            help="is it the right file? `qlmm data check FILE` says what is wrong with each row",
+            help="is it the right file? `qlmm data check FILE` lists what is wrong with each row",
         )
         raise NoRowLeft([nothing, *problems])
     return Loaded(
@@ -174,13 +144,7 @@ def load_samples(
     )
 
 
-def _read(
-    source: Source,
-    kind: Kind | None,
-    resolve: Resolve,
-    max_frames: int,
-    check_pictures: bool,
-) -> _Read:
+def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, check_pictures: bool) -> _Read:
     read = _Read(source, ImageRoot(picture_folder(source, resolve=resolve), max_frames=max_frames))
     rows = read_rows(source, resolve=resolve)
     first = list(islice(rows, ROWS_TO_DETECT))
@@ -188,7 +152,7 @@ def _read(
     if source.format is None and not objects:
         read.bad += [Bad(origin, row.problem(origin)) for origin, row in chain(first, rows) if isinstance(row, BadRow)]
         return read
-    read.format_name = source.format or _detected(source.path, objects, kind)
+    read.format_name = source.format or detect_format(source.path, objects, kind)
     form = load_format(read.format_name)
     if kind is not None and form.kind not in TAKEN[kind]:
         message = f"the rows are {_SAYS[form.kind]} (format {read.format_name}); wanted are {_SAYS[kind]}"
@@ -198,7 +162,7 @@ def _read(
             read.samples.append(_sample(form, origin, row, read.images, check_pictures))
         except BadRow as bad:
             picture = bad.path if isinstance(bad, MissingPicture) else None
-            read.bad.append(Bad(origin, bad.problem(origin), bad.kind, picture))
+            read.bad.append(Bad(origin, bad.problem(origin), picture))
     return read
 
 
@@ -216,12 +180,7 @@ def _sample(form: Format, origin: Origin, row: RawRow | BadRow, images: ImageRoo
 
 
 def check_images(images: Sequence[ImageRef], *, headers: bool = True) -> None:
-    """Whether the pictures of a row are there, and, where asked for, whether their headers can be read.
-
-    Raises:
-        MissingPicture: for the first one that is not there.
-        BadRow: for the first one whose header cannot be read.
-    """
+    """Refuse pictures of a row that are not there or, with ``headers``, cannot be read, by the first one's BadRow."""
     for ref in images:
         if ref.path is not None and not os.path.isfile(ref.path):
             raise MissingPicture(ref.path)
@@ -232,18 +191,8 @@ def check_images(images: Sequence[ImageRef], *, headers: bool = True) -> None:
             raise BadRow(bad.message, "replace or remove the picture") from None
 
 
-def detected(row: RawRow, path: str, *, question: bool = False) -> str | None:
-    """The format that a row is in: of those that detect it, the one of the highest rank; None where none does.
-
-    Args:
-        row: the row.
-        path: the source, for the message.
-        question: take a row that ends with its question as if it were answered.
-
-    Raises:
-        DataError: D011 when two formats of the same rank detect the row.
-    """
-    known = {name: load_format(name) for name in format_names()}
+def _detected(row: RawRow, path: str, *, question: bool) -> str | None:
+    known = {name: load_format(name) for name in naming.names(FORMATS)}
     ranks = {name: form.rank for name, form in known.items() if form.detect(form.answered(row) if question else row)}
     best = [name for name, rank in ranks.items() if rank == max(ranks.values())]
     if len(best) > 1:
@@ -252,14 +201,20 @@ def detected(row: RawRow, path: str, *, question: bool = False) -> str | None:
     return best[0] if best else None
 
 
-def _detected(path: str, rows: Sequence[RawRow], kind: Kind | None) -> str:
-    """The format of the first rows; where feedback is wanted, a row without a verdict is a bad one."""
-    found = [name for row in rows if (name := detected(row, path)) is not None]
+def detect_format(path: str, rows: Sequence[RawRow], kind: Kind | None = None, *, question: bool = False) -> str:
+    """The format of a source's first rows; where feedback is wanted, a row without a verdict is a bad one.
+
+    With ``question``, rows that end with their question count as answered.
+
+    Raises:
+        DataError: D004 when no format detects a row, D011 when two of the same rank do.
+    """
+    found = [name for row in rows if (name := _detected(row, path, question=question)) is not None]
     wanted = [name for name in found if kind == load_format(name).kind == "feedback"]
     if found:
         return (wanted or found)[0]
     keys = ", ".join(f"`{key}`" for key in list(rows[0])[:8]) or "none"
-    known = {name: load_format(name).required for name in format_names()}
+    known = {name: load_format(name).required for name in naming.names(FORMATS)}
     needs = "; ".join(f"{name}: {' + '.join(required).replace('|', '/')}" for name, required in known.items())
     message = f"{path}: the rows are in no known format; their keys are {keys}"
     raise DataError.one("D004", message, help=f"rename the keys to what a known format needs ({needs})")
@@ -279,9 +234,10 @@ def _missing(part: _Read, missing: Sequence[Path]) -> Problem:
     listed = ", ".join(named[:MOST_NAMED]) + (" …" if len(named) > MOST_NAMED else "")
     total = len(part.samples) + len(part.bad)
     message = f"{part.source.path}: {len(missing)} of {total} rows name pictures that are not in {root}: {listed}"
+    help = "is `image_root` the folder that the paths start from?"
     if part.source.image_root is None:
-        return Problem("D005", message, help="name the folder that the paths start from: `image_root` of this source")
-    return Problem("D005", message, help="is `image_root` the folder that the paths start from?")
+        help = "name the folder that the paths start from: `image_root` of this source"
+    return Problem("D005", message, help=help)
 
 
 def _fingerprint(parts: Sequence[_Read]) -> str:
@@ -289,20 +245,26 @@ def _fingerprint(parts: Sequence[_Read]) -> str:
     for part in parts:
         root = part.images.folder.resolve()
         for sample in part.samples:
-            turns = [[turn.role, *(_identity(one, root) for one in turn.parts)] for turn in sample.content]
-            digest.update(json.dumps(turns, ensure_ascii=False).encode("utf-8") + b"\n")
+            digest.update(identity(sample.content, root))
     return digest.hexdigest()
 
 
-def _identity(part: str | ImageRef, root: Path) -> object:
-    """A part as the fingerprint sees it: pictures by name under their root and size, or by content where inline.
+def identity(turns: Sequence[Turn], root: Path) -> bytes:
+    """Turns as fingerprints see them: pictures by name under their root and size, or by content where inline.
 
     Hashing every picture would read the whole data set; a changed picture of the same size goes unnoticed.
     """
+    parts = [[turn.role, *(_identity(one, root) for one in turn.parts)] for turn in turns]
+    return json.dumps(parts, ensure_ascii=False).encode("utf-8") + b"\n"
+
+
+def _identity(part: Part, root: Path) -> object:
     if isinstance(part, str):
         return part
     frame = {} if part.at is None else {"at": str(part.at)}
     if part.path is None:
         return {"sha256": hashlib.sha256(part.data or b"").hexdigest(), **frame}
     name = part.path.relative_to(root) if part.path.is_relative_to(root) else Path(part.path.name)
-    return {"name": name.as_posix(), "bytes": part.path.stat().st_size, **frame}
+    # A question that is not asked may name a picture that is not there.
+    size = os.path.getsize(part.path) if part.path.is_file() else 0
+    return {"name": name.as_posix(), "bytes": size, **frame}

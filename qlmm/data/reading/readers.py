@@ -1,4 +1,4 @@
-"""A recipe's source -> rows with their origin, whatever holds them; nothing is judged here but readability.
+"""A recipe's source -> rows with their origin, from files, folders and data sets of the Hub.
 
 Usage: ``for origin, row in read_rows(Source(path="rows.jsonl")): ...``
 """
@@ -30,22 +30,22 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w.-]+)?")
 def read_rows(source: Source, *, resolve: Resolve = None) -> Iterator[Row]:
     """The rows of a source, at most ``source.limit``; a row that cannot be read is a ``BadRow`` in its place.
 
-    Args:
-        source: what the recipe says.
-        resolve: gives the file or folder of a ``builtin:`` name.
-
     Raises:
         DataError: D002 when nothing is there, D003 when what is there cannot be read at all.
     """
     path = _located(source, resolve)
     try:
-        yield from islice(_rows(source, path), source.limit)
+        if path is None:
+            found = hub_rows(source.path, source.split)
+        else:
+            found = _folder_rows(path, source) if path.is_dir() else _file_rows(path, source.path)
+        yield from islice(found, source.limit)
     except OSError as error:
         raise DataError.one("D003", f"{source.path} cannot be read: {error.strerror or error}") from error
 
 
 def picture_folder(source: Source, *, resolve: Resolve = None) -> Path:
-    """The folder that the source's picture names are relative to: the recipe's, else the one the rows lie in."""
+    """The folder that the source's picture names are relative to: the recipe's, else that of the rows."""
     if source.image_root is not None:
         return Path(source.image_root).expanduser()
     path = _located(source, resolve)
@@ -72,15 +72,7 @@ def _nearby(path: Path) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either; paths are relative to the folder you are in"
     data = sorted(entry.name for entry in path.parent.iterdir() if entry.name.endswith(SUFFIXES))
-    return f"{path.parent} holds {', '.join(data[:5])}" if data else f"{path.parent} holds no data file"
-
-
-def _rows(source: Source, path: Path | None) -> Iterator[Row]:
-    if path is None:
-        return hub_rows(source.path, source.split)
-    if path.is_dir():
-        return _folder_rows(path, source)
-    return _file_rows(path, source.path)
+    return f"{path.parent} has {', '.join(data[:5])}" if data else f"{path.parent} has no data file"
 
 
 def _folder_rows(path: Path, source: Source) -> Iterator[Row]:
@@ -90,7 +82,7 @@ def _folder_rows(path: Path, source: Source) -> Iterator[Row]:
     if any((path / name).is_file() for name in SAVED):
         return saved_rows(path, source.path, source.split)
     help = f"a picture folder needs {' or '.join(METADATA)} (columns file_name and text); or name one data file"
-    raise DataError.one("D003", f"the folder {source.path} holds no metadata and no saved data set", help=help)
+    raise DataError.one("D003", f"the folder {source.path} has no metadata and no saved data set", help=help)
 
 
 def _file_rows(path: Path, name: str) -> Iterator[Row]:

@@ -1,6 +1,4 @@
-"""Rows of columnar data: parquet files, folders saved by ``datasets``, data sets of the Hub.
-
-Pictures stay encoded: an ``Image`` column gives ``{bytes, path}`` and nothing is decoded here.
+"""Rows of columnar data: parquet files, folders saved by ``datasets``, data sets of the Hub; pictures stay encoded.
 
 Usage: ``for origin, row in parquet_rows(Path("a.parquet"), "a.parquet"): ...``
 """
@@ -8,7 +6,7 @@ Usage: ``for origin, row in parquet_rows(Path("a.parquet"), "a.parquet"): ...``
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +23,20 @@ ONLINE = "check the path or the id; private data sets need `hf auth login`"
 
 
 def parquet_rows(path: Path, name: str) -> Iterator[Row]:
-    """Rows of a parquet file.
-
-    Raises:
-        DataError: D003 when the file is not parquet or is damaged.
-    """
+    """Rows of a parquet file; DataError D003 when it is not one or is damaged."""
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Origin(name, number), row
+            yield from _numbered(table.iter_batches(BATCH), name, ())
     except (pyarrow.ArrowException, OSError) as error:
         message = f"{name} is not a whole parquet file: {error}"
         raise DataError.one("D003", message, help="fetch the file again") from error
 
 
 def saved_rows(path: Path, name: str, split: str | None) -> Iterator[Row]:
-    """Rows of a folder written by ``save_to_disk``.
-
-    Raises:
-        DataError: D003 when the folder is damaged or has no such split.
-    """
+    """Rows of a folder written by ``save_to_disk``; DataError D003 when it is damaged or has no such split."""
     import datasets
 
     try:
@@ -62,15 +48,11 @@ def saved_rows(path: Path, name: str, split: str | None) -> Iterator[Row]:
         if wanted not in saved:
             raise DataError.one("D003", f"{name} has no split `{wanted}`", help=f"it has {', '.join(saved)}")
         saved = saved[wanted]
-    yield from _table_rows(saved, name, ())
+    yield from _numbered(saved.with_format("arrow").iter(BATCH), name, ())
 
 
 def hub_rows(name: str, split: str | None) -> Iterator[Row]:
-    """Rows of a data set of the Hub, fetched once into the cache of ``datasets``; ``id@revision`` pins it.
-
-    Raises:
-        DataError: D003 when there is no such data set within reach.
-    """
+    """Rows of a data set of the Hub, cached by ``datasets``; ``id@revision`` pins it; DataError D003 without one."""
     import datasets
     from huggingface_hub import constants
 
@@ -78,25 +60,22 @@ def hub_rows(name: str, split: str | None) -> Iterator[Row]:
     try:
         table = datasets.load_dataset(dataset, split=split or DEFAULT_SPLIT, revision=revision or None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        message = f"{name} is neither on disk nor a data set within reach: {said[0]}"
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        message = f"{name} is neither on disk nor a data set within reach: {reason[0]}"
         raise DataError.one("D003", message, help=OFFLINE if constants.HF_HUB_OFFLINE else ONLINE) from error
     cache = (Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))
-    yield from _table_rows(table, name, cache)
+    yield from _numbered(table.with_format("arrow").iter(BATCH), name, cache)
 
 
-def _table_rows(table: Any, name: str, cache: tuple[Path, ...]) -> Iterator[Row]:
-    number = 0
-    for batch in table.with_format("arrow").iter(BATCH):
-        for row in batch.to_pylist():
-            number += 1
-            yield Origin(name, number), {key: _cached(value, cache) for key, value in row.items()}
+def _numbered(batches: Iterable[Any], name: str, cache: tuple[Path, ...]) -> Iterator[Row]:
+    for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+        yield Origin(name, number), {key: _cached(value, cache) for key, value in row.items()}
 
 
 def _cached(value: object, cache: tuple[Path, ...]) -> object:
-    """A value with pictures that `datasets` keeps as files of its own cache turned into references.
+    """A value, pictures that `datasets` keeps as files of its own cache turned into references.
 
-    Only there is an absolute path no escape: the row does not choose what lies in the cache.
+    Absolute paths are safe only there: the row does not choose what lies in the cache.
     """
     if isinstance(value, list):
         return [_cached(entry, cache) for entry in value]

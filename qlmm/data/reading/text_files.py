@@ -30,16 +30,9 @@ CUT_OFF = "the file is cut off or damaged: fetch it again"
 
 
 def json_rows(path: Path, name: str) -> Iterator[Row]:
-    """Rows of a JSON array, or of one JSON object per line; the content decides which.
-
-    Args:
-        path: the file.
-        name: the file as the user named it, for messages.
-    """
+    """Rows of a JSON array, or of one JSON object per line; ``name`` is the file as the user named it."""
     try:
-        with _opened(path) as stream:
-            start = _first_byte(stream)
-        if start == b"[" or _is_one_object(path):
+        if _is_one_value(path):
             yield from _array(path, name)
             return
         with _opened(path) as stream:
@@ -72,26 +65,19 @@ def _opened(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
-def _first_byte(stream: BinaryIO) -> bytes:
-    """The first byte that is neither a mark nor blank."""
-    while block := stream.read(4096):
-        content = block.removeprefix(MARK).lstrip()
-        if content:
-            return content[:1]
-    return b""
-
-
-def _is_one_object(path: Path) -> bool:
-    """Whether the first line alone is not JSON but the file as a whole is: one object spread over lines."""
-    try:
-        with _opened(path) as stream:
+def _is_one_value(path: Path) -> bool:
+    """Whether the file is a JSON list, or one object spread over lines, instead of an object per line."""
+    with _opened(path) as stream:
+        first = stream.readline(LONGEST_LINE).removeprefix(MARK)
+        while first and not first.strip():
             first = stream.readline(LONGEST_LINE)
-            if first.strip() != b"{":
-                return False
+        if first.strip() != b"{":
+            return first.lstrip().startswith(b"[")
+        try:
             json.loads(first + stream.read())
-    except (ValueError, RecursionError):
-        return False
-    return True
+        except (ValueError, RecursionError):
+            return False
+        return True
 
 
 def _array(path: Path, name: str) -> Iterator[Row]:
@@ -123,13 +109,13 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[Row]:
 
 
 class _Broken(BadRow):
-    """Text that is not JSON, with the line inside the text where it stops making sense."""
+    """Text that is not JSON, with the line inside the text where it breaks."""
 
     line: int = 1
 
 
 def _parsed(raw: bytes) -> object:
-    """What JSON bytes hold, or a ``_Broken`` that says where they break."""
+    """The value of JSON bytes, or a ``_Broken`` with the place where they break."""
     text = raw.removeprefix(MARK).decode("utf-8", errors="replace")
     try:
         return json.loads(raw.removeprefix(MARK).decode("utf-8"))
@@ -146,19 +132,14 @@ def _parsed(raw: bytes) -> object:
 
 
 def _broken(text: str, line: int, column: int | None, reason: str) -> _Broken:
+    """The line, a long one cut around ``column``, and the column's place in what is left."""
     lines = text.split("\n", line)
-    excerpt, column = _shortened(lines[line - 1].rstrip("\r") if line <= len(lines) else "", column)
+    excerpt = lines[line - 1].rstrip("\r") if line <= len(lines) else ""
+    start = max(0, (column or 1) - LONGEST_EXCERPT // 2) if len(excerpt) > LONGEST_EXCERPT else 0
+    excerpt, column = excerpt[start : start + LONGEST_EXCERPT], None if column is None else column - start
     bad = _Broken(reason, "one JSON object per line, or one JSON list", column=column, excerpt=excerpt)
     bad.line = line
     return bad
-
-
-def _shortened(text: str, column: int | None = None) -> tuple[str, int | None]:
-    """A long line cut around ``column``, and the column's place in what is left."""
-    if len(text) <= LONGEST_EXCERPT:
-        return text, column
-    start = max(0, (column or 1) - LONGEST_EXCERPT // 2)
-    return text[start : start + LONGEST_EXCERPT], column - start if column is not None else None
 
 
 def _object(entry: object) -> RawRow | BadRow:

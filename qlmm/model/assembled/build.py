@@ -9,7 +9,8 @@ Usage:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,14 +19,17 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedC
 
 from qlmm.compat.transformers_private import attention_of
 from qlmm.core.errors import ModelError
-from qlmm.model.assembled.config import AssembledConfig, ConnectorSpec
 from qlmm.model.assembled.language import check_same_answers, embedding_width
-from qlmm.model.assembled.model import AssembledForConditionalGeneration, build_connector
+from qlmm.model.assembled.model import (
+    AssembledConfig,
+    AssembledForConditionalGeneration,
+    ConnectorSpec,
+    build_connector,
+)
 from qlmm.model.assembled.vision import VisionFacts, choose_layer
 from qlmm.model.contract import connector as find_connector
-from qlmm.model.numerics.quantization import keep_trainable
 
-__all__ = ["assemble", "assembled_config", "connector_for", "put_together"]
+__all__ = ["assemble", "assembled_config", "connector_for"]
 
 # What bitsandbytes loading leaves on a model; PEFT, accelerate and the trainer look for it on the outermost one.
 _QUANTISATION_MARKS = ("hf_quantizer", "is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method")
@@ -40,22 +44,15 @@ def connector_for(
     seed: int,
     vision_layer: int | None = None,
 ) -> tuple[nn.Module, ConnectorSpec]:
-    """A fresh connector and its record.
+    """A fresh connector in fp32 on the default device, and its record.
 
     Args:
-        kind: its name in a recipe.
-        settings: the recipe's further keys for it.
+        kind: its name in a recipe; N001 when it is unknown.
+        settings: the recipe's further keys for it; M101 when they are wrong.
         facts: the tower's facts.
         text_width: width D of the language model's embeddings, as ``embedding_width`` gives it.
-        seed: decides every random weight, whatever happened before; the global generator is left as it was.
-        vision_layer: the recipe's choice of a hidden state.
-
-    Returns:
-        The module in fp32 on the default device (``with torch.device("meta")`` gives one without weights), the record.
-
-    Raises:
-        UsageError: N001 for an unknown kind.
-        ModelError: M101 for wrong settings, M113 for a layer the tower lacks.
+        seed: decides every random weight; the global generator is left as it was.
+        vision_layer: the recipe's choice of a hidden state; M113 when the tower lacks it.
     """
     found = find_connector(kind)
     chosen = found.read(settings)
@@ -79,16 +76,10 @@ def connector_for(
 def assembled_config(
     vision: PreTrainedConfig, language: PreTrainedModel, spec: ConnectorSpec, image_token_id: int
 ) -> LlavaConfig:
-    """The configuration of the assembled model; it decides the class.
+    """The configuration of the assembled model, which decides its class; the language model has its image token.
 
     A plain ``LlavaConfig`` where stock LLaVA code does the same arithmetic: a connector it knows, at most a class
     token to drop, a numbered layer, and a head and embeddings as its class expects them. Else ``AssembledConfig``.
-
-    Args:
-        vision: the tower's configuration.
-        language: the language model, after ``add_image_token``; one on the meta device will do.
-        spec: the connector's record.
-        image_token_id: the placeholder's id.
     """
     head = language.get_output_embeddings()
     shared: dict[str, Any] = {
@@ -121,13 +112,31 @@ def _stock_llava_can(language: PreTrainedModel, spec: ConnectorSpec) -> bool:
     return tower and text and (head.weight is not embeddings.weight or names == {"embed_tokens"})
 
 
-def put_together(
+def assemble(
     vision: PreTrainedModel, language: PreTrainedModel, connector: nn.Module, config: LlavaConfig
 ) -> PreTrainedModel:
-    """The assembled model around the given modules; works on the meta device, for planning without weights.
+    """The model of the given parts, in eval mode; they are shared with it, not copied.
 
-    The class is built without weights first, so that its own bookkeeping is right, and then gets the loaded modules.
+    Parts on the meta device give a model to plan with, which is not checked. The configuration is that of
+    ``assembled_config`` for these very parts.
+
+    Raises:
+        ModelError: M123 when a weight is missing, M122 when text is answered differently than by the language model.
     """
+    model = _put_together(vision, language, connector, config)
+    if language.device.type != "meta":
+        tensors = chain(model.named_parameters(), model.named_buffers())
+        missing = [name for name, value in tensors if value.device.type == "meta"]
+        if missing:
+            raise ModelError.one("M123", f"the assembled model has no weights for {', '.join(missing[:5])}")
+        check_same_answers(language, model)
+    return model
+
+
+def _put_together(
+    vision: PreTrainedModel, language: PreTrainedModel, connector: nn.Module, config: LlavaConfig
+) -> PreTrainedModel:
+    """The class is built without weights first, so that its own bookkeeping is right, and then gets the modules."""
     kind = AssembledForConditionalGeneration if isinstance(config, AssembledConfig) else LlavaForConditionalGeneration
     # Building sub-models writes their attention kind into the configuration; the loaded parts keep theirs.
     with torch.device("meta"):
@@ -139,45 +148,10 @@ def put_together(
     model.model.multi_modal_projector = connector
     model.lm_head = language.get_output_embeddings()
     model.generation_config = language.generation_config
-    _carry_quantisation(language, model)
-    whole: PreTrainedModel = model.eval()
-    return whole
-
-
-def _carry_quantisation(language: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Let the whole model count as quantised where its language model is."""
     for mark in _QUANTISATION_MARKS:
         if mark in vars(language):
             setattr(model, mark, vars(language)[mark])
-    stated = vars(language.config).get("quantization_config")
-    if stated is not None:
+    if (stated := vars(language.config).get("quantization_config")) is not None:
         model.config.quantization_config = stated
-
-
-def assemble(
-    vision: PreTrainedModel, language: PreTrainedModel, connector: nn.Module, config: LlavaConfig
-) -> PreTrainedModel:
-    """Put loaded parts together, in eval mode; they are shared with the model, not copied.
-
-    Args:
-        vision: the tower.
-        language: the causal language model, quantised or not.
-        connector: the connector.
-        config: from ``assembled_config``, for these very parts.
-
-    Raises:
-        ModelError: M123 when a weight is missing, M122 when text is answered differently than by the language model.
-    """
-    keep_trainable(language)  # the comparison below runs in evaluation mode
-    model = put_together(vision, language, connector, config)
-    missing = [name for name, value in _tensors(model) if value.device.type == "meta"]
-    if missing:
-        raise ModelError.one("M123", f"the assembled model has no weights for {', '.join(missing[:5])}")
-    check_same_answers(language, model)
-    return model
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and buffers, rotary tables and other unsaved ones included."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    whole: PreTrainedModel = model.eval()
+    return whole

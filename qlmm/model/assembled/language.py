@@ -1,25 +1,22 @@
-"""Which language models can be given eyes, and the one token that marks a picture's place.
+"""Which language models can be part of an assembled model, and the token that marks a picture's place.
 
-An assembled model takes over the language model's stack and head. What a model's class does to the logits after the
-head would be lost without a word, so such models are refused: by their configuration before weights are read, and by
-comparing answers once everything is put together.
+An assembled model takes over the language model's stack and head. What a class does to the logits after the head would
+be lost silently, so such models are refused: by their configuration before weights are read, and by comparing answers
+once everything is put together.
 
 Usage: ``check_language(config); image_token_id = add_image_token(tokenizer, language)``
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from qlmm.compat.transformers_models import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from qlmm.core.errors import ModelError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "IMAGE_PLACEHOLDER",
@@ -50,22 +47,15 @@ _WORDS_ENOUGH = 4096
 
 
 def check_language(config: PreTrainedConfig, source: str) -> None:
-    """Refuse what cannot be the language half of an assembled model; needs no weights.
-
-    Args:
-        config: the configuration of the model that the recipe names.
-        source: its name, for the message.
+    """Refuse what cannot be the language model of an assembled one; ``source`` is its name, for the message.
 
     Raises:
         ModelError: M120 when it is not a causal language model, M121 when its class works on the logits after the head.
     """
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ModelError.one(
-            "M120",
-            f"{source} is not a causal language model (it is {config.model_type})",
-            help="are base.vision and base.language swapped? A whole vision-language model goes into base.model",
-            key="base.language",
-        )
+        message = f"{source} is not a causal language model (it is {config.model_type})"
+        help = "are base.vision and base.language swapped? A whole vision-language model goes into base.model"
+        raise ModelError.one("M120", message, help=help, key="base.language")
     stated = config.get_text_config().to_dict()
     for key in _AFTER_THE_HEAD:
         if stated.get(key) not in _NEUTRAL:
@@ -84,18 +74,13 @@ def embedding_width(language: PreTrainedModel) -> int:
 
 
 def add_image_token(tokenizer: PreTrainedTokenizerBase, language: PreTrainedModel) -> int:
-    """Give tokenizer and language model the token that marks a picture's place; one that is there is taken.
+    """Give tokenizer and language model the token that marks a picture's place, unless they have it; returns its id.
 
     Its input row is never read, since features take its place. Its output row is the mean of all rows: its logit is
-    then the mean of the others, and by Jensen's inequality it gets at most 1/V of the probability, whatever the text.
-
-    Returns:
-        The token's id.
+    then the mean of the others, and by Jensen's inequality it gets at most 1/V of the probability.
     """
-    if (
-        IMAGE_PLACEHOLDER not in tokenizer.get_vocab()
-        or len(tokenizer.encode(IMAGE_PLACEHOLDER, add_special_tokens=False)) != 1
-    ):
+    known = IMAGE_PLACEHOLDER in tokenizer.get_vocab()
+    if not known or len(tokenizer.encode(IMAGE_PLACEHOLDER, add_special_tokens=False)) != 1:
         tokenizer.add_tokens([IMAGE_PLACEHOLDER], special_tokens=True)
     if len(tokenizer) > language.get_input_embeddings().weight.shape[0]:
         _add_mean_rows(language, len(tokenizer))
@@ -104,54 +89,40 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase, language: PreTrainedMode
 
 @torch.no_grad()
 def word_statistics(language: PreTrainedModel) -> tuple[Tensor, float]:
-    """Where words lie: the mean (D) of the input embeddings, and their standard deviation around it."""
+    """Mean (D) of the input embeddings, and their standard deviation around it."""
     table = language.get_input_embeddings().weight
-    # A few thousand rows tell it as well as all; large vocabularies in fp32 would not fit beside the model.
+    # A few thousand rows are enough; large vocabularies in fp32 would not fit beside the model.
     words = table[:: max(1, table.shape[0] // _WORDS_ENOUGH)].float()
     return words.mean(0).cpu(), float(words.var(0, correction=0).mean().sqrt())
 
 
 @torch.no_grad()
 def _add_mean_rows(language: PreTrainedModel, rows: int) -> None:
-    """Grow embeddings and head to so many rows; quantised models too, whose embeddings and head stay 16-bit."""
-    means = [_mean(module) for module in _vocabulary(language)]
+    """Grow embeddings and head to so many rows; in quantised models both stay 16-bit. Means are summed in fp32."""
+
+    def tables() -> Iterator[Tensor]:
+        for module in (language.get_input_embeddings(), language.get_output_embeddings()):
+            yield from module.parameters()
+
+    means = [table.mean(0, dtype=torch.float32) for table in tables()]
     old = language.get_input_embeddings().weight.shape[0]
     language.resize_token_embeddings(rows, mean_resizing=False)
-    for module, (weight, bias) in zip(_vocabulary(language), means, strict=True):
-        module.weight[old:] = weight
-        if bias is not None:
-            module.bias[old:] = bias
-
-
-def _vocabulary(language: PreTrainedModel) -> tuple[Any, Any]:
-    """Input embeddings and output head."""
-    return language.get_input_embeddings(), language.get_output_embeddings()
-
-
-def _mean(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Mean of a module's rows, summed in fp32 and stored as the rows are."""
-    values: dict[str, Tensor] = {name: value.mean(0, dtype=torch.float32) for name, value in module.named_parameters()}
-    return values["weight"], values.get("bias")
+    for table, mean in zip(tables(), means, strict=True):
+        table[old:] = mean
 
 
 @torch.no_grad()
 def check_same_answers(language: PreTrainedModel, assembled: PreTrainedModel) -> None:
-    """Hold a few tokens' logits of the assembled model against the bare language model's.
+    """Compare a few tokens' logits of the assembled model with the bare language model's; raises M122 when they differ.
 
     This finds every class that does something around its stack (scaled embeddings, per-layer inputs, bounded logits),
-    whether or not a configuration says so.
-
-    Raises:
-        ModelError: M122 when they differ.
+    also where its configuration does not show it.
     """
     embeddings = language.get_input_embeddings().weight
     ids = torch.arange(1, 1 + _PROBE_LENGTH, device=embeddings.device)[None] % embeddings.shape[0]
     bare = language(input_ids=ids, use_cache=False).logits.float()
     ours = assembled(input_ids=ids, use_cache=False).logits.float()
     if (bare - ours).abs().max() > _SAME * bare.abs().max():
-        raise ModelError.one(
-            "M122",
-            f"{type(language).__name__} answers text differently once it is assembled",
-            help="its class does more than stack and head; choose another language model (Llama, Qwen, Mistral …)",
-            key="base.language",
-        )
+        message = f"{type(language).__name__} answers text differently once it is assembled"
+        help = "its class does more than stack and head; choose another language model (Llama, Qwen, Mistral …)"
+        raise ModelError.one("M122", message, help=help, key="base.language")

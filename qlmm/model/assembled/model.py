@@ -1,4 +1,4 @@
-"""LLaVA's model classes with any connector, any tower layer and any language model.
+"""LLaVA's model classes with any connector, any tower layer and any language model, and their configuration.
 
 Only the way a picture becomes inputs of the language model differs from LLaVA. Placeholders are expanded by the
 processor, as there, so a row's length is known before the model sees it. Module names are LLaVA's.
@@ -10,27 +10,76 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
+    LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaModel,
     LlavaPreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from qlmm.model.assembled.config import AssembledConfig, ConnectorSpec
 from qlmm.model.assembled.vision import final_tokens
-from qlmm.model.contract import connector
+from qlmm.model.contract import connector, own_tower
 
-__all__ = ["AssembledForConditionalGeneration", "AssembledModel", "build_connector"]
+__all__ = ["AssembledConfig", "AssembledForConditionalGeneration", "AssembledModel", "ConnectorSpec", "build_connector"]
+
+
+class ConnectorSpec(BaseModel):
+    """Everything needed to rebuild a connector and to feed it.
+
+    Attributes:
+        settings: defaults written out.
+        vision_width: width V of the tokens it takes.
+        text_width: width D of the language model's embeddings.
+        vision_layer: hidden state it takes; None is the tower's final, normalised tokens.
+        final_norm: norm to put on the tower's last tokens for that; None where the tower does it itself.
+        skip_tokens: class and register tokens left out, counted from the first.
+        tokens: tokens it makes of a picture.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    settings: dict[str, Any]
+    vision_width: PositiveInt
+    text_width: PositiveInt
+    vision_layer: int | None
+    final_norm: str | None
+    skip_tokens: NonNegativeInt
+    tokens: PositiveInt
 
 
 def build_connector(spec: ConnectorSpec) -> nn.Module:
     """A new connector by its record, with random weights from PyTorch's global generator."""
     kind = connector(spec.kind)
     return kind.build(kind.read(spec.settings), spec.vision_width, spec.text_width)
+
+
+class AssembledConfig(LlavaConfig):
+    """LLaVA's configuration, with any connector and a head that may have a bias.
+
+    ``vision_feature_layer`` and ``vision_feature_select_strategy`` are not read; the connector's record decides.
+    """
+
+    model_type = "qlmm_assembled"
+
+    connector: dict[str, Any] | None = None
+    lm_head_bias: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Make a tower of ours known before its part of the configuration is read."""
+        if isinstance(self.vision_config, dict):
+            own_tower(str(self.vision_config.get("model_type", "")))
+        super().__post_init__(**kwargs)
+
+    def spec(self) -> ConnectorSpec:
+        """The connector's record, checked."""
+        return ConnectorSpec.model_validate(self.connector)
 
 
 class AssembledModel(LlavaModel):
@@ -48,14 +97,9 @@ class AssembledModel(LlavaModel):
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """What the language model gets for each picture.
+        """The tower's output for pictures (B, 3, height, width), with B tensors (tokens, D) as ``pooler_output``.
 
-        Args:
-            pixel_values: (B, 3, height, width), one per picture, in the order of their placeholders.
-            **kwargs: LLaVA's own arguments, which the configuration decides here.
-
-        Returns:
-            The tower's output, with B tensors (tokens, D) as ``pooler_output``.
+        LLaVA's further arguments change nothing; the configuration decides.
         """
         spec = self.config.spec()
         layer = spec.vision_layer
@@ -81,21 +125,14 @@ class AssembledForConditionalGeneration(LlavaForConditionalGeneration):
     def __init__(self, config: AssembledConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)
         self.model = AssembledModel(config)
-        text = config.text_config
-        self.lm_head = nn.Linear(config.spec().text_width, text.vocab_size, bias=config.lm_head_bias)
-        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{self._embedding_name()}.weight"}
+        width, words = config.spec().text_width, config.text_config.vocab_size
+        self.lm_head = nn.Linear(width, words, bias=config.lm_head_bias)
+        # Input embeddings are called ``embed_tokens`` in Llama, ``wte`` in GPT-2.
+        embeddings, modules = self.get_input_embeddings(), self.model.language_model.named_modules()
+        name = next(name for name, module in modules if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
         self.post_init()
 
-    def _embedding_name(self) -> str:
-        """The language model's own name for its input embeddings: Llama says ``embed_tokens``, GPT-2 ``wte``."""
-        language: nn.Module = self.model.language_model
-        embeddings = self.get_input_embeddings()
-        names: list[str] = [name for name, module in language.named_modules() if module is embeddings]
-        return names[0]
 
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """See ``AssembledModel.get_image_features``."""
-        return self.model.get_image_features(pixel_values, **kwargs)
-
-
+AutoConfig.register(AssembledConfig.model_type, AssembledConfig)
 AutoModelForImageTextToText.register(AssembledConfig, AssembledForConditionalGeneration)

@@ -1,7 +1,8 @@
 """A released mPLUG-Owl (version 1) taken apart: its vision tower and its language model as ordinary model folders.
 
 transformers has no class for the released model, but for each of its parts. So each part is written once into qlmm's
-cache under the names its class has, and everything after that sees a folder like any other.
+cache under the names its class has, and everything after that reads an ordinary folder. The vision tower is CLIP's ViT
+in another wrapper, with a fused query-key-value layer, other names and a smaller epsilon.
 
 Usage: ``folder = owl_part("MAGAer13/mplug-owl-llama-7b", None, "vision")``
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -24,22 +25,23 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     CLIPImageProcessorPil,
+    CLIPVisionConfig,
     CLIPVisionModel,
     GenerationConfig,
     PreTrainedConfig,
 )
 
 from qlmm.core.errors import ModelError
-from qlmm.model.assembled.owl_weights import VISION, vision_config_from, vision_state
 from qlmm.model.assembled.published import Checkpoint, check_whole, configuration, converted, open_checkpoint
-from qlmm.model.contract import Stated
 
-__all__ = ["OwlPart", "is_owl", "owl_part"]
+__all__ = ["OwlPart", "owl_part", "vision_config_from", "vision_state"]
 
 OwlPart = Literal["vision", "language"]
 
 MODEL_TYPE = "mplug-owl"
-LANGUAGE = "language_model."
+VISION, LANGUAGE = "vision_model.", "language_model."
+# The class default is CLIP's 1e-5; the released encoder was trained with 1e-6 (max difference 1.5e-5 otherwise).
+VISION_EPS = 1e-6
 # Tables that are computed anew, and that old versions of transformers saved.
 _COMPUTED = (".inv_freq", ".position_ids", ".masked_bias")
 _COPIED = (
@@ -50,16 +52,27 @@ _COPIED = (
     "added_tokens.json",
     "generation_config.json",
 )
-# Memory holds one file of the language model at a time.
+_RENAMED = {
+    "embeddings.cls_token": "embeddings.class_embedding",
+    "embeddings.position_embedding": "embeddings.position_embedding.weight",
+    "embeddings.patch_embed.weight": "embeddings.patch_embedding.weight",
+    "embeddings.pre_layernorm.weight": "pre_layrnorm.weight",
+    "embeddings.pre_layernorm.bias": "pre_layrnorm.bias",
+    "input_layernorm": "layer_norm1",
+    "self_attn.dense": "self_attn.out_proj",
+    "post_attention_layernorm": "layer_norm2",
+}
+_WITHOUT_BATCH = {"embeddings.cls_token": 2, "embeddings.position_embedding": 1}
+# One file of the language model is in memory at a time.
 MOST_BYTES = 1 << 30
 _SPECIAL = {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
 
 
 class _VisionStated(BaseModel):
-    """What the released configuration says about the vision tower and its weights do not show."""
+    """What the released configuration has about the vision tower and its weights do not show."""
 
     num_attention_heads: PositiveInt = 16
-    layer_norm_eps: PositiveFloat = 1e-6
+    layer_norm_eps: PositiveFloat = VISION_EPS
 
 
 class _OwlStated(BaseModel):
@@ -69,25 +82,13 @@ class _OwlStated(BaseModel):
     text_config: dict[str, object] = Field(default_factory=dict)
 
 
-def is_owl(stated: Stated) -> bool:
-    """Whether a configuration is that of a released mPLUG-Owl, version 1."""
-    return stated.get("model_type") == MODEL_TYPE
-
-
 def owl_part(path: str, revision: str | None, part: OwlPart) -> tuple[Path, str | None] | None:
     """The folder of a part of a released mPLUG-Owl, and the commit it comes from; None for every other model.
 
-    Args:
-        path: folder or Hub id; what is on the Hub is fetched.
-        revision: branch or commit on the Hub.
-        part: which one.
-
-    Raises:
-        ModelError: M151 to M155 for a checkpoint that is not whole, holds code or is of another kind, M005 when its
-            tokenizer needs a package that is not installed.
-        OSError: when it cannot be fetched.
+    Raises M151 to M155 for a checkpoint that is not whole, has code in it or is of another kind, M005 when its
+    tokenizer needs a package that is not installed, and OSError when it cannot be fetched.
     """
-    if not is_owl(configuration(path, revision)):
+    if configuration(path, revision).get("model_type") != MODEL_TYPE:
         return None
     checkpoint = open_checkpoint(path, revision)
     build = _build_vision if part == "vision" else _build_language
@@ -109,6 +110,55 @@ def _build_vision(checkpoint: Checkpoint, aside: Path) -> None:
     save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
     _write_config(config, CLIPVisionModel.__name__, aside)
     _pictures(checkpoint.folder, config.image_size).save_pretrained(aside)
+
+
+def vision_state(released: Mapping[str, Tensor], *, heads: int) -> dict[str, Tensor]:
+    """The released vision tower's weights under ``CLIPVisionModel``'s names.
+
+    The fused layer's rows are ordered head, then query, key, value, then width. A reading in any other order gives
+    silently wrong features.
+    """
+    state: dict[str, Tensor] = {}
+    for name, weight in _without_prefix(released).items():
+        if ".query_key_value." in name:
+            # (heads * 3 * d, V) or, for a bias, (heads * 3 * d).
+            rows, *rest = weight.shape
+            parts = weight.reshape(heads, 3, rows // heads // 3, *rest).unbind(1)
+            stem, kind = name.split("query_key_value.")
+            state |= {f"{stem}{one}_proj.{kind}": part.flatten(0, 1) for one, part in zip("qkv", parts, strict=True)}
+        else:
+            state[_clip_name(name)] = weight.flatten(0, _WITHOUT_BATCH[name]) if name in _WITHOUT_BATCH else weight
+    return state
+
+
+def _without_prefix(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(VISION): weight for name, weight in released.items()}
+
+
+def _clip_name(name: str) -> str:
+    if name in _RENAMED:
+        return _RENAMED[name]
+    for old, new in _RENAMED.items():
+        name = name.replace(f".{old}.", f".{new}.")
+    return name
+
+
+def vision_config_from(released: Mapping[str, Tensor], *, heads: int, eps: float = VISION_EPS) -> CLIPVisionConfig:
+    """The configuration of the ``CLIPVisionModel`` for a released vision tower: sizes are read from its weights."""
+    vision = _without_prefix(released)
+    width, channels, patch, _ = vision["embeddings.patch_embed.weight"].shape
+    grid = round((vision["embeddings.position_embedding"].shape[1] - 1) ** 0.5)
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=vision["encoder.layers.0.mlp.fc1.weight"].shape[0],
+        num_hidden_layers=1 + max(int(name.split(".")[2]) for name in vision if name.startswith("encoder.layers.")),
+        num_attention_heads=heads,
+        num_channels=channels,
+        image_size=grid * patch,
+        patch_size=patch,
+        layer_norm_eps=eps,
+        hidden_act="quick_gelu",
+    )
 
 
 def _pictures(folder: Path, side: int) -> CLIPImageProcessorPil:
@@ -169,21 +219,14 @@ def _copy_tokenizer(checkpoint: Checkpoint, aside: Path) -> None:
     for name in _COPIED:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, aside / name)
-    if (aside / "tokenizer.model").is_file() and not (aside / "tokenizer.json").is_file():
-        _needs_sentencepiece(checkpoint)
+    needed = (aside / "tokenizer.model").is_file() and not (aside / "tokenizer.json").is_file()
+    if needed and importlib.util.find_spec("sentencepiece") is None:
+        message = f"the tokenizer of {checkpoint.name} needs the package sentencepiece, which is not installed"
+        raise ModelError.one("M005", message, help="pip install sentencepiece")
     file = aside / "tokenizer_config.json"
     stated = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     if str(stated.get("tokenizer_class", "")).startswith("MplugOwl"):
         file.write_text(json.dumps(stated | {"tokenizer_class": "LlamaTokenizer"}, indent=1), "utf-8")
-
-
-def _needs_sentencepiece(checkpoint: Checkpoint) -> None:
-    if importlib.util.find_spec("sentencepiece") is None:
-        raise ModelError.one(
-            "M005",
-            f"the tokenizer of {checkpoint.name} needs the package sentencepiece, which is not installed",
-            help="pip install sentencepiece",
-        )
 
 
 def _write_config(config: PreTrainedConfig, architecture: str, folder: Path) -> None:
@@ -196,8 +239,5 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _without(checkpoint: Checkpoint, part: str, prefix: str) -> ModelError:
-    return ModelError.one(
-        "M155",
-        f"{checkpoint.name} holds no {part}: no weight's name begins with {prefix}",
-        help="name a released mPLUG-Owl, or an ordinary model for this part",
-    )
+    message = f"{checkpoint.name} has no {part}: no weight's name begins with {prefix}"
+    return ModelError.one("M155", message, help="name a released mPLUG-Owl, or an ordinary model for this part")

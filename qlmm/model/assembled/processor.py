@@ -1,37 +1,26 @@
-"""The processor of an assembled model: LLaVA's where its token arithmetic holds, else one with a fixed count.
+"""The processor of an assembled model: LLaVA's where its token arithmetic is right, else one with a fixed count.
 
-Usage: ``processor = assembled_processor(image_processor, tokenizer, config, facts)``
+Usage: ``processor = assembled_processor(image_processor, tokenizer, config=config, facts=facts)``
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import BaseImageProcessor, LlavaConfig, LlavaProcessor
+from transformers import BaseImageProcessor, LlavaConfig, LlavaProcessor, PreTrainedTokenizerBase
 
 from qlmm.compat.transformers_models import MultiModalData
-from qlmm.model.assembled.config import AssembledConfig
 from qlmm.model.assembled.language import IMAGE_PLACEHOLDER
+from qlmm.model.assembled.model import AssembledConfig
 from qlmm.model.assembled.vision import VisionFacts
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["AssembledProcessor", "assembled_processor", "load_processor"]
 
 
 class AssembledProcessor(LlavaProcessor):
-    """LLaVA's processor for connectors whose token count does not follow from the picture's size.
-
-    Args:
-        image_processor: prepares pictures for the tower.
-        tokenizer: the language model's, with ``image_token`` in its vocabulary.
-        chat_template: Jinja source; None leaves chats unrendered.
-        image_token: the placeholder.
-        tokens_per_image: placeholders that every picture takes.
-    """
+    """LLaVA's processor for connectors whose token count does not follow from the picture's size."""
 
     def __init__(
         self,
@@ -57,26 +46,14 @@ class AssembledProcessor(LlavaProcessor):
 
 
 def assembled_processor(
-    image_processor: BaseImageProcessor,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    config: LlavaConfig,
-    facts: VisionFacts,
-    chat_template: str | None = None,
+    image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase, *, config: LlavaConfig, facts: VisionFacts
 ) -> LlavaProcessor:
-    """The processor for a configuration made by ``assembled_config``.
+    """The processor for a configuration made by ``assembled_config``, with the tokenizer's own chat template.
 
-    Args:
-        image_processor: the tower's, after ``prepared``.
-        tokenizer: the language model's, after ``add_image_token``.
-        config: the assembled model's configuration.
-        facts: the tower's facts.
-        chat_template: Jinja source; unset: the tokenizer's own.
-
-    Returns:
-        A stock ``LlavaProcessor`` for a plain LLaVA model, so that exports need nothing of ours; else ours.
+    A stock ``LlavaProcessor`` for a plain LLaVA model, so that exports need nothing of ours; else ours. It takes the
+    tower's image processor after ``prepared`` and the language model's tokenizer after ``add_image_token``.
     """
-    template = chat_template or tokenizer.chat_template
+    template = tokenizer.chat_template
     if isinstance(config, AssembledConfig):
         return AssembledProcessor(image_processor, tokenizer, template, tokens_per_image=config.spec().tokens)
     return LlavaProcessor(

@@ -46,14 +46,7 @@ class _Index(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A published checkpoint on this machine.
-
-    Attributes:
-        name: as the recipe names it.
-        folder: where its files lie.
-        stated: its configuration as it was written; empty where it has none.
-        files: the weights.
-    """
+    """A published checkpoint on this machine: its configuration as it was written, and the files of its weights."""
 
     name: str
     folder: Path
@@ -61,21 +54,15 @@ class Checkpoint:
     files: tuple[Path, ...]
 
     def tensors(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
-        """The weights with a wanted name; memory holds those that the caller keeps.
-
-        Raises:
-            ModelError: M152 for a damaged file, M153 for a pickle with more than tensors in it.
-        """
+        """The weights with a wanted name; raises M152 for a damaged file, M153 for a pickle with more than tensors."""
         for file in self.files:
             reading = _safetensors if file.suffix == ".safetensors" else _pickled
             try:
                 yield from reading(file, wanted)
             except (pickle.UnpicklingError, TypeError) as error:
-                raise ModelError.one(
-                    "M153",
-                    f"{self.name}: {file.name} holds more than tensors, and a pickle can run any code: it was not read",
-                    help="use a checkpoint in safetensors, or convert this one where you trust it",
-                ) from error
+                why = f"{file.name} has more than tensors in it, and a pickle can run any code: it was not read"
+                help = "use a checkpoint in safetensors, or convert this one where you trust it"
+                raise ModelError.one("M153", f"{self.name}: {why}", help=help) from error
             except (OSError, RuntimeError, EOFError, SafetensorError) as error:
                 raise ModelError.one("M152", f"{self.name}: {file.name} is damaged: {error}", help=_AGAIN) from error
 
@@ -118,24 +105,15 @@ def configuration(path: str, revision: str | None) -> Stated:
 
 
 def open_checkpoint(path: str, revision: str | None = None) -> Checkpoint:
-    """Find a checkpoint's files; one on the Hub is fetched.
-
-    Raises:
-        ModelError: M151 when there are no weights, or not all that the index names.
-        OSError: when there is nothing of that name, or it cannot be fetched.
-    """
+    """A checkpoint here or fetched from the Hub (OSError); raises M151 when not all of its weights are there."""
     folder = Path(path) if Path(path).is_dir() else _fetched(path, revision)
     for name in WEIGHTS:
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return Checkpoint(path, folder, configuration(str(folder), None), (folder / name,))
-        if index.is_file():
-            return Checkpoint(path, folder, configuration(str(folder), None), _shards(path, index))
-    raise ModelError.one(
-        "M151",
-        f"{path} holds no weights: none of {', '.join(WEIGHTS)}, and no index of shards",
-        help="name a folder or a Hub id that holds a published checkpoint",
-    )
+        file, index = folder / name, folder / f"{name}.index.json"
+        if file.is_file() or index.is_file():
+            files = (file,) if file.is_file() else _shards(path, index)
+            return Checkpoint(path, folder, configuration(str(folder), None), files)
+    message = f"{path} has no weights: none of {', '.join(WEIGHTS)}, and no index of shards"
+    raise ModelError.one("M151", message, help="name a folder or a Hub id of a published checkpoint")
 
 
 def _fetched(path: str, revision: str | None) -> Path:
@@ -157,40 +135,23 @@ def _shards(path: str, index: Path) -> tuple[Path, ...]:
         raise ModelError.one("M152", f"{path}: {index.name} is not an index of weights: {why}", help=_AGAIN) from error
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing:
-        raise ModelError.one(
-            "M151", f"{path} lacks {', '.join(missing)}, which {index.name} names", help="fetch the missing files"
-        )
+        message = f"{path} lacks {', '.join(missing)}, which {index.name} names"
+        raise ModelError.one("M151", message, help="fetch the missing files")
     return tuple(index.parent / name for name in names)
 
 
 def converted(checkpoint: Checkpoint, part: str, build: Callable[[Path], None]) -> Path:
-    """The folder of the cache with one part of a checkpoint in it, made now if it is not there yet.
-
-    Args:
-        checkpoint: the published checkpoint.
-        part: name of the part.
-        build: writes the part into the folder it is given.
-
-    Raises:
-        ModelError: M154 when it cannot be written, and what ``build`` raises.
-    """
+    """The cache folder with a part of a checkpoint, which ``build`` writes if need be; raises M154 when it cannot."""
     folder = env.home() / "converted" / f"{part}-{checkpoint.digest}"
     try:
         return made_once(folder, build, {"checkpoint": checkpoint.name, "part": part})
     except (OSError, SafetensorError) as error:
-        raise ModelError.one(
-            "M154",
-            f"{checkpoint.name} could not be converted: {error}",
-            help="free disk space, or let QLMM_HOME name a folder on another disk",
-        ) from error
+        help = "free disk space, or let QLMM_HOME name a folder on another disk"
+        raise ModelError.one("M154", f"{checkpoint.name} could not be converted: {error}", help=help) from error
 
 
 def check_whole(name: str, part: str, model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the names and shapes of weights with those of the module they are for.
-
-    Raises:
-        ModelError: M155 with the first weights that are missing, superfluous or of another shape.
-    """
+    """Compare names and shapes of weights with the module they are for; raises M155 with the first that differ."""
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     named = list(model.named_parameters(remove_duplicate=False))
     there = {id(value) for key, value in named if key in found}
@@ -201,11 +162,9 @@ def check_whole(name: str, part: str, model: nn.Module, found: Mapping[str, tupl
     faults = [f"lacks {key}" for key in missing[:2]] + [f"has {key}, which no such model has" for key in extra[:2]]
     faults += [f"has {key} of {_by(found[key])}, not {_by(wanted[key])}" for key in other[:2]]
     if faults:
-        raise ModelError.one(
-            "M155",
-            f"{name} does not hold the {part} that configuration and recipe describe: it {'; it '.join(faults)}",
-            help="name a checkpoint of that kind, with the vision tower and the language model it was trained with",
-        )
+        message = f"{name} does not have the {part} that configuration and recipe describe: it {'; it '.join(faults)}"
+        help = "name a checkpoint of that kind, with the vision tower and the language model it was trained with"
+        raise ModelError.one("M155", message, help=help)
 
 
 def _by(shape: tuple[int, ...]) -> str:

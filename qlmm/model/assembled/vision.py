@@ -21,25 +21,14 @@ from qlmm.compat.transformers_models import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from qlmm.core.errors import ModelError, QlmmError
 from qlmm.model.contract import Connector, Fit, own_tower
 
-__all__ = [
-    "VisionFacts",
-    "choose_layer",
-    "final_tokens",
-    "picture_size",
-    "prepared",
-    "vision_facts",
-    "vision_half",
-]
+__all__ = ["VisionFacts", "choose_layer", "final_tokens", "picture_size", "prepared", "vision_facts", "vision_half"]
 
 # Towers whose `last_hidden_state` is the last block's output as it is: they norm the class token only, for the pooled
 # output. Every other tower of transformers (SigLIP, ViT, DINOv2, DeiT, …) returns its tokens already normalised.
-# The norm named here is the one that the tower's training put on top of the stack.
+# mPLUG-Owl applies CLIP's to all tokens (difference 0.0 with released weights). MLCD is CLIP with rotary positions, the
+# others are CLIP's code with other weights.
 _NORM_LEFT_TO_DO = {
-    "clip_vision_model": "post_layernorm",  # mPLUG-Owl applies it to all tokens; difference 0.0 with released weights
-    "metaclip_2_vision_model": "post_layernorm",  # CLIP's code with other weights
-    "chinese_clip_vision_model": "post_layernorm",  # CLIP's code with other weights
-    "altclip_vision_model": "post_layernorm",  # CLIP's code with other weights
-    "mlcd_vision_model": "post_layernorm",  # CLIP with rotary positions
+    f"{kind}_vision_model": "post_layernorm" for kind in ("clip", "metaclip_2", "chinese_clip", "altclip", "mlcd")
 }
 
 # Two shapes that no processor leaves alike by accident.
@@ -56,7 +45,6 @@ class VisionFacts:
         grid: rows and columns of patch tokens.
         extra_tokens: class and register tokens, which come before the grid.
         patch_size: side of a patch, in pixels.
-        picture: height and width that the image processor gives every picture, in pixels.
         states: hidden states that can be chosen by number, the embeddings included.
         vision_layer: the inner layer that a tower of ours asks for; None leaves it to the connector.
         final_norm: norm to apply for final, normalised tokens; None where the tower does it itself.
@@ -66,7 +54,6 @@ class VisionFacts:
     grid: tuple[int, int]
     extra_tokens: int
     patch_size: int
-    picture: tuple[int, int]
     states: int
     vision_layer: int | None
     final_norm: str | None
@@ -78,48 +65,28 @@ class VisionFacts:
 
 
 def vision_half(config: PreTrainedConfig, source: str) -> PreTrainedConfig:
-    """The vision tower's part of a configuration: all of it, or half of one that holds both towers.
-
-    Raises:
-        ModelError: M110 when it is a language model's.
-    """
+    """The vision tower's part of a configuration with one or two towers; raises M110 for a language model's."""
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" not in config.sub_configs:
-        raise ModelError.one(
-            "M110",
-            f"{source} is a language model ({config.model_type})",
-            help="are base.vision and base.language swapped?",
-            key="base.vision",
-        )
+        message = f"{source} is a language model ({config.model_type})"
+        raise ModelError.one("M110", message, help="are base.vision and base.language swapped?", key="base.vision")
     return config.vision_config if "vision_config" in config.sub_configs else config
 
 
 def picture_size(image_processor: BaseImageProcessor) -> tuple[int, int]:
-    """Height and width that the processor gives every picture, in pixels, found by preparing two blank ones.
-
-    Raises:
-        ModelError: M111 when pictures keep their own shape, so that tokens per picture would differ.
-    """
+    """Height and width in pixels of every prepared picture, found by trying; raises M111 when they vary."""
     blank = [Image.new("RGB", size) for size in _PROBES]
     shapes = {tuple(torch.as_tensor(picture).shape) for picture in image_processor(blank)["pixel_values"]}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3:
-        raise ModelError.one(
-            "M111",
-            f"{type(image_processor).__name__} does not bring every picture to one size",
-            help=_HELP,
-            key="base.vision",
-        )
+        message = f"{type(image_processor).__name__} does not bring every picture to one size"
+        raise ModelError.one("M111", message, help=_HELP, key="base.vision")
     return shape[1], shape[2]
 
 
 def prepared(image_processor: BaseImageProcessor, fit: Fit) -> BaseImageProcessor:
-    """A copy of a tower's image processor for use in an assembled model; everything not named here stays as it was.
+    """A copy of a tower's image processor for use in an assembled model.
 
-    Args:
-        image_processor: the tower's own.
-        fit: squash resizes without keeping the shape, so that no margin is cut off (mPLUG-Owl); crop leaves it to the
-            tower's own processor.
-
-    Its ``crop_size`` always says the final size, also where nothing is cropped: ``LlavaProcessor`` counts tokens by it.
+    ``squash`` resizes without keeping the shape, so that no margin is cut off (mPLUG-Owl). ``crop_size`` is always the
+    final size, also where nothing is cropped: ``LlavaProcessor`` counts tokens by it.
     """
     height, width = picture_size(image_processor)
     size = {"height": height, "width": width}
@@ -133,15 +100,7 @@ def prepared(image_processor: BaseImageProcessor, fit: Fit) -> BaseImageProcesso
 
 
 def vision_facts(config: PreTrainedConfig, picture: tuple[int, int]) -> VisionFacts:
-    """Run a tower on the meta device and read off what it makes of a picture.
-
-    Args:
-        config: the tower's configuration, as ``vision_config`` gives it.
-        picture: height and width that the image processor gives, in pixels.
-
-    Raises:
-        ModelError: M112 when it is not a tower that turns a picture into one token per patch.
-    """
+    """What a tower makes of a picture of this height and width; raises M112 without one token per patch."""
     last, states = _run_without_weights(config, picture)
     patch = _patch_size(config)
     grid = (picture[0] // patch, picture[1] // patch)
@@ -154,7 +113,6 @@ def vision_facts(config: PreTrainedConfig, picture: tuple[int, int]) -> VisionFa
         grid=grid,
         extra_tokens=extra,
         patch_size=patch,
-        picture=picture,
         states=len(states),
         vision_layer=own.vision_layer if own is not None else None,
         final_norm=_NORM_LEFT_TO_DO.get(config.model_type),
@@ -162,7 +120,6 @@ def vision_facts(config: PreTrainedConfig, picture: tuple[int, int]) -> VisionFa
 
 
 def _run_without_weights(config: PreTrainedConfig, picture: tuple[int, int]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Final tokens and all hidden states of one picture, shapes only."""
     try:
         # Building a model writes its attention kind into the configuration, hence the copy.
         with torch.device("meta"), torch.no_grad():
@@ -174,7 +131,6 @@ def _run_without_weights(config: PreTrainedConfig, picture: tuple[int, int]) -> 
 
 
 def _patch_size(config: PreTrainedConfig) -> int:
-    """Side of a square patch, in pixels; configurations write it as a number or as a pair."""
     stated = config.to_dict().get("patch_size")
     sides = set(stated) if isinstance(stated, list | tuple) else {stated}
     side = sides.pop()
@@ -188,12 +144,10 @@ def _not_a_grid(config: PreTrainedConfig, why: str) -> QlmmError:
 
 
 def choose_layer(asked: int | None, connector: Connector[Any], facts: VisionFacts) -> int | None:
-    """Which hidden state feeds the connector: the recipe's word, else the tower's, else the connector's.
+    """Which hidden state feeds the connector: the recipe's choice, else the tower's, else the connector's.
 
     A tower's own choice only replaces a number; a connector that takes final, normalised tokens keeps to them.
-
-    Raises:
-        ModelError: M113 when the tower has no such hidden state, or it is the embeddings (0), which hold no features.
+    Raises M113 when the tower has no such hidden state, or it is the embeddings (0), which are not features.
     """
     layer = asked if asked is not None else connector.vision_layer
     if asked is None and layer is not None and facts.vision_layer is not None:
@@ -201,12 +155,8 @@ def choose_layer(asked: int | None, connector: Connector[Any], facts: VisionFact
     # The first hidden state of several is the embeddings; a tower of one state names its only one -1.
     embeddings = layer == 0 or (facts.states > 1 and layer == -facts.states)
     if layer is not None and (embeddings or not -facts.states <= layer < facts.states):
-        raise ModelError.one(
-            "M113",
-            f"the tower has no hidden state {layer}",
-            help=f"there are 1 to {facts.states - 1}, or, counted from the end, -1 to -{facts.states - 1}",
-            key="base.vision_layer",
-        )
+        help = f"there are 1 to {facts.states - 1}, or, counted from the end, -1 to -{facts.states - 1}"
+        raise ModelError.one("M113", f"the tower has no hidden state {layer}", help=help, key="base.vision_layer")
     return layer
 
 

@@ -7,9 +7,9 @@ Layer by layer, with queries h (Q of them) and the same image tokens x in every 
     h' = y + W2 LN(silu(W1 m) * (W3 m)),  m = LN(y)    SwiGLU with a norm over the inner width
 
 Then ``visual_fc`` maps the queries to the language model's width and one learned end token is put after them, so a
-picture becomes Q + 1 tokens. Three traits set it apart from Flamingo's resampler: the normalised residual, queries
-before image tokens among the keys, and the gated feed-forward with its own norm. Neither queries nor image tokens get
-positions; these come from the tower alone. Parameter names are those of the released checkpoints.
+picture becomes Q + 1 tokens. Unlike in Flamingo's resampler, the residual is normalised, queries come before image
+tokens among the keys, and the gated feed-forward has a norm. Neither queries nor image tokens get positions; these come
+from the tower alone. Parameter names are those of the released checkpoints.
 
 Usage: ``base.connector: {kind: abstractor, queries: 64}`` in a recipe
 """
@@ -119,7 +119,7 @@ class Output(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """One layer: norms, attention over [queries; image tokens], what follows."""
+    """One layer: norms, attention over [queries; image tokens], output."""
 
     def __init__(self, hidden: int, inner: int, settings: AbstractorSettings) -> None:
         super().__init__()
@@ -164,27 +164,15 @@ class Encoder(nn.Module):
 
 
 class Abstractor(nn.Module):
-    """The visual abstractor with its queries and its end token inside, where PEFT can save them.
-
-    Args:
-        settings: the recipe's settings.
-        vision_width: width V of the image tokens.
-        text_width: width D of the language model's embeddings.
-
-    Raises:
-        ModelError: M103 when the heads do not divide the hidden width.
-    """
+    """The visual abstractor; queries and end token are inside, where PEFT can save them."""
 
     def __init__(self, settings: AbstractorSettings, vision_width: int, text_width: int) -> None:
         super().__init__()
         hidden = settings.hidden or vision_width
         if hidden % settings.heads:
-            raise ModelError.one(
-                "M103",
-                f"{settings.heads} heads do not divide the abstractor's width {hidden}",
-                help="set base.connector.heads or base.connector.hidden so that they do",
-                key="base.connector.heads",
-            )
+            message = f"{settings.heads} heads do not divide the abstractor's width {hidden}"
+            help = "set base.connector.heads or base.connector.hidden so that they do"
+            raise ModelError.one("M103", message, help=help, key="base.connector.heads")
         inner = settings.inner or swiglu_width(hidden)
         self.query_tokens = nn.Parameter(torch.empty(1, settings.queries, hidden))
         self.vision_proj = nn.Linear(vision_width, hidden) if hidden != vision_width else None
@@ -205,14 +193,9 @@ class Abstractor(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, image: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Image tokens -> inputs of the language model.
+        """The tower's final, normalised tokens (B, T, V), class token first -> queries and end token (B, Q + 1, D).
 
-        Args:
-            image: (B, T, V), the tower's final, normalised tokens, class token first.
-            seen: (B, T) boolean, False for tokens to leave out (padding); unset: all are seen.
-
-        Returns:
-            (B, Q + 1, D): the queries, then the end token.
+        ``seen`` (B, T) is False for tokens to leave out; unset, all are seen.
         """
         if self.vision_proj is not None:
             image = self.vision_proj(image)
@@ -224,10 +207,10 @@ class Abstractor(nn.Module):
 
 @torch.no_grad()
 def start_among_words(module: nn.Module, mean: Tensor, deviation: float) -> None:
-    """Let a fresh abstractor's tokens look like words: around the mean word embedding, as far from it as words are.
+    """Put a fresh abstractor's tokens around the mean word embedding, as far from it as words are.
 
-    With the plain initialisation they are many times larger than words and drown them: a small language model's
-    held-out loss then starts several nats above that without a picture, and hundreds of steps go by before it is back.
+    With the plain initialisation they are many times larger than words: a small language model's held-out loss then
+    starts several nats above that without a picture, and needs hundreds of steps to come back.
     """
     if not isinstance(module, Abstractor):
         raise TypeError("not an abstractor")
@@ -239,7 +222,7 @@ def start_among_words(module: nn.Module, mean: Tensor, deviation: float) -> None
 
 
 class _Released(BaseModel):
-    """What a released configuration says about the abstractor and its weights do not show."""
+    """What a released configuration has about the abstractor and its weights do not show."""
 
     num_attention_heads: PositiveInt = 16
     layer_norm_eps: PositiveFloat = 1e-6
@@ -248,7 +231,7 @@ class _Released(BaseModel):
 def published_settings(state: Mapping[str, Tensor], stated: Stated) -> AbstractorSettings:
     """The settings that released weights were made with, dropout left at its default.
 
-    Sizes are read from the weights: released ones are 2816 wide inside where their configuration's default says 4096.
+    Sizes are read from the weights: released ones are 2816 wide inside where their configuration's default is 4096.
     Heads and epsilon leave no trace in the weights.
     """
     released = stated.get("visual_abstractor_config")

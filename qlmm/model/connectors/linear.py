@@ -1,8 +1,7 @@
 """One linear map from the tower's patches to the language model, as in LLaVA v1, FROMAGe and MiniGPT-4.
 
-The module is a plain ``nn.Linear`` in a plain LLaVA model. Stock LLaVA code expects two layers with an activation
-between them; a merged export folds this one in exactly: ``linear_1`` is this map, the activation is ``linear``
-(the identity), ``linear_2`` has the identity matrix and a zero bias.
+Stock LLaVA code expects two layers with an activation between them. A merged export is exact: ``linear_1`` is this
+map, the activation is ``linear`` (the identity), ``linear_2`` has the identity matrix and a zero bias.
 
 Usage: ``base.connector: {kind: linear}`` in a recipe
 """
@@ -13,20 +12,16 @@ from torch import nn
 
 from qlmm.model.contract import Connector, Settings
 
-__all__ = ["CONNECTOR", "LinearSettings"]
+__all__ = ["CONNECTOR"]
 
 
-class LinearSettings(Settings):
-    """The linear connector has nothing to set."""
-
-
-def build(settings: LinearSettings, vision_width: int, text_width: int) -> nn.Module:
+def build(settings: Settings, vision_width: int, text_width: int) -> nn.Module:
     """A linear map (B, G, V) -> (B, G, D) with PyTorch's own initialisation, which LLaVA v1 used."""
     return nn.Linear(vision_width, text_width)
 
 
 CONNECTOR = Connector(
-    settings=LinearSettings,
+    settings=Settings,
     build=build,
     placeholders=lambda settings, grid_tokens: grid_tokens,
     takes="grid",

@@ -11,19 +11,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from qlmm.compat.transformers_models import LlavaMultiModalProjector
 from qlmm.model.contract import Connector, Settings
 
-__all__ = ["CONNECTOR", "MlpSettings"]
+__all__ = ["CONNECTOR"]
 
 
-class MlpSettings(Settings):
-    """The MLP connector has nothing to set."""
-
-
-def build(settings: MlpSettings, vision_width: int, text_width: int) -> nn.Module:
-    """The projector of transformers, (B, G, V) -> (B, G, D): both layers D wide, exact GELU, with biases.
-
-    Its class reads nothing of its configuration but the two widths, so a configuration of any tower and any language
-    model with these widths gives the same module.
-    """
+def build(settings: Settings, vision_width: int, text_width: int) -> nn.Module:
+    """The projector of transformers, (B, G, V) -> (B, G, D): both layers D wide, exact GELU, with biases."""
+    # The class reads nothing of its configuration but the widths: any tower and language model with them will do.
     widths = LlavaConfig(
         vision_config=CLIPVisionConfig(hidden_size=vision_width, num_attention_heads=1),
         text_config=LlamaConfig(hidden_size=text_width, num_attention_heads=1),
@@ -34,7 +27,7 @@ def build(settings: MlpSettings, vision_width: int, text_width: int) -> nn.Modul
 
 
 CONNECTOR = Connector(
-    settings=MlpSettings,
+    settings=Settings,
     build=build,
     placeholders=lambda settings, grid_tokens: grid_tokens,
     takes="grid",

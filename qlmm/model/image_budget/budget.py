@@ -21,14 +21,7 @@ __all__ = ["Budget", "agree", "apply", "budgeted"]
 
 
 def apply(processor: Any, budget: Budget) -> tuple[str, ...]:
-    """Make a processor scale and cut pictures as the budget says; doing it again changes nothing.
-
-    Args:
-        processor: tokenizer and image processor of a base, or anything with an ``image_processor``.
-        budget: what the recipe says.
-
-    Returns:
-        What was set, in words.
+    """Make a processor with an ``image_processor`` follow a budget; returns what was set, in words.
 
     Raises:
         ModelError: M060 when the image processor cannot follow a key of the budget, M061 when the smallest size is
@@ -51,36 +44,27 @@ def apply(processor: Any, budget: Budget) -> tuple[str, ...]:
     for name, value in changes.items():
         setattr(pictures, name, value)
     if changes.keys() & passed.keys():
-        # Of this processor alone: the mapping that the class holds is shared by all of its kind.
+        # Of this processor alone: the class's mapping is shared by all of its kind.
         processor.images_kwargs = {**passed, **{name: changes[name] for name in changes.keys() & passed.keys()}}
     return tuple(words for name, value in changes.items() for words in _said(name, value))
 
 
 def budgeted(processor: Any, budget: Budget) -> tuple[Any, tuple[str, ...]]:
-    """A copy of a processor that follows the budget, and what was set in words; the processor itself stays as it is.
-
-    Raises:
-        ModelError: M060 and following as ``apply``.
-    """
+    """A copy of a processor that follows the budget, and what was set in words; raises as ``apply``."""
     own = copy.copy(processor)
     own.image_processor = copy.deepcopy(processor.image_processor)
     return own, apply(own, budget)
 
 
 def agree(model: PreTrainedModel, processor: Any) -> None:
-    """Tell the model which grids its processor may use: LLaVA-NeXT and its heirs read them from both sides.
-
-    Args:
-        model: a loaded base.
-        processor: its processor, with the budget applied.
-    """
+    """Give the model the grids of its budgeted processor: LLaVA-NeXT and its descendants read them from both."""
     grids = vars(processor.image_processor).get("image_grid_pinpoints")
     if grids is not None and "image_grid_pinpoints" in vars(model.config):
         model.config.image_grid_pinpoints = [list(grid) for grid in grids]
 
 
 def _passed(processor: Any) -> dict[str, Any]:
-    """What a processor's class passes to its image processor at every call, over that one's own attributes."""
+    """What a processor's class passes to its image processor at every call, instead of that one's attributes."""
     try:
         return dict(processor.images_kwargs)
     except AttributeError:

@@ -1,8 +1,8 @@
 """How image processors spell a picture budget: one row of the table ``KINDS`` for each way there is.
 
-What an image processor is shows in the attributes it has, so that rows go by these and not by names of models. A row
-gives new values of attributes; ``qlmm.model.image_budget.budget`` sets them. A tile budget counts the tiles
-that a picture is cut into; the small picture of the whole, which most models add, comes on top.
+Rows go by the attributes that an image processor has, not by names of models. A row gives new values of attributes;
+``qlmm.model.image_budget.budget`` sets them. A tile budget counts the tiles that a picture is cut into; the small
+picture of the whole, which most models add, comes on top.
 
 Usage: ``kind = next(kind for kind in KINDS if kind.fits(facts)); kind.change(Asked(image_processor, facts, budget))``
 """
@@ -32,13 +32,7 @@ class NotFollowed(ModelError):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a recipe says of picture size, under ``data``; None leaves it to the model.
-
-    Attributes:
-        max_pixels: most pixels a picture is scaled to.
-        min_pixels: fewest pixels a picture is scaled to.
-        max_tiles: most tiles a picture is cut into.
-    """
+    """A recipe's keys of picture size, under ``data``; None leaves it to the model."""
 
     max_pixels: int | None = None
     min_pixels: int | None = None
@@ -50,14 +44,8 @@ class Budget:
         return cls(data.max_pixels, data.min_pixels, data.max_tiles)
 
     def tiles(self, area: int) -> int:
-        """The most tiles of an area in pixels that both limits allow.
-
-        Raises:
-            ModelError: M062 when not even one fits.
-        """
-        if self.max_pixels is not None and self.max_pixels < area:
-            raise _too_small("max_pixels", self.max_pixels, area, "tile")
-        allowed = (self.max_tiles, self.max_pixels and self.max_pixels // area)
+        """The most tiles of an area in pixels that both limits allow."""
+        allowed = (self.max_tiles, _units(self.max_pixels, area, "tile"))
         return min(count for count in allowed if count is not None)
 
 
@@ -66,7 +54,7 @@ class Asked:
     """An image processor and the budget it is to follow.
 
     Attributes:
-        facts: its attributes, and what the whole processor passes to it in their stead.
+        facts: its attributes, and what the whole processor passes to it instead.
     """
 
     processor: Any
@@ -96,9 +84,8 @@ class Kind:
 
     Attributes:
         marks: attributes that an image processor of the kind has; ``size.longest_edge`` is one of a size.
-        follows: keys of the budget it can follow.
+        follows: keys of the budget it can follow; ``why_not`` is the reason for the others.
         change: new values of its attributes, for a budget with at least one of these keys.
-        why_not: why it cannot follow the other keys.
     """
 
     marks: tuple[str, ...]
@@ -115,38 +102,26 @@ class Kind:
 
 
 def check_order(least: int | None, most: int | None, own: str = "") -> None:
-    """Refuse a smallest size above the largest, which is the model's own if the recipe has none.
-
-    Raises:
-        ModelError: M061.
-    """
+    """Refuse (M061) a smallest size above the largest, which is the model's ``own`` if the recipe has none."""
     if least is not None and most is not None and least > most:
         where = f"the model's own largest picture, {most:,} pixels ({own})" if own else f"data.max_pixels ({most:,})"
         help = "lower data.min_pixels, or give a larger data.max_pixels"
         raise ModelError.one("M061", f"{least:,} is above {where}", help=help, key="data.min_pixels")
 
 
-def _too_small(key: str, value: int, area: int, what: str) -> ModelError:
-    return ModelError.one(
-        "M062",
-        f"data.{key} ({value:,}) is less than one {what} of this base, which has {area:,} pixels",
-        help=f"give at least {area:,}, or leave data.{key} out",
-    )
-
-
-def _units(key: str, pixels: int | None, area: int, what: str, *, up: bool = False) -> int | None:
-    """A number of pixels as a number of tokens or patches; None stays None."""
-    if pixels is None:
+def _units(max_pixels: int | None, area: int, what: str) -> int | None:
+    """How many tiles, tokens or patches of an area fit, None for None; raises M062 when not even one does."""
+    if max_pixels is None:
         return None
-    if not up and pixels < area:
-        raise _too_small(key, pixels, area, what)
-    return -(-pixels // area) if up else pixels // area
+    if max_pixels < area:
+        message = f"data.max_pixels ({max_pixels:,}) is less than one {what} of this base, which has {area:,} pixels"
+        raise ModelError.one("M062", message, help=f"give at least {area:,}, or leave data.max_pixels out")
+    return max_pixels // area
 
 
 def _areas(asked: Asked) -> Changes:
     budget, size = asked.budget, asked.facts["size"]
-    if budget.max_pixels is not None and budget.max_pixels < asked.token**2:
-        raise _too_small("max_pixels", budget.max_pixels, asked.token**2, "token")
+    _units(budget.max_pixels, asked.token**2, "token")
     frames = _frames_counted(asked)
     most = budget.max_pixels and budget.max_pixels * frames
     least = budget.min_pixels and budget.min_pixels * frames
@@ -170,8 +145,7 @@ def _frames_counted(asked: Asked) -> int:
 def _attributes(asked: Asked) -> Changes:
     budget, facts = asked.budget, asked.facts
     most = budget.max_pixels or facts["max_pixels"]
-    if most < facts["spatial_factor"] ** 2:
-        raise _too_small("max_pixels", most, facts["spatial_factor"] ** 2, "patch")
+    _units(most, facts["spatial_factor"] ** 2, "patch")
     check_order(budget.min_pixels, most, "max_pixels")
     least = budget.min_pixels or min(most, facts["min_pixels"])
     return {"max_pixels": most, "min_pixels": least, "size": {"min_pixels": least, "max_pixels": most}}
@@ -179,37 +153,22 @@ def _attributes(asked: Asked) -> Changes:
 
 def _tokens(asked: Asked) -> Changes:
     budget, facts, area = asked.budget, asked.facts, asked.token**2
-    most = _units("max_pixels", budget.max_pixels, area, "token") or facts["max_image_tokens"]
+    most = _units(budget.max_pixels, area, "token") or facts["max_image_tokens"]
     changes = {"max_image_tokens": most}
     if "min_image_tokens" in facts:
         check_order(budget.min_pixels, most * area, "max_image_tokens")
-        least = _units("min_pixels", budget.min_pixels, area, "token", up=True)
+        least = math.ceil((budget.min_pixels or 0) / area)
         changes["min_image_tokens"] = least or min(most, facts["min_image_tokens"])
     elif budget.min_pixels is not None:
         raise asked.refuse("min_pixels", "has no smallest size")
     return changes
 
 
-def _patches(name: str) -> Callable[[Asked], Changes]:
-    """Limits that count the vision tower's patches under this name."""
-
-    def change(asked: Asked) -> Changes:
-        patch = asked.facts["patch_size"]
-        area = patch**2 if isinstance(patch, int) else patch["height"] * patch["width"]
-        most = _units("max_pixels", asked.budget.max_pixels, area, "patch") or 0
-        lower = {least: min(most, asked.facts[least]) for least in ("min_num_patches",) if least in asked.facts}
-        return {name: most, **lower}
-
-    return change
-
-
 def _soft_tokens(asked: Asked) -> Changes:
     area = (asked.facts["patch_size"] * asked.facts["pooling_kernel_size"]) ** 2
-    most = asked.budget.max_pixels or 0
-    fitting = [tokens for tokens in SOFT_TOKENS if tokens * area <= most]
-    if not fitting:
-        raise _too_small("max_pixels", most, SOFT_TOKENS[0] * area, "picture")
-    return {"max_soft_tokens": fitting[-1]}
+    most = asked.budget.max_pixels
+    _units(most, SOFT_TOKENS[0] * area, "picture")
+    return {"max_soft_tokens": max(tokens for tokens in SOFT_TOKENS if tokens * area <= (most or 0))}
 
 
 def _sides(asked: Asked) -> Changes:
@@ -217,8 +176,7 @@ def _sides(asked: Asked) -> Changes:
     facts, most = asked.facts, asked.budget.max_pixels or 0
     patch = facts["patch_size"]
     unit = (patch if isinstance(patch, int) else patch["height"]) * facts["spatial_merge_size"]
-    if most < unit**2:
-        raise _too_small("max_pixels", most, unit**2, "token")
+    _units(most, unit**2, "token")
     return asked.edges(longest_edge=math.isqrt(most) // unit * unit)
 
 
@@ -230,7 +188,7 @@ def _tiled_side(asked: Asked) -> Changes:
 
 
 def _grid(asked: Asked) -> Changes:
-    """GotOcr2 (InternVL, Aya) and its heirs cut along the best of all grids between two numbers of tiles."""
+    """GotOcr2 (InternVL, Aya) and its descendants cut along the best of all grids between two numbers of tiles."""
     facts, budget = asked.facts, asked.budget
     size, tile = facts["size"], facts.get("tile_size")
     most = budget.tiles(tile**2 if tile else size["height"] * size["width"])
@@ -273,7 +231,7 @@ def _tiles_or_tokens(asked: Asked) -> Changes:
     """LFM2-VL shows small pictures whole, within a number of tokens, and cuts large ones into two tiles or more."""
     facts, budget = asked.facts, asked.budget
     unit = (facts["encoder_patch_size"] * facts["downsample_factor"]) ** 2
-    whole = _units("max_pixels", budget.max_pixels, unit, "token") or facts["max_image_tokens"]
+    whole = _units(budget.max_pixels, unit, "token") or facts["max_image_tokens"]
     tile = facts["tile_size"] ** 2
     small = budget.max_pixels is not None and budget.max_pixels < tile
     tiles = 1 if small else budget.tiles(tile)
@@ -291,7 +249,9 @@ def _crops(asked: Asked) -> Changes:
 
 PIXELS, TILES = ("max_pixels", "min_pixels"), ("max_pixels", "max_tiles")
 NO_TILES, NO_LEAST = "does not cut pictures into tiles", "has no smallest size"
-# The first whose marks an image processor has; each says whose pictures it is there for.
+ONLY_MOST = "only follows data.max_pixels"
+FIXED = "has a number of tiles that the model's weights fix (max_image_tiles)"
+# The first whose marks an image processor has decides; comments name the models.
 KINDS = (
     # Qwen2-VL to 4, GLM-4V, ERNIE, PaddleOCR, Hunyuan, VideoLLaMA 3: edges that are areas in pixels.
     Kind(("merge_size", "size.longest_edge", "size.shortest_edge"), PIXELS, _areas, NO_TILES),
@@ -305,7 +265,7 @@ KINDS = (
     Kind(("crop_to_patches", "max_patches"), TILES, _grid, NO_LEAST),
     # LLaVA-NeXT, LLaVA-OneVision, Granite Vision.
     Kind(("image_grid_pinpoints",), (*TILES, "min_pixels"), _grids, ""),
-    # Llama 3.2 Vision: its weights hold one embedding per arrangement of tiles, numbered by the model's own limit.
+    # Llama 3.2 Vision: its weights have one embedding per arrangement of tiles, numbered by the model's own limit.
     Kind(
         ("max_image_tiles",),
         (),
@@ -315,21 +275,16 @@ KINDS = (
     # Gemma 3.
     Kind(("pan_and_scan_max_num_crops",), ("max_tiles",), _crops, "gives every picture and crop the same size"),
     # Gemma 4.
-    Kind(("max_soft_tokens", "pooling_kernel_size"), ("max_pixels",), _soft_tokens, "only follows data.max_pixels"),
+    Kind(("max_soft_tokens", "pooling_kernel_size"), ("max_pixels",), _soft_tokens, ONLY_MOST),
     # MiniCPM-V.
     Kind(("max_slice_nums", "scale_resolution"), TILES, _slices, NO_LEAST),
     # Perception LM, Molmo 2.
     Kind(("max_num_tiles", "tile_size"), TILES, _tiles("max_num_tiles"), NO_LEAST),
     Kind(("max_crops", "size.height"), TILES, _tiles("max_crops"), NO_LEAST),
-    # Nemotron and SigLIP 2, Kosmos 2.5 and Kimi (which pads to whole tokens, on top): patches of a picture, not tiles.
-    Kind(
-        ("max_num_patches", "patch_size"), ("max_pixels",), _patches("max_num_patches"), "only follows data.max_pixels"
-    ),
-    Kind(("max_patches", "patch_size"), ("max_pixels",), _patches("max_patches"), "only follows data.max_pixels"),
     # Llama 4.
     Kind(("max_patches", "size.height"), TILES, _tiles("max_patches"), NO_LEAST),
     # Pixtral, Mistral 3, LightOnOCR.
-    Kind(("size.longest_edge", "patch_size"), ("max_pixels",), _sides, "only follows data.max_pixels"),
+    Kind(("size.longest_edge", "patch_size"), ("max_pixels",), _sides, ONLY_MOST),
     # Emu 3.
     Kind(("min_pixels", "max_pixels", "spatial_factor"), PIXELS, _attributes, NO_TILES),
 )

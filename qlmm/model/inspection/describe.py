@@ -1,50 +1,42 @@
 """What qlmm would make of a model, from its configuration alone: parts, what is trained, what is saved, what it needs.
 
-Everything is read off the blueprint by the same functions that plan a run, so that the two cannot disagree. Memory is
-reckoned for a GPU of the usual precision, whatever this machine is.
+Everything comes from the blueprint by the same functions that plan a run, so that the two cannot disagree. Memory is
+estimated for a GPU of the usual precision, on every machine.
 
 Usage: ``shown = describe(recipe); shown.parts, shown.adapter.obstacles``
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-
 from qlmm.core.errors import ModelError
-from qlmm.model.inspection.memory import Load, estimate, frozen_bytes, lora_parameters, trained_parameters
+from qlmm.model.inspection.memory import Load, estimate, frozen_bytes, lora_sizes, trained_sizes
 from qlmm.model.inspection.pictures import SIZES, PicturesShown, look
 from qlmm.model.loading.base import Base, Blueprint
 from qlmm.model.numerics.precision import Precision
-from qlmm.model.numerics.quantization import QuantKind, check_experts, skip_names
+from qlmm.model.numerics.quantization import QuantKind, check_experts
 from qlmm.model.parts.experts import expert_layers, fused_experts, routers
 from qlmm.model.parts.split import PART_NAMES, PartName, Parts
 from qlmm.model.peft.adapter import Placement, check_variant, place
-from qlmm.model.peft.targets import linear_targets
+from qlmm.model.peft.targets import alike, linear_targets
 from qlmm.model.peft.vllm_lora import refused_variant, trained_whole
 from qlmm.recipe.schema import AdapterSection, Recipe, TrainingSection
 
-__all__ = ["AdapterShown", "ExpertsShown", "LoraShown", "ModelShown", "PartShown", "alike", "describe"]
+__all__ = ["AdapterShown", "ExpertsShown", "LoraShown", "ModelShown", "PartShown", "describe"]
 
 ROW_TOKENS = 1024
-OWN, TOWER, CROSS, BARE = (
-    "a module of its own",
-    "inside the vision tower",
-    "cross-attention layers inside the decoder",
-    "bare parameters",
-)
+OWN, TOWER, BARE = "a module of its own", "inside the vision tower", "bare parameters"
+CROSS = "cross-attention layers inside the decoder"
 
 
 @dataclass(frozen=True, slots=True)
 class PartShown:
-    """One part of the model.
+    """One part of the model; a connector's bare parameters are in ``ModelShown.connector``.
 
     Attributes:
-        modules: names of the modules that make it up; a connector's bare parameters are in ``ModelShown.connector``.
         stored: estimated bytes by storage, such as ``{"nf4": …, "bf16": …}``.
         trained: weights that would be trained for it, LoRA's included.
     """
@@ -59,14 +51,7 @@ class PartShown:
 
 @dataclass(frozen=True, slots=True)
 class LoraShown:
-    """Where LoRA goes.
-
-    Attributes:
-        layers: adapted layers and fused weights by part.
-        endings: how many of them end in each name.
-        patterns: how many layer names there are, layer numbers left out.
-        pattern: the layers as one regular expression, as PEFT stores it.
-    """
+    """Where LoRA goes: how many layers and fused weights by part, by ending, and by name without layer numbers."""
 
     layers: dict[PartName, int]
     endings: dict[str, int]
@@ -81,9 +66,7 @@ class ExpertsShown:
     Attributes:
         fused: whether those of a layer are one three-dimensional weight, which bitsandbytes cannot quantise.
         weights: how many such weights, or else linear layers, they are.
-        share: their share of the language model's parameters, 0 to 1.
-        adapted: whether LoRA goes into them.
-        routers: layers that choose experts; never quantised, never adapted.
+        share: of the language model's parameters, 0 to 1.
     """
 
     fused: bool
@@ -95,15 +78,7 @@ class ExpertsShown:
 
 @dataclass(frozen=True, slots=True)
 class AdapterShown:
-    """What would be saved.
-
-    Attributes:
-        lora: tensors of LoRA.
-        whole: tensors of modules trained whole, PEFT's ``modules_to_save``.
-        bare: parameters stored under their own names.
-        size: bytes of all of them in fp32.
-        obstacles: why servers such as vLLM refuse the adapter; empty where they take it.
-    """
+    """What would be saved: tensors of each kind, bytes of all in fp32, and why servers such as vLLM refuse it."""
 
     lora: int
     whole: int
@@ -117,13 +92,12 @@ class ModelShown:
     """Everything known of a model without its weights.
 
     Attributes:
-        base: the base, or its three parts, as the recipe names them.
         quantize: how the language model's linear layers would be stored; ``none`` where the recipe's wish is refused.
         refused: why that wish is refused.
         compute: precision of everything else.
-        connector: its modules and bare parameters by where they are; empty where there is no connector.
+        connector: its modules and bare parameters by where they are.
         memory: estimated bytes of training one row of ``row_tokens`` tokens, by purpose.
-        pictures: what the processor makes of pictures; None where it cannot be used, which ``unseen`` explains.
+        pictures: None where the processor cannot be used, for the reason ``unseen``.
         start_from: the adapter that a run would start with, which is not looked at.
     """
 
@@ -149,15 +123,13 @@ class ModelShown:
 
 
 def describe(recipe: Recipe, sizes: Sequence[tuple[int, int]] = ()) -> ModelShown:
-    """What a run of the recipe would make of its base.
+    """What a run of the recipe would make of its base; its rows are not read.
 
-    Args:
-        recipe: its base, adapter, training and data sections are read; its rows are not.
-        sizes: widths and heights of pictures, in pixels, whose tokens are counted; empty: three usual ones.
+    ``sizes`` are widths and heights, in pixels, of pictures to count tokens of; empty, three usual ones. A processor
+    that cannot be used is explained in ``unseen``.
 
     Raises:
-        ModelError: M003 and following for whatever makes the base impossible, M030 and following for an adapter
-            section that does not fit it. A processor that cannot be used is told in ``unseen`` instead.
+        ModelError: M003 and following for an impossible base, M030 and following for an adapter that does not fit it.
     """
     base = Base.resolve(recipe.base)
     shape = base.shape
@@ -168,7 +140,7 @@ def describe(recipe: Recipe, sizes: Sequence[tuple[int, int]] = ()) -> ModelShow
     load = Load(
         rows=1,
         tokens=ROW_TOKENS,
-        compute=precision.compute,
+        precision=precision,
         quantize=quantize,
         checkpointing=recipe.training.gradient_checkpointing,
         small_optimizer=recipe.training.optimizer != "adamw",
@@ -184,7 +156,7 @@ def describe(recipe: Recipe, sizes: Sequence[tuple[int, int]] = ()) -> ModelShow
         quantize=quantize,
         refused=refused,
         compute=precision.name,
-        parts=_parts(shape, placement, load, precision.name),
+        parts=tuple(_parts(shape, placement, load)),
         connector=_connector(shape.parts),
         lora=_lora(placement),
         experts=_experts(shape, placement),
@@ -195,14 +167,6 @@ def describe(recipe: Recipe, sizes: Sequence[tuple[int, int]] = ()) -> ModelShow
         unseen=unseen,
         start_from=recipe.adapter.start_from,
     )
-
-
-def alike(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names that differ in layer numbers only, under what they share, such as ``model.layers.#.mlp``."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name), []).append(name)
-    return found
 
 
 def _storage(shape: Blueprint, wanted: QuantKind) -> tuple[QuantKind, str | None]:
@@ -220,22 +184,20 @@ def _precision(training: TrainingSection) -> Precision:
     return Precision("cpu", "fp32") if training.device == "cpu" else Precision("cuda", "bf16")
 
 
-def _parts(shape: Blueprint, placement: Placement, load: Load, compute: str) -> tuple[PartShown, ...]:
-    parts = [part for part in PART_NAMES if shape.parts.has(part)]
-    return tuple(_part(part, shape, placement, _stored(part, shape, load, compute)) for part in parts)
-
-
-def _part(part: PartName, shape: Blueprint, placement: Placement, stored: dict[str, int]) -> PartShown:
-    trained = trained_parameters(shape.model, placement, part)
-    adapted = any(shape.parts.of(name) == part for name in (*placement.lora, *placement.experts))
-    return PartShown(
-        part=part,
-        modules=shape.parts.modules(part),
-        parameters=sum(_sizes(shape, part).values()),
-        stored=stored,
-        training="LoRA" if adapted else "whole" if trained else "frozen",
-        trained=trained,
-    )
+def _parts(shape: Blueprint, placement: Placement, load: Load) -> Iterator[PartShown]:
+    stored = frozen_bytes(shape.model, shape.parts, load)
+    for part in PART_NAMES:
+        if shape.parts.has(part):
+            trained = sum(trained_sizes(shape.model, placement, part))
+            adapted = any(shape.parts.of(name) == part for name in (*placement.lora, *placement.experts))
+            yield PartShown(
+                part=part,
+                modules=shape.parts.modules(part),
+                parameters=sum(_sizes(shape, part).values()),
+                stored=stored[part],
+                training="LoRA" if adapted else "whole" if trained else "frozen",
+                trained=trained,
+            )
 
 
 def _sizes(shape: Blueprint, part: PartName) -> dict[str, int]:
@@ -243,28 +205,10 @@ def _sizes(shape: Blueprint, part: PartName) -> dict[str, int]:
     return {name: p.numel() for name, p in shape.model.named_parameters() if shape.parts.of(name) == part}
 
 
-def _stored(part: PartName, shape: Blueprint, load: Load, compute: str) -> dict[str, int]:
-    """Estimated bytes of a part by storage; only the language model has quantised weights."""
-    sizes = _sizes(shape, part)
-    if part != "language" or load.quantize == "none":
-        return {compute: sum(sizes.values()) * load.compute.itemsize}
-    kept = set(skip_names(shape.model, shape.parts))
-    linear = [name for name, module in shape.model.named_modules() if isinstance(module, nn.Linear)]
-    plain = sum(sizes.values()) - sum(sizes.get(f"{name}.weight", 0) for name in linear if name not in kept)
-    others = sum(sum(_sizes(shape, other).values()) for other in PART_NAMES if other != part)
-    whole = frozen_bytes(shape.model, shape.parts, load)
-    return {
-        load.quantize: whole - (plain + others) * load.compute.itemsize,
-        compute: plain * load.compute.itemsize,
-    }
-
-
 def _connector(parts: Parts) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for name in parts.connector:
-        place = next(
-            (place for place, around in ((TOWER, parts.vision), (CROSS, parts.language)) if _in(name, around)), OWN
-        )
+        place = TOWER if _in(name, parts.vision) else CROSS if _in(name, parts.language) else OWN
         found[place] = (*found.get(place, ()), name)
     return {**found, **({BARE: parts.bare} if parts.bare else {})}
 
@@ -301,13 +245,12 @@ def _experts(shape: Blueprint, placement: Placement) -> ExpertsShown | None:
 
 
 def _adapter(shape: Blueprint, placement: Placement, section: AdapterSection) -> AdapterShown:
-    whole = [
-        value.numel() for name in placement.whole for value in shape.model.get_submodule(name).state_dict().values()
-    ]
-    bare = [shape.model.get_parameter(name).numel() for name in placement.bare]
-    layers: list[Any] = [shape.model.get_submodule(name) for name in placement.lora]
+    model = shape.model
+    whole = [value.numel() for name in placement.whole for value in model.get_submodule(name).state_dict().values()]
+    bare = [model.get_parameter(name).numel() for name in placement.bare]
+    layers: list[Any] = [model.get_submodule(name) for name in placement.lora]
     magnitudes = [int(layer.out_features) for layer in layers] if section.variant == "dora" else []
-    weights = lora_parameters(shape.model, placement) + sum(magnitudes) + sum(whole) + sum(bare)
+    weights = sum(lora_sizes(model, placement)) + sum(magnitudes) + sum(whole) + sum(bare)
     return AdapterShown(
         lora=2 * (len(placement.lora) + len(placement.experts)) + len(magnitudes),
         whole=len(whole),

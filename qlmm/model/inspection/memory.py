@@ -1,4 +1,4 @@
-"""How much memory a run will need, from configurations alone; every figure is an estimate and called one.
+"""How much memory a run will need, from configurations alone; every figure is an estimate.
 
 The arithmetic is textbook: weights by their storage; 4 bytes of master, 4 of gradient and 8 of Adam for each trained
 weight; activations after Korthikanti et al. 2022 (arXiv 2205.05198, equation 2): 34 bytes a token and width in 16-bit.
@@ -8,18 +8,19 @@ Usage: ``need = estimate(blueprint.model, parts, placement, Load(…)); sum(need
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from qlmm.model.numerics.precision import Precision
 from qlmm.model.numerics.quantization import QuantKind, skip_names
-from qlmm.model.parts.split import PartName, Parts
+from qlmm.model.parts.split import PART_NAMES, PartName, Parts
 from qlmm.model.peft.adapter import Placement
 
-__all__ = ["Load", "estimate", "lora_parameters", "trained_parameters", "trained_sizes"]
+__all__ = ["Load", "estimate", "frozen_bytes", "lora_sizes", "trained_sizes"]
 
 # 4 bits a weight, 8-bit constants per 64 weights, fp32 constants per 256 of those: 4.127 bits (QLoRA, section 3).
 _BITS = {"nf4": 4.127, "fp4": 4.127, "int8": 8.06}
@@ -30,21 +31,20 @@ _LOGIT_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a step holds at once.
+    """What is in memory during a step.
 
     Attributes:
-        rows: rows per forward pass.
+        rows: per forward pass.
         tokens: tokens of a long row (the 95th percentile), visual ones included.
-        compute: dtype of matrix products.
         quantize: storage of the language model's linear layers.
         checkpointing: whether only layer inputs are kept for the backward pass.
         small_optimizer: whether Adam's moments are kept in 8 bits.
-        reference: whether a frozen copy of what is trained stands beside it.
+        reference: whether there is a frozen copy of what is trained.
     """
 
     rows: int
     tokens: int
-    compute: torch.dtype
+    precision: Precision
     quantize: QuantKind
     checkpointing: bool
     small_optimizer: bool
@@ -53,44 +53,44 @@ class Load:
 
 def estimate(model: PreTrainedModel, parts: Parts, placement: Placement, load: Load) -> dict[str, int]:
     """Bytes by purpose: frozen weights, reference, trained weights, gradients and optimizer, activations, logits."""
-    trained = trained_parameters(model, placement)
+    trained, computed = sum(trained_sizes(model, placement)), load.precision.compute.itemsize
     moments = 2 if load.small_optimizer else 8
     text = model.config.get_text_config()
     width, layers = text.hidden_size, text.num_hidden_layers
-    per_layer = load.rows * load.tokens * width * _ACTIVATION_BYTES_16 * load.compute.itemsize // 2
-    kept = load.rows * load.tokens * width * load.compute.itemsize
+    per_layer = load.rows * load.tokens * width * _ACTIVATION_BYTES_16 * computed // 2
+    kept = load.rows * load.tokens * width * computed
     return {
-        "frozen weights": frozen_bytes(model, parts, load),
+        "frozen weights": sum(sum(stored.values()) for stored in frozen_bytes(model, parts, load).values()),
         **({"reference": trained * 4} if load.reference else {}),
         # fp32 masters, and under autocast a copy of each in the compute precision.
-        "trained weights": trained * (4 if load.compute.itemsize == 4 else 4 + load.compute.itemsize),
+        "trained weights": trained * (4 if computed == 4 else 4 + computed),
         "gradients and optimizer": trained * (4 + moments),
         "activations": layers * kept + per_layer if load.checkpointing else layers * per_layer,
         "logits": min(load.rows * load.tokens, _LOGIT_ROWS) * text.vocab_size * 4 * 2,
     }
 
 
-def frozen_bytes(model: PreTrainedModel, parts: Parts, load: Load) -> int:
-    """Bytes of the base as it will lie in memory."""
+def frozen_bytes(model: PreTrainedModel, parts: Parts, load: Load) -> dict[PartName, dict[str, int]]:
+    """Bytes of the base in memory, by part and storage; only the language model has quantised weights."""
     quantised = set()
     if load.quantize != "none":
         kept = set(skip_names(model, parts))
         linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
         quantised = {f"{name}.weight" for name in linear if name not in kept}
-    bits = _BITS.get(load.quantize, 16)
-    whole = load.compute.itemsize * 8
-    total: float = sum(p.numel() * (bits if name in quantised else whole) for name, p in model.named_parameters())
-    return round(total / 8)
-
-
-def trained_parameters(model: PreTrainedModel, placement: Placement, part: PartName | None = None) -> int:
-    """How many weights are trained, in one part or in all: LoRA pairs, modules trained whole, bare parameters."""
-    return sum(trained_sizes(model, placement, part))
+    plain: str = load.precision.name
+    weights: dict[PartName, Counter[str]] = {part: Counter({plain: 0}) for part in PART_NAMES}
+    for name, parameter in model.named_parameters():
+        weights[parts.of(name)][load.quantize if name in quantised else plain] += parameter.numel()
+    bits: dict[str, float] = {plain: load.precision.compute.itemsize * 8, **_BITS}
+    found: dict[PartName, dict[str, int]] = {}
+    for part, counts in weights.items():
+        found[part] = {storage: round(count * bits[storage] / 8) for storage, count in counts.items()}
+    return found
 
 
 def trained_sizes(model: PreTrainedModel, placement: Placement, part: PartName | None = None) -> list[int]:
-    """Weights of each trained tensor."""
-    sizes = _lora_sizes(model, placement, part)
+    """Weights of each trained tensor, in one part or in all: LoRA pairs, modules trained whole, bare parameters."""
+    sizes = lora_sizes(model, placement, part)
     for name in placement.whole:
         if _wanted(placement, name, part):
             inside = model.get_submodule(name).named_parameters()
@@ -100,12 +100,8 @@ def trained_sizes(model: PreTrainedModel, placement: Placement, part: PartName |
     return sizes
 
 
-def lora_parameters(model: nn.Module, placement: Placement) -> int:
-    """Weights of all LoRA pairs: rank times (inputs + outputs) of each adapted layer (arXiv 2106.09685, section 4)."""
-    return sum(_lora_sizes(model, placement, None))
-
-
-def _lora_sizes(model: nn.Module, placement: Placement, part: PartName | None) -> list[int]:
+def lora_sizes(model: nn.Module, placement: Placement, part: PartName | None = None) -> list[int]:
+    """Weights of LoRA: rank times inputs, rank times outputs of each adapted layer (arXiv 2106.09685, section 4)."""
     layers: list[Any] = [model.get_submodule(name) for name in placement.lora if _wanted(placement, name, part)]
     sizes = [placement.rank * int(side) for layer in layers for side in (layer.in_features, layer.out_features)]
     experts = [model.get_parameter(name).shape for name in placement.experts if _wanted(placement, name, part)]

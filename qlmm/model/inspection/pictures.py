@@ -1,6 +1,6 @@
 """What a base's processor makes of pictures: tokens by size, the pixel budget, and which rows are possible.
 
-All of it is tried on blank pictures, because processors can do less than their settings say.
+All of it is tried on blank pictures, because processors can do less than their settings show.
 
 Usage: ``pictures, why_not = look(Base.resolve(recipe.base), recipe.data, [(336, 336)])``
 """
@@ -25,7 +25,7 @@ from qlmm.recipe.schema import DataSection
 __all__ = ["SIZES", "PicturesShown", "SizeShown", "Tried", "look"]
 
 SIZES = ((336, 336), (1024, 768), (1920, 1080))
-# A value of each key that most processors can follow; the others say that it is the value that they cannot.
+# A value of each key that most processors can follow; the others refuse the value, not the key.
 KEYS = {
     "data.max_pixels": Budget(max_pixels=1_000_000),
     "data.min_pixels": Budget(min_pixels=10_000),
@@ -35,7 +35,7 @@ KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """Whether something worked, and in the processor's or template's words why not."""
+    """Whether something worked, and else the processor's or template's reason."""
 
     possible: bool
     why_not: str | None = None
@@ -43,10 +43,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class SizeShown:
-    """Tokens that a picture of so many pixels takes, as the model is and under the recipe's budget.
-
-    None where the processor refuses such a picture, and for ``budgeted`` where there is no budget.
-    """
+    """Tokens of a picture, as the model is and under the recipe's budget; None where it is refused or without one."""
 
     width: int
     height: int
@@ -59,12 +56,9 @@ class PicturesShown:
     """What the processor makes of pictures.
 
     Attributes:
-        follows: keys of the pixel budget that it follows.
-        ignores: the other keys, each with the reason.
-        budget: what the recipe's budget sets, in words; empty where the recipe has none.
+        ignores: keys of the pixel budget that it does not follow, each with the reason.
+        budget: what the recipe's budget sets, in words.
         refused: why the recipe's budget cannot be followed.
-        without_picture: a row of text alone.
-        several: a row with two pictures.
     """
 
     processor: str
@@ -73,39 +67,38 @@ class PicturesShown:
     ignores: dict[str, str]
     budget: tuple[str, ...]
     refused: str | None
-    without_picture: Tried
-    several: Tried
+    without_picture: Tried  # a row of text alone
+    several: Tried  # a row with two pictures
 
 
 def look(base: Base, data: DataSection, sizes: Sequence[tuple[int, int]]) -> tuple[PicturesShown | None, str | None]:
-    """Try a base's processor on blank pictures.
+    """What a base's processor makes of blank pictures of these widths and heights; or None, and why it cannot be used.
 
-    Args:
-        base: the base.
-        data: the recipe's section; its pixel budget is tried besides the model's own.
-        sizes: widths and heights in pixels.
-
-    Returns:
-        What it does; or None, and why it cannot be used.
+    The pixel budget of the recipe's section is tried besides the model's own.
     """
     own = data.model_copy(update=dict.fromkeys(("max_pixels", "min_pixels", "max_tiles")))
     try:
         encoder, _ = base.encoder(own)
     except QlmmError as error:
         return None, _reason(error)
-    tokens = [_tokens(encoder, size) for size in sizes]
     ignores = _ignored(base.processor)
-    without, several = _row(encoder, 0), _row(encoder, 2)
-    budget, budgeted, refused = _under_budget(base, data, sizes)
+    limited: Encoder | None = None
+    budget: tuple[str, ...] = ()
+    refused = None
+    if Budget.of(data) != Budget():
+        try:
+            limited, budget = base.encoder(data)
+        except QlmmError as error:
+            refused = _reason(error)
     return PicturesShown(
         processor=type(base.processor).__name__,
-        sizes=tuple(SizeShown(*size, plain, other) for size, plain, other in zip(sizes, tokens, budgeted, strict=True)),
+        sizes=tuple(SizeShown(*size, _tokens(encoder, size), _tokens(limited, size)) for size in sizes),
         follows=tuple(key for key in KEYS if key not in ignores),
         ignores=ignores,
         budget=budget,
         refused=refused,
-        without_picture=without,
-        several=several,
+        without_picture=_row(encoder, 0),
+        several=_row(encoder, 2),
     ), None
 
 
@@ -114,23 +107,9 @@ def _reason(error: QlmmError) -> str:
     return f"{problem.text}; {problem.help}" if problem.help else problem.text
 
 
-def _under_budget(
-    base: Base, data: DataSection, sizes: Sequence[tuple[int, int]]
-) -> tuple[tuple[str, ...], list[int | None], str | None]:
-    """What the recipe's budget sets, the tokens under it, and why it is refused."""
-    nothing: list[int | None] = [None] * len(sizes)
-    if Budget.of(data) == Budget():
-        return (), nothing, None
+def _tokens(encoder: Encoder | None, size: tuple[int, int]) -> int | None:
     try:
-        encoder, words = base.encoder(data)
-    except QlmmError as error:
-        return (), nothing, _reason(error)
-    return words, [_tokens(encoder, size) for size in sizes], None
-
-
-def _tokens(encoder: Encoder, size: tuple[int, int]) -> int | None:
-    try:
-        return encoder.tokens_for(*size)
+        return encoder.tokens_for(*size) if encoder is not None else None
     except QlmmError:
         return None
 

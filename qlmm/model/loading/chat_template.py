@@ -21,14 +21,7 @@ def template_names() -> list[str]:
 
 
 def chat_template(name: str | None) -> str | None:
-    """A template's Jinja source; None leaves the tokenizer's own.
-
-    Args:
-        name: of a packaged template, or of a ``.jinja`` file.
-
-    Raises:
-        ModelError: M040 when there is no such template.
-    """
+    """Jinja source of a packaged template or a ``.jinja`` file, None for None; raises M040 when there is none."""
     if name is None:
         return None
     path = Path(name) if name.endswith(".jinja") else _TEMPLATES / f"{name}.jinja"

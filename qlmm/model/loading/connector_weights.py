@@ -1,7 +1,7 @@
 """A connector's weights from a published checkpoint: ``base.connector.weights`` of a recipe.
 
-Which names they have there, the connector's own file says. Settings that the weights were made with are taken over,
-so a recipe need not repeat them and may not contradict them.
+Their names there are listed in the connector's own file. Settings that the weights were made with are taken over, so a
+recipe need not repeat them and may not contradict them.
 
 Usage: ``section = take_over(recipe.base.connector); begin(section, module, language)``
 """
@@ -22,7 +22,7 @@ from qlmm.core.files import file_sha256
 from qlmm.model.assembled.language import word_statistics
 from qlmm.model.assembled.published import Checkpoint, check_whole, converted, open_checkpoint
 from qlmm.model.contract import connector as find_connector
-from qlmm.model.loading.hub import Located, locate, reading
+from qlmm.model.loading.hub import locate, reading
 from qlmm.model.loading.identity import PartIdentity
 from qlmm.recipe.schema import ConnectorSection
 
@@ -35,52 +35,38 @@ WEIGHTS, SETTINGS = "model.safetensors", "settings.json"
 def take_over(section: ConnectorSection) -> ConnectorSection:
     """The section with every setting that its published weights were made with.
 
-    Raises:
-        ModelError: M101 for wrong settings, M156 for those that the weights contradict, M151 to M155 for a checkpoint
-            that is not whole, holds code, or has no weights of this connector.
+    Raises M101 for wrong settings, M156 for those that the weights contradict, M151 to M155 for a checkpoint that is
+    not whole, has code in it, or has no weights of this connector.
     """
     found = find_connector(section.kind)
     found.read(section.settings)
     if section.weights is None:
         return section
-    _, folder = _converted(section, section.weights)
+    folder, _ = _converted(section, section.weights)
     made: dict[str, object] = json.loads((folder / SETTINGS).read_text("utf-8"))
     asked = {key: value for key, value in section.settings.items() if value is not None}
-    wrong = [
-        Problem(
-            "M156",
-            f"the recipe says {asked[key]}, but {section.weights} was made with {made[key]}",
-            help=f"leave base.connector.{key} out, or {KEY}",
-            key=f"base.connector.{key}",
-        )
-        for key in asked.keys() & made.keys()
-        if asked[key] != made[key]
-    ]
+    wrong = []
+    for key in [key for key in asked.keys() & made.keys() if asked[key] != made[key]]:
+        message = f"the recipe has {asked[key]}, but {section.weights} was made with {made[key]}"
+        help = f"leave base.connector.{key} out, or {KEY}"
+        wrong.append(Problem("M156", message, help=help, key=f"base.connector.{key}"))
     if wrong:
         raise ModelError(wrong)
     return ConnectorSection(kind=section.kind, weights=section.weights, **(made | asked))
 
 
 def check_fits(section: ConnectorSection, module: nn.Module) -> None:
-    """Compare published weights with the module they are for; the headers are enough.
-
-    Raises:
-        ModelError: M155 when they are of another tower or another language model.
-    """
+    """Compare published weights with the module they are for, by their headers; raises M155 when they do not fit."""
     if section.weights is None:
         return
-    _, folder = _converted(section, section.weights)
+    folder, _ = _converted(section, section.weights)
     with safe_open(folder / WEIGHTS, "pt") as stored:
         shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
     check_whole(section.weights, section.kind, module, shapes)
 
 
 def begin(section: ConnectorSection, module: nn.Module, language: PreTrainedModel) -> None:
-    """Give a fresh connector the weights it starts from: published ones, else its own start among words.
-
-    Raises:
-        ModelError: as ``check_fits`` does.
-    """
+    """Give a fresh connector the weights it starts from: published ones, else its own start among words."""
     state, start = published_state(section), find_connector(section.kind).start
     if state is not None:
         check_fits(section, module)
@@ -93,7 +79,7 @@ def published_state(section: ConnectorSection) -> dict[str, Tensor] | None:
     """The published weights under the connector's own names; None where the recipe names none."""
     if section.weights is None:
         return None
-    state: dict[str, Tensor] = load_file(_converted(section, section.weights)[1] / WEIGHTS)
+    state: dict[str, Tensor] = load_file(_converted(section, section.weights)[0] / WEIGHTS)
     return state
 
 
@@ -101,18 +87,17 @@ def weights_identity(section: ConnectorSection) -> PartIdentity | None:
     """What exactly the published weights are, as a part of the base: id, commit, and a hash of the weights."""
     if section.weights is None:
         return None
-    located, folder = _converted(section, section.weights)
-    return PartIdentity(id=located.name, revision=located.commit, config_sha256=file_sha256(folder / WEIGHTS))
+    folder, commit = _converted(section, section.weights)
+    return PartIdentity(id=section.weights, revision=commit, config_sha256=file_sha256(folder / WEIGHTS))
 
 
-def _converted(section: ConnectorSection, name: str) -> tuple[Located, Path]:
-    """Where the weights come from, and the folder of the cache that holds them under own names."""
+def _converted(section: ConnectorSection, name: str) -> tuple[Path, str | None]:
+    """The folder of the cache that has the weights under own names, and the commit that they come from."""
     plain = locate(name)
     with reading(KEY, plain):
         checkpoint = open_checkpoint(plain.path, plain.revision)
     commit = None if Path(plain.path).is_dir() else checkpoint.folder.name
-    folder = converted(checkpoint, f"connector-{section.kind}", partial(_build, section.kind, checkpoint))
-    return Located(name, str(folder), plain.revision, commit), folder
+    return converted(checkpoint, f"connector-{section.kind}", partial(_build, section.kind, checkpoint)), commit
 
 
 def _build(kind: str, checkpoint: Checkpoint, aside: Path) -> None:
@@ -122,11 +107,11 @@ def _build(kind: str, checkpoint: Checkpoint, aside: Path) -> None:
     state = {str(found.own_name(name)): value.contiguous() for name, value in published}
     help = f"{KEY} takes a checkpoint whose weights begin with {', '.join(found.weights)}"
     if not state:
-        raise ModelError.one("M155", f"{checkpoint.name} holds no weights of the connector {kind}", help=help)
+        raise ModelError.one("M155", f"{checkpoint.name} has no weights of the connector {kind}", help=help)
     try:
         settings = found.published(state, checkpoint.stated) if found.published is not None else found.read({})
     except (KeyError, ValueError) as error:
-        message = f"{checkpoint.name} does not hold all of the connector {kind}: {error}"
+        message = f"{checkpoint.name} does not have all of the connector {kind}: {error}"
         raise ModelError.one("M155", message, help=help) from error
     save_file(state, aside / WEIGHTS, metadata={"format": "pt"})
     (aside / SETTINGS).write_text(settings.model_dump_json(exclude_unset=True), "utf-8")

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from qlmm.builtin import registry as builtin
 from qlmm.compat.transformers_private import lasting_facts
-from qlmm.core.errors import ModelError, Unavailable
+from qlmm.core.errors import Unavailable
 from qlmm.model.assembled.owl_checkpoint import OwlPart, owl_part
 from qlmm.model.contract import own_tower
 
@@ -34,16 +34,12 @@ _EXTRAS = {"torchvision": "gpu"}
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A part's name as written, and what transformers is asked for: a folder or an id, and a revision.
-
-    Attributes:
-        commit: the one that the content of a converted folder came from.
-    """
+    """A part's name as written, and what transformers is asked for: a folder or an id, and a revision."""
 
     name: str
     path: str
     revision: str | None
-    commit: str | None = None
+    commit: str | None = None  # that the content of a converted folder came from
 
     @property
     def at(self) -> str | None:
@@ -57,11 +53,7 @@ class Located:
 
 
 def locate(name: str) -> Located:
-    """Resolve a recipe's name for a model; packaged weights are prepared on first use.
-
-    Raises:
-        UsageError: B001 and following when a packaged model cannot be prepared.
-    """
+    """Resolve a recipe's name for a model; packaged weights are prepared on first use (errors B001 and following)."""
     if name.startswith(builtin.BUILTIN):
         return Located(name, str(builtin.path(name.removeprefix(builtin.BUILTIN))), None)
     if _is_folder(name):
@@ -71,12 +63,7 @@ def locate(name: str) -> Located:
 
 
 def locate_part(name: str, part: OwlPart) -> Located:
-    """Resolve a recipe's name for a part of an assembled base; a released mPLUG-Owl gives that part of itself.
-
-    Raises:
-        UsageError: as ``locate`` does.
-        ModelError: M003 and following, M151 and following, when a released checkpoint cannot be taken apart.
-    """
+    """As ``locate``; a released mPLUG-Owl gives that part of itself (errors M003 and following, M151 and following)."""
     located = locate(name)
     with reading(f"base.{part}", located):
         found = owl_part(located.path, located.revision, part)
@@ -85,11 +72,7 @@ def locate_part(name: str, part: OwlPart) -> Located:
 
 @contextmanager
 def reading(key: str, located: Located) -> Iterator[None]:
-    """Turn what transformers raises for a model that cannot be had into one sentence with a way out.
-
-    Args:
-        key: the recipe key that named the model.
-        located: the model.
+    """Turn what transformers raises for a model into one sentence with a way out, under the recipe's key.
 
     Raises:
         ModelError: M003 when there is no such model within reach, M004 when it needs remote code, M005 when it needs a
@@ -97,68 +80,51 @@ def reading(key: str, located: Located) -> Iterator[None]:
     """
     try:
         yield
-    except ImportError as error:
-        raise _needs_package(key, located, error, _named(error)) from error
-    except ValueError as error:
-        raise _unreadable(key, located, error) from error
-    except OSError as error:
-        raise _out_of_reach(key, located, error) from error
+    except (ImportError, ValueError, OSError) as error:
+        code, message, help = _explained(located, error)
+        raise Unavailable.one(code, message, key=key, help=help) from error
 
 
-def _unreadable(key: str, located: Located, error: ValueError) -> ModelError:
-    if "trust_remote_code" in str(error):
-        return Unavailable.one(
-            "M004",
-            f"{located.name} needs Python code from its repository, which qlmm never runs",
-            key=key,
-            help="choose a model that transformers supports itself",
-        )
-    # What transformers says of a video processor without torchvision.
-    if (wanted := re.search(r"requires `([\w.-]+)` to be installed", str(error))) is not None:
-        return _needs_package(key, located, error, wanted[1])
-    return Unavailable.one(
-        "M003",
-        f"the installed transformers cannot read {located.name}: {_first_line(error)}",
-        key=key,
-        help="upgrade transformers, or choose another model",
-    )
+def _explained(located: Located, error: ImportError | ValueError | OSError) -> tuple[str, str, str]:
+    """Code, message and help."""
+    name, first = located.name, next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if isinstance(error, ImportError):
+        package = _named(error)
+        if package is None:
+            return "M005", f"{name} needs a package that is not installed: {first}", "install that package"
+        return _needs(name, package)
+    if isinstance(error, ValueError):
+        if "trust_remote_code" in str(error):
+            message = f"{name} needs Python code from its repository, which qlmm never runs"
+            return "M004", message, "choose a model that transformers supports itself"
+        # What transformers raises for a video processor without torchvision.
+        if (wanted := re.search(r"requires `([\w.-]+)` to be installed", str(error))) is not None:
+            return _needs(name, wanted[1])
+        message = f"the installed transformers cannot read {name}: {first}"
+        return "M003", message, "upgrade transformers, or choose another model"
+    return _out_of_reach(located, error, first)
 
 
-def _out_of_reach(key: str, located: Located, error: OSError) -> ModelError:
+def _out_of_reach(located: Located, error: OSError, first: str) -> tuple[str, str, str]:
+    name = located.name
     if any(isinstance(cause, GatedRepoError) for cause in _causes(error)):
-        return Unavailable.one(
-            "M006",
-            f"{located.name} is gated: its licence has to be accepted before it can be fetched",
-            key=key,
-            help="accept the licence on the model's page, then run `hf auth login`",
-        )
+        message = f"{name} is gated: its licence has to be accepted before it can be fetched"
+        return "M006", message, "accept the licence on the model's page, then run `hf auth login`"
     if _is_folder(located.path):
-        return Unavailable.one(
-            "M003",
-            f"the folder {located.name} does not hold all of a model: {_first_line(error).split('. ')[0]}",
-            key=key,
-            help="copy the missing files from where the model came from",
-        )
-    return Unavailable.one(
+        message = f"the folder {name} does not have all of a model: {first.split('. ', maxsplit=1)[0]}"
+        return "M003", message, "copy the missing files from where the model came from"
+    return (
         "M003",
-        f"{located.name} is neither a model folder here nor a model that can be reached",
-        key=key,
-        help="check the spelling; for a private model run `hf auth login`; offline (HF_HUB_OFFLINE=1) only models "
+        f"{name} is neither a model folder here nor a model that can be reached",
+        "check the spelling; for a private model run `hf auth login`; offline (HF_HUB_OFFLINE=1) only models "
         "already in the cache are found",
     )
 
 
-def _needs_package(key: str, located: Located, error: Exception, package: str | None) -> ModelError:
-    if package is None:
-        message = f"{located.name} needs a package that is not installed: {_first_line(error)}"
-        return Unavailable.one("M005", message, help="install that package", key=key)
+def _needs(name: str, package: str) -> tuple[str, str, str]:
     extra = _EXTRAS.get(package)
-    return Unavailable.one(
-        "M005",
-        f"{located.name} needs the package {package}, which is not installed",
-        key=key,
-        help=f'pip install "qlmm[{extra}]"' if extra else f"pip install {package}",
-    )
+    message = f"{name} needs the package {package}, which is not installed"
+    return "M005", message, f'pip install "qlmm[{extra}]"' if extra else f"pip install {package}"
 
 
 def _named(error: ImportError) -> str | None:
@@ -175,10 +141,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _is_folder(name: str) -> bool:
     try:
         return Path(name).is_dir()
@@ -187,11 +149,7 @@ def _is_folder(name: str) -> bool:
 
 
 def config_of(located: Located, key: str) -> PreTrainedConfig:
-    """A part's configuration; the only file fetched before everything else was checked.
-
-    Raises:
-        ModelError: M003 to M006 as `reading` says.
-    """
+    """A part's configuration, which is fetched before all other files; raises as `reading`."""
     with reading(key, located):
         if Path(located.path).is_file():
             message = f"{located.name} is a file, not a model folder"

@@ -1,6 +1,6 @@
 """What exactly a base is, part by part, and the only answer to whether two bases are the same.
 
-An adapter's manifest and a run's record hold an identity as JSON; every check of a base compares two of them.
+Manifests and run records have an identity as JSON; every check of a base compares two of them.
 
 Usage: ``for difference in manifest.base.differs(base.identity): …``
 """
@@ -23,12 +23,9 @@ Role = Literal["model", "vision", "language", "connector"]
 
 
 class PartIdentity(BaseModel):
-    """One checkpoint of a base.
+    """One checkpoint of a base: its id in the recipe, its commit on the Hub, and a hash of its configuration.
 
-    Attributes:
-        id: as the recipe names it: a Hub id, a folder or ``builtin:NAME``.
-        revision: the commit of a model on the Hub; None for folders and packaged weights.
-        config_sha256: hash of its configuration; of a connector's published weights, hash of the weights.
+    Of a connector's published weights, the hash is that of the weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,8 +36,13 @@ class PartIdentity(BaseModel):
 
     @property
     def name(self) -> str:
-        """The id without the revision that may be pinned in it; a folder's name may hold an @ of its own."""
+        """The id without the revision pinned in it; a folder's name may have an @ of its own."""
         return self.id.partition("@")[0] if self.revision else self.id
+
+    @property
+    def asked_revision(self) -> str | None:
+        """The revision that the id asks for; None where it asks for none."""
+        return self.id.removeprefix(self.name).removeprefix("@") or None
 
     @property
     def pinned(self) -> str:
@@ -55,14 +57,7 @@ class PartIdentity(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One way in which two bases differ.
-
-    Attributes:
-        role: the part that differs.
-        field: what differs about it; ``part`` when only one of the bases has it.
-        recorded: the part as written down; None when the recorded base lacks it.
-        present: the part it is compared with; None when that base lacks it.
-    """
+    """One way in which two bases differ: in a part that both have, or as ``part`` in one that only one of them has."""
 
     role: Role
     field: Literal["part", "configuration", "revision", "id"]
@@ -71,11 +66,7 @@ class Difference:
 
 
 class BaseIdentity(BaseModel):
-    """What a base is: one checkpoint, or a tower and a language model with the connector between them.
-
-    Attributes:
-        connector: the recipe's section; None for a native base, whose JSON has no such key.
-    """
+    """What a base is; the JSON of a native base has no connector."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -83,14 +74,16 @@ class BaseIdentity(BaseModel):
     parts: dict[Role, PartIdentity] = Field(min_length=1)
     connector: ConnectorSection | None = Field(None, exclude_if=lambda section: section is None)
 
+    @property
+    def whole(self) -> PartIdentity | None:
+        """The checkpoint of a native base; None for a base that is assembled from parts."""
+        return self.parts.get("model")
+
     def differs(self, present: BaseIdentity) -> list[Difference]:
-        """Every difference from another base, part by part; empty when nothing says that they are two.
+        """Every difference of this base, as recorded, from the present one; empty when nothing shows that they are two.
 
         A revision is compared where both are known. Ids are compared unless one of them is a folder here, which may be
-        a copy of a model on the Hub. The connector is left out: an adapter's tensors say whether it fits.
-
-        Args:
-            present: the base that this one, as recorded, is compared with.
+        a copy of a model on the Hub. The connector is left out: an adapter's tensors show whether it fits.
         """
         roles = dict.fromkeys((*self.parts, *present.parts))
         return [one for role in roles for one in _of_part(role, self.parts.get(role), present.parts.get(role))]

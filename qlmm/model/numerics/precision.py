@@ -41,30 +41,25 @@ class Precision:
 
 
 def choose(device: Device, name: Name) -> Precision:
-    """Resolve the recipe's `training.device` and `training.precision` on this machine.
+    """A recipe's `training.device` and `training.precision` on this machine.
 
     Raises:
         ModelError: M001 when a GPU is demanded and there is none; M002 when the precision does not work here.
     """
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
-        raise ModelError.one(
-            "M001",
-            "it is cuda, but PyTorch sees no CUDA GPU here",
-            help="run `qlmm doctor` to see what PyTorch sees, or set training.device=auto to train on the CPU (slow)",
-            key="training.device",
-        )
-    where: Literal["cuda", "cpu"] = "cuda" if has_gpu and device != "cpu" else "cpu"
-    if where == "cpu":
+        help = "run `qlmm doctor` to see what PyTorch sees, or set training.device=auto to train on the CPU (slow)"
+        raise ModelError.one("M001", "it is cuda, but PyTorch sees no CUDA GPU here", help=help, key="training.device")
+    if device == "cpu" or not has_gpu:
         # fp16 has no CPU training path worth the name; bf16 is emulated without AVX-512 and far slower than fp32.
         if name == "fp16":
-            raise ModelError.one(
-                "M002", "fp16 needs a GPU", help="use auto, fp32 or bf16 on the CPU", key="training.precision"
-            )
+            help = "use auto, fp32 or bf16 on the CPU"
+            raise ModelError.one("M002", "fp16 needs a GPU", help=help, key="training.precision")
         return Precision("cpu", "fp32" if name == "auto" else name)
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
-        return Precision("cuda", "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
-    if name == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision("cuda", "bf16" if has_bf16 else "fp16")
+    if name == "bf16" and not has_bf16:
         raise ModelError.one("M002", "this GPU has no bf16", help="set training.precision=fp16 or auto")
     return Precision("cuda", name)
 

@@ -1,8 +1,8 @@
 """Which weights are stored in 4 or 8 bits: the language model's linear layers, and nothing else, by full name.
 
 A bare name in transformers' skip list does not match nested modules, so that the tower and the connector would be
-quantised silently; and any skip list switches off the automatic skip of the output head.
-The list is therefore computed from the model's parts.
+quantised silently; and any skip list switches off the automatic skip of the output head. So the list is computed from
+the model's parts.
 
 Usage: ``AutoModel….from_pretrained(id, quantization_config=quantization("nf4", keep=skip_names(meta_model), …))``
 """
@@ -16,23 +16,21 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from qlmm.compat.bitsandbytes_private import never_repack, quant_state
+from qlmm.compat.bitsandbytes_private import never_repack
 from qlmm.core.errors import ModelError
 from qlmm.model.parts.experts import fused_experts, routers
 from qlmm.model.parts.split import Parts
 
-__all__ = ["QuantKind", "check_experts", "keep_trainable", "quantization", "skip_names", "storage_of"]
+__all__ = ["QuantKind", "check_experts", "keep_trainable", "quantization", "skip_names"]
 
 QuantKind = Literal["none", "int8", "nf4", "fp4"]
 
 
 def quantization(kind: QuantKind, *, keep: list[str], compute: torch.dtype) -> BitsAndBytesConfig | None:
-    """The bitsandbytes settings for a recipe's `base.quantize`.
+    """The bitsandbytes settings for a recipe's `base.quantize`; double quantisation as in QLoRA, arXiv 2305.14314.
 
-    Args:
-        kind: the recipe's word; 4-bit kinds use double quantisation (QLoRA, arXiv 2305.14314, section 3).
-        keep: full names of the linear layers that stay as they are.
-        compute: what a layer dequantises to when it computes; fp32 on CPU, where bf16 is emulated and far slower.
+    ``keep`` are full names of linear layers that stay as they are. A layer dequantises to ``compute``: fp32 on CPU,
+    where bf16 is emulated and far slower.
     """
     if kind == "none":
         return None
@@ -66,11 +64,7 @@ def skip_names(model: PreTrainedModel, parts: Parts) -> list[str]:
 
 
 def check_experts(model: PreTrainedModel, parts: Parts, kind: QuantKind) -> None:
-    """Refuse to call a mixture of experts quantised when its experts, most of its weights, would stay in 16 bits.
-
-    Raises:
-        ModelError: M035 with how much of the language model bitsandbytes cannot quantise.
-    """
+    """Refuse (M035) to quantise a model whose fused experts, most of its weights, would stay in 16 bits."""
     fused = set(fused_experts(model, parts))
     if kind == "none" or not fused:
         return
@@ -80,15 +74,6 @@ def check_experts(model: PreTrainedModel, parts: Parts, kind: QuantKind) -> None
         "M035",
         f"bitsandbytes cannot quantise fused experts, which are {experts / whole:.0%} of this language "
         f"model's {whole / 1e9:,.2f} billion weights",
-        help="set base.quantize=none if the GPU holds it in 16 bits, or choose a dense model",
+        help="set base.quantize=none if it fits the GPU in 16 bits, or choose a dense model",
         key="base.quantize",
     )
-
-
-def storage_of(parameter: nn.Parameter) -> str:
-    """How a weight is stored, in the words of the plan screen: nf4, fp4, int8, bf16, fp16, fp32."""
-    state = quant_state(parameter)
-    if state is not None:
-        return str(state.quant_type)
-    short = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "int8"}
-    return short.get(parameter.dtype, str(parameter.dtype).removeprefix("torch."))

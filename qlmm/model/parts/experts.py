@@ -30,7 +30,7 @@ def fused_experts(model: nn.Module, parts: Parts) -> tuple[str, ...]:
 
 
 def expert_layers(names: list[str]) -> list[str]:
-    """Those of some linear layers that belong to single experts, kept in a list of modules."""
+    """Those linear layers that belong to single experts in a list of modules."""
     return [name for name in names if _LISTED.search(f"{name}.")]
 
 
@@ -44,12 +44,9 @@ def _routers(model: nn.Module, module: str) -> Iterator[str]:
         children = dict(block.named_children())
         if "experts" not in children:
             continue
-        choices = {1, _count(children["experts"])}
+        experts = children["experts"]
+        fused = [parameter.shape[0] for parameter in experts.parameters(recurse=False) if parameter.ndim == 3]
+        choices = {1, fused[0] if fused else len(list(experts.children()))}
         for child, layer in children.items():
             if isinstance(layer, nn.Linear) and layer.out_features in choices:
                 yield ".".join(filter(None, (module, name, child)))
-
-
-def _count(experts: nn.Module) -> int:
-    fused = [parameter.shape[0] for parameter in experts.parameters(recurse=False) if parameter.ndim == 3]
-    return int(fused[0]) if fused else len(list(experts.children()))

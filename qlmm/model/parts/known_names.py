@@ -1,8 +1,7 @@
-"""What the anatomy of a model cannot tell by itself: names, each with the reason why it is listed.
+"""What the anatomy of a model does not show: names, each with the reason why it is listed.
 
-transformers answers where the image encoder, the decoder and the head of a model are. These tables hold what its
-answers leave open. They list names of modules, which families share, rather than families: a new model built from
-the usual blocks needs no new row.
+These are names of modules, which families share, rather than families: a new model built from the usual blocks needs
+no new row.
 
 Usage: ``"merger" in CONNECTOR_IN_TOWER``
 """
@@ -12,17 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = [
-    "CONNECTOR_IN_TOWER",
-    "CROSS_ATTENTION",
-    "OTHER",
-    "SECOND_TOWERS",
-    "UNREAD",
-    "UNSPLIT",
-    "WITHOUT_GRADIENT",
-    "PartName",
-    "Unsplit",
-]
+__all__ = ["CONNECTOR_IN_TOWER", "CROSS_ATTENTION", "OTHER", "SECOND_TOWERS", "UNREAD", "UNSPLIT", "WITHOUT_GRADIENT"]
 
 PartName = Literal["vision", "connector", "language", "head", "other"]
 
@@ -74,11 +63,7 @@ OTHER = {
 
 @dataclass(frozen=True, slots=True)
 class Unsplit:
-    """Parts of a class that does not keep its language model in a module of its own.
-
-    Attributes:
-        discrete: pictures become tokens of the language model's vocabulary, which no gradient passes.
-    """
+    """Parts of a class whose language model is not a module of its own; ``discrete`` as in ``Parts``."""
 
     why: str
     vision: tuple[str, ...]

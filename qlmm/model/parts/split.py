@@ -1,9 +1,8 @@
 """The anatomy of a vision-language model: vision tower, connector, language model, head.
 
-Nearly every vision-language class of transformers answers three questions (where is the image encoder, where is the
-decoder, where is the output head); the connector is what is left. What the answers miss is known by the names that
-`anatomy.py` lists, so no list of model families has to be kept.
-Quantisation, LoRA placement, learning rates and the run proof all speak in these parts.
+Nearly every vision-language class of transformers knows its image encoder, its decoder and its output head; the
+connector is what is left. The rest is known by the names in `known_names.py`, so there is no list of model families.
+Quantisation, LoRA placement, learning rates and the run proof all use these parts.
 
 Usage: ``parts = split(model); parts.of("model.vision_tower.embeddings.class_embedding")  # "vision"``
 """
@@ -28,16 +27,16 @@ PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 PEFT_PREFIX = "base_model.model."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parts:
     """Module names of each part, relative to the (unwrapped) model; every parameter belongs to exactly one part.
 
     A connector may lie inside the tower or inside the language model: the longest name that fits decides.
 
     Attributes:
-        bare: parameters of the connector that lie in no module of their own, such as LLaVA-NeXT's `image_newline`.
+        bare: parameters of the connector without a module of their own, such as LLaVA-NeXT's `image_newline`.
+        other: what reads neither pictures nor text, such as an audio tower; it is never trained.
         discrete: whether the tower turns pictures into tokens, which no gradient passes.
-        other: what neither reads pictures nor text, such as an audio tower; it is never trained.
     """
 
     vision: tuple[str, ...]
@@ -50,24 +49,15 @@ class Parts:
 
     def modules(self, part: PartName) -> tuple[str, ...]:
         """Names of the modules that make up a part."""
-        return {
-            "vision": self.vision,
-            "connector": self.connector,
-            "language": self.language,
-            "head": self.head,
-            "other": self.other,
-        }[part]
+        names: tuple[str, ...] = vars(self)[part]
+        return names
 
     def has(self, part: PartName) -> bool:
         """Whether the model has such a part at all."""
         return bool(self.modules(part)) or (part == "connector" and bool(self.bare))
 
     def of(self, parameter: str) -> PartName:
-        """The part a parameter belongs to; takes names of the bare model and of one wrapped by PEFT.
-
-        Raises:
-            KeyError: when the name lies in none of the parts, which `split` rules out for the model it was given.
-        """
+        """The part of a parameter, by its name in the base or wrapped by PEFT; KeyError for one of another model."""
         name = parameter.removeprefix(PEFT_PREFIX)
         if name in self.bare:
             return "connector"
@@ -82,67 +72,44 @@ def _inside(name: str, module: str) -> bool:
 
 
 def split(model: PreTrainedModel) -> Parts:
-    """Find the parts of a model; works on the meta device, so it needs no weights.
-
-    Raises:
-        ModelError: M010 when the model has no image encoder (text-only) or no separate language model.
-    """
+    """The parts of a model, also on the meta device; raises M010 without image encoder or separate language model."""
     if (known := UNSPLIT.get(model.config.model_type)) is not None:
         parts = _completed(model, known.vision, known.language, known.connector)
         return replace(parts, discrete=known.discrete)
     names = {id(module): name for name, module in model.named_modules()}
     encoder, decoder = model.get_encoder("image"), model.get_decoder()
     if encoder is model or id(encoder) not in names:
-        raise NotVisionLanguage.one(
-            "M010",
-            f"{type(model).__name__} has no image encoder",
-            help="name a vision-language model in base.model, or assemble one with base.vision, base.connector "
-            "and base.language",
-        )
+        help = "name a vision-language model in base.model, or assemble one with base.vision, base.connector and "
+        raise NotVisionLanguage.one("M010", f"{type(model).__name__} has no image encoder", help=f"{help}base.language")
     if decoder is model or id(decoder) not in names or decoder is model.base_model:
-        raise NotVisionLanguage.one(
-            "M010",
-            f"{type(model).__name__} has no language model that can be told apart from the rest",
-            help="this class keeps vision and language in one stack; choose another base",
-        )
-    vision = names[id(encoder)]
-    language = _language_around(model, names[id(decoder)], vision)
-    return _completed(model, (vision,), (language,), ())
-
-
-def _language_around(model: nn.Module, decoder: str, vision: str) -> str:
-    """The largest model around the decoder that does not hold the tower: BLIP-2 keeps a whole OPT or T5 inside."""
-    language = decoder
+        message = f"{type(model).__name__} has no language model that is separate from the rest"
+        help = "this class keeps vision and language in one stack; choose another base"
+        raise NotVisionLanguage.one("M010", message, help=help)
+    vision, language = names[id(encoder)], names[id(decoder)]
+    # The largest model around the decoder without the tower: BLIP-2 has a whole OPT or T5 inside.
     while "." in language:
         parent = language.rpartition(".")[0]
         if not isinstance(model.get_submodule(parent), PreTrainedModel) or _inside(vision, parent):
             break
         language = parent
-    return language
+    return _completed(model, (vision,), (language,), ())
 
 
 def _completed(
     model: PreTrainedModel, vision: tuple[str, ...], language: tuple[str, ...], connector: tuple[str, ...]
 ) -> Parts:
-    """Parts with head, and with everything that tower and language model leave over."""
+    """Parts with the head, and with everything that tower and language model leave over."""
     head = model.get_output_embeddings()
     heads = tuple(name for name, module in model.named_modules() if module is head)
     left = list(_rest(model, {*vision, *language, *heads, *connector}))
-    towers = tuple(name for name in left if _ends(name, SECOND_TOWERS))
-    other = tuple(name for name in left if _ends(name, OTHER))
+    towers = tuple(name for name in left if name.rpartition(".")[2] in SECOND_TOWERS)
+    other = tuple(name for name in left if name.rpartition(".")[2] in OTHER)
     between = tuple(name for name in left if name not in towers + other)
     inside = tuple(_inner_connectors(model, vision)) + tuple(_cross_attention(model, language))
     parts = Parts((*vision, *towers), (*connector, *between, *inside), language, heads, other=other)
-    bare = tuple(name for name, _ in model.named_parameters() if not _placed(parts, name))
-    return replace(parts, bare=bare)
-
-
-def _placed(parts: Parts, name: str) -> bool:
-    return any(_inside(name, module) for part in PART_NAMES for module in parts.modules(part))
-
-
-def _ends(name: str, endings: dict[str, str]) -> bool:
-    return name.rpartition(".")[2] in endings
+    modules = [module for part in PART_NAMES for module in parts.modules(part)]
+    names = (name for name, _ in model.named_parameters())
+    return replace(parts, bare=tuple(name for name in names if not any(_inside(name, module) for module in modules)))
 
 
 def _rest(model: nn.Module, known: set[str], prefix: str = "") -> Iterator[str]:
@@ -158,7 +125,7 @@ def _rest(model: nn.Module, known: set[str], prefix: str = "") -> Iterator[str]:
 
 
 def _inner_connectors(model: nn.Module, towers: tuple[str, ...]) -> Iterator[str]:
-    """Modules inside a tower that bring its features to the language model's width or number."""
+    """Modules inside a tower that change the width or number of its features."""
     for tower in towers:
         for name, child in model.get_submodule(tower).named_children():
             if name in CONNECTOR_IN_TOWER and next(child.parameters(), None) is not None:
@@ -177,6 +144,5 @@ def _cross_attention(model: nn.Module, language: tuple[str, ...]) -> Iterator[st
 def linear_names(model: nn.Module, module: str) -> list[str]:
     """Full names of the linear layers of a module, quantised ones included (they subclass `nn.Linear`)."""
     inside = model.get_submodule(module)
-    return [
-        f"{module}.{name}" if name else module for name, child in inside.named_modules() if isinstance(child, nn.Linear)
-    ]
+    linear = [name for name, child in inside.named_modules() if isinstance(child, nn.Linear)]
+    return [f"{module}.{name}" if name else module for name in linear]

@@ -1,10 +1,10 @@
 """What is trained: LoRA anchored to its part, whole modules through PEFT's `modules_to_save`.
 
-`all-linear` or a suffix such as `q_proj` would also hit a CLIP tower, so targets are resolved to full names inside the
-part they are meant for and written down as one anchored pattern. A connector trained whole goes through
-`modules_to_save`, because a module trained by plain `requires_grad` is missing from the adapter and moves the
-adapter-disabled reference. A parameter that lies in no module of the connector cannot; it is trained in place and
-stored in the adapter under its own name, which plain PEFT loads too.
+`all-linear` or a suffix such as `q_proj` would also match a CLIP tower, so targets are resolved to full names inside
+the part they are meant for, and PEFT gets one anchored pattern. A connector trained whole goes through
+`modules_to_save`: a module trained by plain `requires_grad` is missing from the adapter and moves the adapter-disabled
+reference. A parameter in no module of the connector is trained in place and stored under its own name, which plain PEFT
+loads too.
 
 Usage: ``wrapped = attach(model, place(model, split(model), recipe.adapter), recipe.adapter, seed=0)``
 """
@@ -42,7 +42,6 @@ class Placement:
     """Where the adapter goes.
 
     Attributes:
-        parts: the base's parts.
         lora: full names of the layers that get LoRA.
         experts: full names of fused expert weights that get LoRA.
         endings: how many of both end in each name.
@@ -53,7 +52,7 @@ class Placement:
         trains_bare: whether they are trained, in place.
         unread: parameters inside `whole` that no output depends on; they stay as they are.
         asked: the parts the recipe asks to train.
-        rank: LoRA's rank.
+        rank: of LoRA.
     """
 
     parts: Parts
@@ -80,17 +79,13 @@ def place(
 ) -> Placement:
     """Resolve a recipe's adapter section on a model (the meta device is enough).
 
-    Args:
-        model: the base.
-        parts: its parts.
-        section: the recipe's section.
-        earlier: parts that the adapter this run starts from holds whole.
-        keep_bare: leave bare parameters as they are: they do not switch with the adapter, as a reference must.
+    ``earlier`` are the parts trained whole in the adapter this run starts from. With ``keep_bare`` bare parameters stay
+    as they are: they do not switch with the adapter, as a reference must.
 
     Raises:
         ModelError: M030 when a target matches no linear layer; M031 when nothing at all would be trained; M034 when
-            experts are asked for that are not there, or with dropout; M036 when LoRA is asked for in a part that the
-            earlier adapter holds whole; M037, M038 when the tower cannot be trained as asked.
+            experts are asked for that are not there, or with dropout; M036 when LoRA is asked for in a part of
+            `earlier`; M037, M038 when the tower cannot be trained as asked.
     """
     choices: dict[PartName, str] = {"connector": section.connector, "vision": section.vision}
     full = [part for part, choice in choices.items() if choice == "full" and parts.has(part)]
@@ -101,10 +96,13 @@ def place(
     if section.language == "lora":
         by_part["language"] = language_targets(model, parts, section.targets)
         experts = expert_targets(model, parts, section)
-    asked: frozenset[PartName] = frozenset({*full, *(part for part, names in by_part.items() if names)}) | (
-        {"language"} if experts else set()
-    )
-    _check_asked(model, parts, asked, whole_before=earlier & by_part.keys())
+    asked = {*full, *(part for part, names in by_part.items() if names or (part == "language" and experts))}
+    if both := earlier & by_part.keys():
+        part = min(both)
+        message = f"the {part} was trained whole in that adapter, which LoRA in the {part} cannot continue"
+        help = f"set adapter.{part}=full to go on, or adapter.{part}=frozen to carry it along"
+        raise ModelError.one("M036", message, help=help, key="adapter.start_from")
+    _check_asked(model, parts, asked)
     carried = sorted(earlier - set(full))
     names = [name for part in by_part.values() for name in part]
     whole = tuple(name for part in full for name in whole_modules(model, parts, part))
@@ -119,66 +117,30 @@ def place(
         bare=parts.bare if "connector" in {*full, *carried} else (),
         trains_bare="connector" in full and not keep_bare,
         unread=unread(model, whole),
-        asked=asked,
+        asked=frozenset(asked),
         rank=section.r,
     )
 
 
-def _check_asked(
-    model: PreTrainedModel, parts: Parts, asked: frozenset[PartName], *, whole_before: frozenset[PartName]
-) -> None:
-    """Refuse what cannot be trained as asked.
-
-    Args:
-        model: the base.
-        parts: its parts.
-        asked: the parts that the recipe asks to train.
-        whole_before: those of them that get LoRA now and were trained whole before.
-    """
-    if whole_before:
-        part = min(whole_before)
-        raise ModelError.one(
-            "M036",
-            f"that adapter holds the {part} whole, which LoRA in the {part} cannot continue",
-            help=f"set adapter.{part}=full to go on, or adapter.{part}=frozen to carry it along",
-            key="adapter.start_from",
-        )
+def _check_asked(model: PreTrainedModel, parts: Parts, asked: set[PartName]) -> None:
     if "vision" in asked and parts.discrete:
-        raise ModelError.one(
-            "M037",
-            f"the tower of {type(model).__name__} turns pictures into tokens, which no gradient passes",
-            help="set adapter.vision=frozen",
-            key="adapter.vision",
-        )
+        message = f"the tower of {type(model).__name__} turns pictures into tokens, which no gradient passes"
+        raise ModelError.one("M037", message, help="set adapter.vision=frozen", key="adapter.vision")
     if not asked:
-        raise ModelError.one(
-            "M031",
-            "the recipe leaves nothing to train: this base has no connector of its own, and the rest is frozen",
-            help="set adapter.language=lora",
-        )
+        message = "the recipe leaves nothing to train: this base has no connector of its own, and the rest is frozen"
+        raise ModelError.one("M031", message, help="set adapter.language=lora")
 
 
 def check_variant(section: AdapterSection, quantize: QuantKind) -> None:
-    """Refuse an initialisation that PEFT cannot do on quantised layers, before anything is loaded.
-
-    Raises:
-        ModelError: M032.
-    """
+    """Refuse (M032) an initialisation that PEFT cannot do on quantised layers."""
     if section.language == "lora" and section.variant in _NEEDS_PLAIN_WEIGHTS and quantize != "none":
-        raise ModelError.one(
-            "M032",
-            f"{section.variant} decomposes the base weights, which PEFT cannot do on {quantize} ones",
-            help="set base.quantize=none, or use plain, rslora or dora, which work on quantised layers",
-            key="adapter.variant",
-        )
+        message = f"{section.variant} decomposes the base weights, which PEFT cannot do on {quantize} ones"
+        help = "set base.quantize=none, or use plain, rslora or dora, which work on quantised layers"
+        raise ModelError.one("M032", message, help=help, key="adapter.variant")
 
 
 def lora_config(placement: Placement, section: AdapterSection) -> LoraConfig:
-    """PEFT's configuration for a placement.
-
-    A run that trains whole modules only still needs a LoRA configuration, as the format that carries
-    `modules_to_save`; PEFT's own dummy target stands for "no layer".
-    """
+    """PEFT's configuration for a placement; PEFT's own dummy target stands for "no layer"."""
     init: dict[str, Any] = {}
     if section.variant in ("pissa", "olora"):
         init["init_lora_weights"] = section.variant
@@ -201,10 +163,8 @@ def lora_config(placement: Placement, section: AdapterSection) -> LoraConfig:
 def attach(model: PreTrainedModel, placement: Placement, section: AdapterSection, *, seed: int) -> PeftModel:
     """Wrap the model; only what the placement names is trainable, and all of that in fp32.
 
-    LoRA's random half is drawn from `seed`, so that an untouched adapter can be rebuilt bit for bit.
-
-    Raises:
-        ModelError: M033 when PEFT adapted other layers than the placement says.
+    LoRA's random half is drawn from `seed`, so that an untouched adapter can be rebuilt bit for bit. Raises M033 when
+    PEFT adapted other layers than the placement has.
     """
     torch.manual_seed(seed)
     try:
@@ -226,14 +186,13 @@ def attach(model: PreTrainedModel, placement: Placement, section: AdapterSection
 
 
 def _check_adapted(wrapped: PeftModel, placement: Placement) -> None:
-    """Compare what PEFT did with what was planned."""
     names = [name.removeprefix(PEFT_PREFIX) for name, _ in wrapped.named_parameters()]
     adapted = {name.rsplit(".lora_A", 1)[0] for name in names if ".lora_A." in name and ".base_layer." not in name}
     adapted -= {name.rpartition(".")[0] for name in placement.experts}
     copied = {name.split(".modules_to_save.", 1)[0] for name in names if ".modules_to_save." in name}
-    strangers = sorted((adapted ^ set(placement.lora)) | (copied ^ {*placement.whole, *placement.carried}))
-    if strangers:
-        message = f"PEFT adapted other layers than planned, for example {', '.join(strangers[:5])}"
+    unplanned = sorted((adapted ^ set(placement.lora)) | (copied ^ {*placement.whole, *placement.carried}))
+    if unplanned:
+        message = f"PEFT adapted other layers than planned, for example {', '.join(unplanned[:5])}"
         raise ModelError.one("M033", message, help=ANOTHER)
 
 
@@ -264,11 +223,11 @@ def add_bare(model: PeftModel, folder: Path, bare: tuple[str, ...]) -> None:
 def fill_bare(model: PeftModel, folder: Path) -> tuple[str, ...]:
     """Put stored bare parameters back in the precision they were trained in; PEFT rounds them to the base's.
 
-    Returns:
-        Their names in the wrapped model. PEFT stores everything else under names that the model does not have.
+    Returns their names in the wrapped model.
     """
     values = dict(model.named_parameters())
     with safe_open(str(folder / ADAPTER_WEIGHTS), framework="pt") as file:
+        # PEFT stores everything else under names that the model does not have.
         bare = tuple(name for name in file.keys() if name in values)  # noqa: SIM118  no mapping
         for name in bare:
             values[name].data = file.get_tensor(name).to(values[name].device)

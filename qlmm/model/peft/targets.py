@@ -6,7 +6,7 @@ Usage: ``names = language_targets(model, parts, ("q_proj", "v_proj")); regex = p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -17,17 +17,13 @@ from qlmm.model.parts.known_names import UNREAD, WITHOUT_GRADIENT
 from qlmm.model.parts.split import PART_NAMES, PartName, Parts, linear_names
 from qlmm.recipe.schema import AdapterSection
 
-__all__ = ["expert_targets", "language_targets", "linear_targets", "pattern", "unread", "whole_modules"]
+__all__ = ["alike", "expert_targets", "language_targets", "linear_targets", "pattern", "unread", "whole_modules"]
 
 ALL, EXPERTS = "all-linear", "experts"
 
 
 def language_targets(model: nn.Module, parts: Parts, targets: tuple[str, ...]) -> list[str]:
-    """Full names of the language model's linear layers that the targets name; never the head, never a router.
-
-    Raises:
-        ModelError: M030 for a target without a match, listing the endings there are.
-    """
+    """The language model's layers that the targets name, without head and routers; raises M030 without a match."""
     linear = linear_targets(model, parts, "language")
     of_experts = set(expert_layers(linear))
     plain = [name for name in linear if name not in of_experts]
@@ -38,36 +34,24 @@ def language_targets(model: nn.Module, parts: Parts, targets: tuple[str, ...]) -
             matched = [name for name in plain if name == target or name.endswith("." + target)]
         if not matched and target != EXPERTS:
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-            raise ModelError.one(
-                "M030",
-                f"`{target}` matches no linear layer of the language model ({parts.language[0]})",
-                help=f"endings there are: {known}; or all-linear",
-                key="adapter.targets",
-            )
+            message = f"`{target}` matches no linear layer of the language model ({parts.language[0]})"
+            help = f"endings there are: {known}; or all-linear"
+            raise ModelError.one("M030", message, help=help, key="adapter.targets")
         chosen += matched
     return sorted(set(chosen), key=linear.index)
 
 
 def expert_targets(model: nn.Module, parts: Parts, section: AdapterSection) -> tuple[str, ...]:
-    """Fused expert weights that the word `experts` among the targets asks for.
-
-    Raises:
-        ModelError: M034 when the model has no experts, or with dropout, which PEFT cannot apply to them.
-    """
+    """Fused expert weights, if `experts` is a target; raises M034 without any, or with dropout (no support in PEFT)."""
     if EXPERTS not in section.targets:
         return ()
     fused = fused_experts(model, parts)
     if not fused and not expert_layers(linear_targets(model, parts, "language")):
-        raise ModelError.one(
-            "M034", "this language model has no experts", help="leave `experts` out", key="adapter.targets"
-        )
+        message, help = "this language model has no experts", "leave `experts` out"
+        raise ModelError.one("M034", message, help=help, key="adapter.targets")
     if fused and section.dropout:
-        raise ModelError.one(
-            "M034",
-            "LoRA on fused experts works without dropout only (PEFT's target_parameters)",
-            help="set adapter.dropout=0",
-            key="adapter.targets",
-        )
+        message = "LoRA on fused experts works without dropout only (PEFT's target_parameters)"
+        raise ModelError.one("M034", message, help="set adapter.dropout=0", key="adapter.targets")
     return fused
 
 
@@ -84,7 +68,7 @@ def linear_targets(model: nn.Module, parts: Parts, part: PartName) -> list[str]:
 
 
 def _read_directly(model: nn.Module) -> Iterator[str]:
-    """Linear layers whose weight is read without calling them: torch's own attention does that."""
+    """Linear layers whose weight torch's own attention reads without calling them."""
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             yield f"{name}.out_proj"
@@ -98,26 +82,26 @@ def pattern(model: nn.Module, names: list[str]) -> str:
     """
     if not names:
         return str(DUMMY_TARGET_MODULES)
-    shapes: dict[str, set[str]] = {}
-    for name in names:
-        shapes.setdefault(_shape(name), set()).add(name)
-    everywhere = [name for name, _ in model.named_modules()]
-    return "|".join(_one(shape, wanted, everywhere) for shape, wanted in sorted(shapes.items()))
+    everywhere = alike(name for name, _ in model.named_modules())
+    return "|".join(_one(shape, wanted, everywhere[shape]) for shape, wanted in sorted(alike(names).items()))
 
 
-def _shape(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)
-
-
-def _one(shape: str, wanted: set[str], everywhere: list[str]) -> str:
-    general = re.escape(shape).replace(re.escape("#"), r"\d+")
-    if wanted == {name for name in everywhere if _shape(name) == shape}:
-        return general
+def _one(shape: str, wanted: list[str], there: list[str]) -> str:
+    if set(wanted) == set(there):
+        return re.escape(shape).replace(re.escape("#"), r"\d+")
     if shape.count("#") == 1:
         before, after = shape.split("#")
         numbers = sorted(int(name[len(before) : len(name) - len(after)]) for name in wanted)
         return f"{re.escape(before)}(?:{'|'.join(map(str, numbers))}){re.escape(after)}"
     return "|".join(re.escape(name) for name in sorted(wanted))
+
+
+def alike(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names that differ in layer numbers only, under what they share, such as ``model.layers.#.mlp``."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name), []).append(name)
+    return found
 
 
 def unread(model: nn.Module, whole: tuple[str, ...]) -> frozenset[str]:
@@ -126,33 +110,26 @@ def unread(model: nn.Module, whole: tuple[str, ...]) -> frozenset[str]:
     for name in whole:
         layers = [place for place, _ in model.get_submodule(name).named_modules() if re.search(r"\blayer\.\d+$", place)]
         for branch in UNREAD.get(name.rpartition(".")[2], ()) if layers else ():
-            last = f"{name}.{max(layers, key=_number)}.{branch}."
+            last = f"{name}.{max(layers, key=lambda place: int(place.rpartition('.')[2]))}.{branch}."
             found |= {parameter for parameter, _ in model.named_parameters() if parameter.startswith(last)}
     return frozenset(found)
 
 
-def _number(name: str) -> int:
-    return int(name.rpartition(".")[2])
-
-
 def whole_modules(model: nn.Module, parts: Parts, part: PartName) -> list[str]:
-    """A part's modules as PEFT can copy them: none that holds a module of another part, and no list of modules."""
+    """A part's modules as PEFT can copy them: without modules of another part inside, and no list of modules."""
     others = [name for other in PART_NAMES if other != part for name in parts.modules(other)]
     return [name for module in parts.modules(part) for name in _copyable(model, module, others)]
 
 
 def _copyable(model: nn.Module, name: str, others: list[str]) -> Iterator[str]:
     module = model.get_submodule(name)
-    holds_another = any(other.startswith(name + ".") for other in others)
-    if not holds_another and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+    mixed = any(other.startswith(name + ".") for other in others)
+    if not mixed and not isinstance(module, nn.ModuleList | nn.ModuleDict):
         yield name
         return
     if next(module.parameters(recurse=False), None) is not None:
-        raise ModelError.one(
-            "M038",
-            f"{name} has weights of its own beside a module of another part: it cannot be trained whole without it",
-            help="set adapter.vision=lora",
-        )
+        message = f"{name} has own weights beside a module of another part: it cannot be trained whole without it"
+        raise ModelError.one("M038", message, help="set adapter.vision=lora")
     for child, inner in module.named_children():
         if f"{name}.{child}" not in others and next(inner.parameters(), None) is not None:
             yield from _copyable(model, f"{name}.{child}", others)

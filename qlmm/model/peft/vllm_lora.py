@@ -24,7 +24,7 @@ def refused_variant(section: AdapterSection) -> str | None:
 
 
 def refused_lora(section: AdapterSection) -> str | None:
-    """Why vLLM cannot serve an adapter's LoRA, whatever is merged into the base; None where it can."""
+    """Why vLLM cannot serve an adapter's LoRA; None where it can."""
     if (variant := refused_variant(section)) is not None:
         return f"the adapter's LoRA is {variant}, and vLLM serves plain LoRA only"
     if "experts" in section.targets:

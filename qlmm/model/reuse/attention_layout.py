@@ -1,11 +1,9 @@
 """Rows whose tokens do not all see each other: one mask mechanism for every way to lay rows out.
 
-A collator says in which segment each token lies, which segments see which, and whose position a token takes. The model
-is given such a row as if it were one conversation, so that pictures find their places and positions of every kind are
-counted by its own code. Hooks do the rest: at the decoder's input they cut the mask and move positions, and behind the
-backbone they take hidden states out in the order that the loss expects.
-
-Pairs that share their prompt are the first layout (`qlmm.data.encoding.shared_prefix`).
+A collator names the segment of each token, which segments see which, and whose position a token takes. The model is
+given such a row as if it were one conversation, so that its own code places pictures and counts positions. Hooks do the
+rest: at the decoder's input they cut the mask and move positions, and behind the backbone they take hidden states out
+in the order that the loss expects. Pairs that share their prompt are one layout (`qlmm.data.encoding.shared_prefix`).
 
 Usage: ``hooks = LayoutHooks(base); with hooks.applied(layout, take): model(**batch["packed"], labels=labels)``
 """
@@ -62,7 +60,7 @@ class LayoutHooks:
     """Hooks on a model's decoder and backbone that do nothing until a layout is applied.
 
     Attributes:
-        objection: why the model's configuration says that it takes no layout; None where it may.
+        objection: what in the model's configuration rules a layout out; None where nothing does.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
@@ -78,10 +76,8 @@ class LayoutHooks:
     def applied(self, layout: AttentionLayout, take: torch.Tensor) -> Iterator[None]:
         """For one call of the model.
 
-        Args:
-            layout: how its rows lie.
-            take: (k × rows, tokens), the places in the rows whose hidden states the loss gets. The first of the k
-                parts is taken from all rows in order, then the second, and so on.
+        ``take`` (k × rows, tokens) has the places whose hidden states the loss gets: the first of the k parts is taken
+        from all rows in order, then the second, and so on.
         """
         self._applied = (layout, take)
         try:
@@ -99,11 +95,9 @@ class LayoutHooks:
         return args, {**kwargs, "attention_mask": mask, "position_ids": layout.placed(kwargs.get("position_ids"))}
 
     def _masked(self, mask: Any, hidden: torch.Tensor) -> Any:
-        """A decoder's mask, with what the layout hides taken out.
+        """A decoder's mask without what the layout hides: (rows, 1, tokens, tokens), True where a key must not be seen.
 
-        Args:
-            mask: none, (rows, tokens), (rows, 1, tokens, tokens), or several of the last by kind of layer.
-            hidden: (rows, 1, tokens, tokens), True where a query must not see a key.
+        The mask is none, (rows, tokens), (rows, 1, tokens, tokens), or several of the last by kind of layer.
         """
         if isinstance(mask, Mapping):
             return {name: self._masked(one, hidden) for name, one in mask.items()}
@@ -125,7 +119,6 @@ class LayoutHooks:
 
 
 def _objection(config: PreTrainedConfig) -> str | None:
-    """What in a decoder's configuration stands against a mask of our own."""
     if attention_of(config) not in MASKED_FREELY:
         return "this form of attention takes no mask of its own (base attention is neither sdpa nor eager)"
     others = sorted(set(config.to_dict().get("layer_types") or ()) - MASKED_LAYERS)

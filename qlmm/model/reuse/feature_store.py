@@ -1,13 +1,13 @@
 """What frozen towers made of pictures, by the pictures' names, in host memory.
 
-A name says everything that the features follow from: the picture's encoded bytes and the processor's settings. Whoever
-knows a name can ask for the features without decoding the picture.
+A name stands for all that the features follow from: the picture's encoded bytes and the processor's settings.
 
 Usage: ``store = FeatureStore(); store.put(name, features); store.get(name)``
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -20,10 +20,10 @@ LIMIT_BYTES = 2 * 2**30
 
 
 class FeatureStore:
-    """Features by name, up to a number of bytes; those that were asked for longest ago go first."""
+    """Features by name, up to a number of bytes and of names; those that were asked for longest ago go first."""
 
-    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._limit, self._bytes = limit_bytes, 0
+    def __init__(self, limit_bytes: float = LIMIT_BYTES, most: float = math.inf) -> None:
+        self._limit, self._most, self._bytes = limit_bytes, most, 0
         self._made: OrderedDict[str, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class FeatureStore:
             return
         self._made[name] = mapped(features, lambda one: one.detach().cpu())
         self._bytes += size(features)
-        while self._bytes > self._limit:
+        while self._bytes > self._limit or len(self._made) > self._most:
             self._bytes -= size(self._made.popitem(last=False)[1])
 
     def clear(self) -> None:

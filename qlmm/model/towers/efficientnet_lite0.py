@@ -34,7 +34,7 @@ GREY = (0.5, 0.5, 0.5)
 
 
 class EfficientNetLite0Config(PreTrainedConfig):
-    """The network has one size; the numbers tell others what its tokens are."""
+    """The network has one size; the numbers describe its tokens."""
 
     model_type = "efficientnet_lite0"
 
@@ -45,11 +45,10 @@ class EfficientNetLite0Config(PreTrainedConfig):
 
 
 class EfficientNetLite0(PreTrainedModel):
-    """The network without its classifier.
+    """The network without its classifier, always in evaluation mode; its weights can be trained.
 
-    Its batch norms always use the statistics of ImageNet, also in training mode: with a few pictures a batch, running
-    statistics would drift away from what the weights were trained with, and a picture's features would depend on its
-    neighbours in the batch. For the same reason nothing is dropped at random. The weights themselves can be trained.
+    With a few pictures a batch, the batch norms' running statistics would drift away from ImageNet's, and a picture's
+    features would depend on its neighbours in the batch. For the same reason nothing is dropped at random.
     """
 
     config: EfficientNetLite0Config
@@ -64,7 +63,7 @@ class EfficientNetLite0(PreTrainedModel):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> EfficientNetLite0:
-        """Training mode for hooks and for gradients; the network itself stays in evaluation mode."""
+        """Training mode for hooks and gradients alone."""
         super().train(mode)
         self.net.eval()
         return self
@@ -77,14 +76,9 @@ class EfficientNetLite0(PreTrainedModel):
         return first_layer(self.net)
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Pictures (B, 3, 224, 224) -> tokens (B, 49, 1280), row by row.
+        """Pictures (B, 3, 224, 224), scaled to -1 … 1 -> tokens (B, 49, 1280), row by row.
 
-        Args:
-            pixel_values: scaled to -1 … 1.
-            **kwargs: what callers pass to any tower; ``return_dict`` and ``output_hidden_states`` change nothing.
-
-        Returns:
-            The tokens, their mean, and the tokens again as the only hidden state: earlier stages have other widths.
+        The only hidden state is the tokens themselves: earlier stages have other widths. Options change nothing.
         """
         grid: Tensor = self.net.extract_features(pixel_values.to(self.dtype))
         tokens = grid.flatten(2).transpose(1, 2)
@@ -94,17 +88,11 @@ class EfficientNetLite0(PreTrainedModel):
 
 
 def _network() -> Any:
-    """The package's network, its classifier left out.
-
-    Raises:
-        ModelError: M130 when the package is not installed.
-    """
+    """The package's network without its classifier; raises M130 when the package is not installed."""
     if importlib.util.find_spec("efficientnet_lite_pytorch") is None:
-        raise ModelError.one(
-            "M130",
-            "the vision tower efficientnet_lite0 needs the package efficientnet-lite-pytorch",
-            help='pip install efficientnet-lite-pytorch==0.1.0, or install the extra: pip install "qlmm[quickstart]"',
-        )
+        message = "the vision tower efficientnet_lite0 needs the package efficientnet-lite-pytorch"
+        help = 'pip install efficientnet-lite-pytorch==0.1.0, or install the extra: pip install "qlmm[quickstart]"'
+        raise ModelError.one("M130", message, help=help)
     from efficientnet_lite_pytorch import EfficientNet
 
     return without_classifier(EfficientNet.from_name("efficientnet-lite0"))

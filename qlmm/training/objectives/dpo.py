@@ -1,7 +1,6 @@
 """Direct preference optimisation and its relatives: which of two answers is better (arXiv 2305.18290).
 
-The reference is what the run started from: TRL keeps a frozen copy of the adapter, connector included, beside the one
-that is trained. For a fresh adapter that is the base itself.
+The reference is what the run started from. For a fresh adapter that is the base itself.
 
 Usage: ``training: {objective: dpo, losses: {sigmoid: 0.8, sft: 1.0}}`` in a recipe
 """
@@ -29,11 +28,7 @@ _OF_DIVERGENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust
 
 
 def _check(training: TrainingSection) -> None:
-    """Refuse parameters that TRL's losses do not read, or cannot take.
-
-    Raises:
-        UsageError: T004.
-    """
+    """Refuse parameters that TRL's losses do not read, or cannot take."""
     losses, extra = set(training.losses or {"sigmoid": 1.0}), training.extra
     if "exo_pair" in losses and not extra.get("label_smoothing", 0.0):
         raise refused("losses", "exo_pair needs label_smoothing", "set training.extra.label_smoothing=0.001")
@@ -66,7 +61,7 @@ def _first_loss(training: TrainingSection) -> float | None:
 OBJECTIVE = Objective(
     rows="preference",
     config=lazily("trl:DPOConfig"),
-    trainer=lazily("qlmm.training.trainers.dpo:DpoTrainer"),
+    trainer=lazily("qlmm.training.trainers.reference:DpoTrainer"),
     collator=pair_collator,
     lacks="judges one answer, and objective dpo compares two",
     names=frozenset(_NAMES.split()),

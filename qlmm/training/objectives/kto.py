@@ -1,7 +1,6 @@
 """Kahneman-Tversky optimisation: answers judged one by one, and pairs as two of them (arXiv 2402.01306).
 
-The reference is what the run started from. Desirable and undesirable answers should have about the same weight in an
-epoch; a plan counts them and warns where they do not.
+The reference is what the run started from. A plan warns where desirable and undesirable answers differ in weight.
 
 Usage: ``training: {objective: kto, extra: {desirable_weight: 1.5}}`` in a recipe
 """
@@ -11,10 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qlmm.data.sample import Example, Feedback, Preference
+from qlmm.data.sample import Example, Preference
 from qlmm.proof.promises import kept_reference
 from qlmm.recipe.schema import TrainingSection
-from qlmm.training.objective import NO_BALANCING, OF_LIKELIHOOD, WHOLE_ROWS, Objective, lazily, refused
+from qlmm.training.objective import (
+    NO_BALANCING,
+    OF_LIKELIHOOD,
+    WHOLE_ROWS,
+    Objective,
+    exemplary,
+    in_epoch,
+    lazily,
+    refused,
+)
 
 if TYPE_CHECKING:
     from qlmm.data.batching.collators import Collator
@@ -30,7 +38,7 @@ _LEAST, _MOST = 1.0, 1.33
 
 def _collator(rows: Sequence[Example], encoder: Encoder, args: Any) -> Collator:
     """Only the loss called kto compares a row with another one's answer."""
-    from qlmm.data.batching.feedback_collator import FeedbackCollator
+    from qlmm.data.batching.collators import FeedbackCollator
 
     return FeedbackCollator(rows, encoder, kl=args.loss_type == "kto")
 
@@ -42,11 +50,6 @@ def _weights(training: TrainingSection) -> tuple[float, float]:
 
 
 def _check(training: TrainingSection) -> None:
-    """Refuse batches of one row where the loss compares rows of a batch.
-
-    Raises:
-        UsageError: T006.
-    """
     if "apo_zero_unpaired" not in training.losses and training.batch_size < 2:
         raise refused(
             "batch_size",
@@ -63,7 +66,8 @@ def _taught(row: Example) -> tuple[Example, ...]:
 
 def _warnings(training: TrainingSection, mixture: Mixture, rows: Sequence[Example]) -> Iterator[str]:
     """What is amiss with the verdicts of an epoch's rows."""
-    desirable, undesirable = _counts(mixture, rows)
+    desirable = in_epoch(mixture, lambda row: exemplary(rows[row]))
+    undesirable = len(mixture) - desirable
     if not desirable or not undesirable:
         yield f"every answer is {'desirable' if desirable else 'undesirable'}: what sets good from bad is not learned"
         return
@@ -78,19 +82,6 @@ def _warnings(training: TrainingSection, mixture: Mixture, rows: Sequence[Exampl
         )
 
 
-def _counts(mixture: Mixture, rows: Sequence[Example]) -> tuple[float, float]:
-    """Desirable and undesirable rows of an epoch; where it has only part of a source, the part's share of them."""
-    shares = [
-        sum(_desirable(rows[row]) for row in stratum.rows) / len(stratum.rows) * stratum.count
-        for stratum in mixture.strata
-    ]
-    return sum(shares), len(mixture) - sum(shares)
-
-
-def _desirable(row: Example) -> bool:
-    return not isinstance(row, Feedback) or row.desirable
-
-
 def _first_loss(training: TrainingSection) -> float | None:
     """One half times each row's weight (eq. 7, with no divergence yet): a number where both weights are the same."""
     desirable, undesirable = _weights(training)
@@ -100,7 +91,7 @@ def _first_loss(training: TrainingSection) -> float | None:
 OBJECTIVE = Objective(
     rows="feedback",
     config=lazily("trl:KTOConfig"),
-    trainer=lazily("qlmm.training.trainers.kto:KtoTrainer"),
+    trainer=lazily("qlmm.training.trainers.reference:KtoTrainer"),
     collator=_collator,
     lacks="compares two answers, and objective kto has one a row",
     names=frozenset({"beta", *_WEIGHTS}),

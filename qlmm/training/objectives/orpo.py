@@ -11,11 +11,10 @@ from qlmm.training.objective import LIGER, OF_LIKELIHOOD, Objective, lazily, pai
 
 __all__ = ["OBJECTIVE"]
 
-
 OBJECTIVE = Objective(
     rows="preference",
     config=lazily("qlmm.compat.trl_experimental:ORPOConfig"),
-    trainer=lazily("qlmm.training.trainers.orpo:OrpoTrainer"),
+    trainer=lazily("qlmm.training.trainers.reference_free:OrpoTrainer"),
     collator=pair_collator,
     lacks="needs a reference, and objective orpo has none",
     names=frozenset({"beta"}),

@@ -12,11 +12,10 @@ from qlmm.training.objective import LIGER, OF_LIKELIHOOD, Objective, lazily, pai
 
 __all__ = ["OBJECTIVE"]
 
-
 OBJECTIVE = Objective(
     rows="preference",
     config=lazily("qlmm.compat.trl_experimental:CPOConfig"),
-    trainer=lazily("qlmm.training.trainers.cpo:CpoTrainer"),
+    trainer=lazily("qlmm.training.trainers.reference_free:CpoTrainer"),
     collator=pair_collator,
     lacks="needs a reference, and objective simpo has none",
     names=frozenset({"beta", "simpo_gamma", "label_smoothing"}),

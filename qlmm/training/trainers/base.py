@@ -9,40 +9,33 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
-from qlmm.core.errors import RunError, UsageError
-from qlmm.data.batching.collators import Batch, Collator, rows
+from qlmm.core.errors import RunError
+from qlmm.data.batching.collators import Batch, rows
 from qlmm.data.batching.mixture import MixtureSampler
 from qlmm.model.parts.split import PartName, Parts
 from qlmm.model.peft.adapter import add_bare
 from qlmm.model.reuse.feature_store import LIMIT_BYTES, FeatureStore
 from qlmm.model.reuse.frozen_tower import FrozenTower
-from qlmm.model.token_losses import token_losses
+from qlmm.model.token_losses import evaluating, token_losses
 from qlmm.proof.fingerprint import processor_digest
-from qlmm.recipe.schema import TrainingSection
+from qlmm.training.objective import refused
 from qlmm.training.plan import Plan
 from qlmm.training.rows import measured
 from qlmm.training.run_dir import RunDir
 from qlmm.training.trl_settings import trainer_config
 
-__all__ = ["Masters", "PartsTrainer", "RowsForTrl", "peak_rates"]
+__all__ = ["Masters", "PartsTrainer", "RowsForTrl"]
 
 Masters = dict[str, torch.Tensor]
-
-
-class RowsForTrl(TypedDict):
-    """The arguments of TRL's constructors that say what is trained on."""
-
-    train_dataset: Any
-    processing_class: Any
-
-
+# What TRL's constructors are given to train on, and to process it with.
+RowsForTrl = tuple[Any, Any]
 BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
 
 
@@ -66,24 +59,24 @@ class PartsTrainer:
     optimizer: torch.optim.Optimizer | None
 
     def __init__(self, model: PeftModel, plan: Plan, *, callbacks: Sequence[TrainerCallback]) -> None:
-        """Build TRL's trainer on a model with its adapter, as the plan says."""
-        training = plan.recipe.training
-        self._plan, self._placement, self._order = plan, plan.placement, plan.order()
-        self._rates = peak_rates(training)
+        """Build TRL's trainer on a model with its adapter, by the plan."""
+        self._plan, self._placement, self._parts, self._order = plan, plan.placement, plan.placement.parts, plan.order()
         self._tower: FrozenTower | None = None
         self.grad_norms: dict[str, float] = {}
         self.notes: list[str] = []
-        args = trainer_config(training, plan.recipe.output, plan.precision, steps=plan.facts.steps)
+        args = trainer_config(plan.recipe.training, plan.recipe.output, plan.precision, steps=plan.facts.steps)
         # Checkpointing needs inputs that ask for gradients only where it is re-entrant, which it is not unless asked.
         if not (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             _spare_inputs(model.get_base_model())
         masters = self.attach_masters(model)
-        super().__init__(  # type: ignore[call-arg, misc]  # TRL's
+        train_dataset, processing_class = self.rows_for_trl(plan)
+        super().__init__(  # type: ignore[call-arg]  # TRL's
             model=model,
             args=args,
             data_collator=plan.objective.collator(plan.train, plan.encoder, args),
             callbacks=list(callbacks),
-            **self.rows_for_trl(plan),
+            train_dataset=train_dataset,
+            processing_class=processing_class,
         )
         self.restore_masters(model, masters)
         self.check_loss_path(model, plan)
@@ -96,7 +89,7 @@ class PartsTrainer:
 
     def rows_for_trl(self, plan: Plan) -> RowsForTrl:
         """What TRL is given to train on: row numbers, which the collator turns into batches."""
-        return {"train_dataset": Dataset.from_list(rows(len(plan.train))), "processing_class": plan.processor}
+        return Dataset.from_list(rows(len(plan.train))), plan.encoder.processor
 
     def restore_masters(self, model: PeftModel, masters: Masters) -> None:
         """Undo TRL's cast of a quantised model's trained weights to bf16, which would round the masters."""
@@ -106,19 +99,11 @@ class PartsTrainer:
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]  # Trainer's
 
     def check_loss_path(self, model: PeftModel, plan: Plan) -> None:
-        """Refuse a class whose log-probabilities TRL's fused head gets wrong, which preferences are made of.
-
-        Raises:
-            UsageError: T005.
-        """
+        """Refuse a class whose log-probabilities TRL's fused head gets wrong, which preferences are made of."""
         if not self.fused_head_agrees(plan.encoder.batch([measured(plan.train[0])])):
-            raise UsageError.one(
-                "T005",
-                f"{plan.recipe.training.objective} takes log-probabilities from TRL's head, which "
-                f"are not those of {type(model.get_base_model()).__name__}",
-                help="choose another base, or objective sft",
-                key="training.objective",
-            )
+            name, own = plan.recipe.training.objective, type(model.get_base_model()).__name__
+            why = f"{name} takes log-probabilities from TRL's head, which are not those of {own}"
+            raise refused("objective", why, "choose another base, or objective sft", "T005")
 
     def install_reuse(self, model: PeftModel, plan: Plan) -> None:
         """Run a frozen tower without gradients, and once for each picture where that pays."""
@@ -131,33 +116,26 @@ class PartsTrainer:
             self._tower.keep_none()
             self.notes.append("features of pictures are not kept: they would not fit into 2 GiB")
         else:
-            self.data_collator.name_pictures(processor_digest(plan.processor))
+            self.data_collator.processor_digest = processor_digest(plan.encoder.processor)
 
-    @torch.no_grad()
     def _feature_bytes(self, tower: FrozenTower, plan: Plan) -> int:
         """Bytes that the features of all pictures would take, from those of one row."""
         shown = next(one for one in plan.train if one.images)
-        inputs = {name: value.to(self.model.device) for name, value in plan.encoder.batch([measured(shown)]).items()}
-        labels, was_training = inputs.pop("labels"), self.model.training
-        self.model.eval()
-        with self.accelerator.autocast():
+        inputs, labels = self._given(plan.encoder.batch([measured(shown)]))
+        with evaluating(self.model), self.accelerator.autocast():
             token_losses(self.model, inputs, labels)
-        self.model.train(was_training)
         return tower.made // len(shown.images) * len({image for one in plan.train for image in one.images})
+
+    def _given(self, batch: Batch) -> tuple[Batch, torch.Tensor]:
+        """A batch's inputs and its labels, on the device."""
+        inputs = {name: value.to(self.model.device) for name, value in batch.items()}
+        return inputs, inputs.pop("labels")
 
     def lay_out_rows(self, model: PeftModel, plan: Plan) -> None:
         """Change how rows lie in a batch, where the objective has a shorter layout; none here."""
 
-    def reuses(self, what: str) -> bool:
-        """Whether the recipe lets something be computed once: prefix, reference or vision."""
-        return what in self._plan.recipe.training.reuse
-
     def prepare(self, run: RunDir) -> None:
         """What is left to do before the first step, in the run's directory."""
-
-    @property
-    def _parts(self) -> Parts:
-        return self._placement.parts
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """One group per part and kind of decay: norms and biases never decay."""
@@ -169,8 +147,14 @@ class PartsTrainer:
                 if parameter.requires_grad:
                     groups.setdefault((self._parts.of(name), name in decaying), []).append(parameter)
             kind, options = own.get_optimizer_cls_and_kwargs(self.args, self.model)
+            training = self._plan.recipe.training
+            rates: dict[PartName, float] = {
+                "language": training.learning_rate,
+                "connector": training.connector_learning_rate,
+                "vision": training.vision_learning_rate,
+            }
             settings = [
-                {"params": members, "lr": self._rates[part], "weight_decay": self.args.weight_decay if decays else 0.0,
+                {"params": members, "lr": rates[part], "weight_decay": self.args.weight_decay if decays else 0.0,
                  "part": part}
                 for (part, decays), members in groups.items()
             ]  # fmt: skip
@@ -178,37 +162,29 @@ class PartsTrainer:
         return self.optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass; a loss that is not finite ends the run before any weight moves.
-
-        Raises:
-            RunError: G001 with the rows of the batch and the true value.
-        """
+        """One forward and backward pass; a loss that is not finite ends the run before any weight moves."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]  # Trainer's
         if not torch.isfinite(loss):
+            named = ", ".join(str(origin) for origin in self.data_collator.last_origins)
             raise RunError.one(
                 "G001",
                 f"loss is {float(loss)} at step {self.state.global_step + 1}; no weight was changed by it",
-                help=f"rows of the batch: {_named(self.data_collator)}; look at them with `qlmm data show`, "
+                help=f"rows of the batch: {named}; look at them with `qlmm data show`, "
                 "or lower the learning rates. Checkpoints sealed before are intact.",
             )
         return loss
 
-    @torch.no_grad()
-    def fused_head_agrees(self, batch: dict[str, torch.Tensor]) -> bool:
+    def fused_head_agrees(self, batch: Batch) -> bool:
         """Whether TRL's fused head gives this class's own loss, tried on one batch.
 
-        It scales logits as the configuration says, which Aya Vision's own forward does not; Chameleon masks some.
+        It scales logits by the configuration, which Aya Vision's own forward does not; Chameleon masks some.
         """
-        inputs = {name: value.to(self.model.device) for name, value in batch.items()}
-        labels = inputs.pop("labels")
-        was_training = self.model.training
-        self.model.eval()
-        with self.accelerator.autocast():
-            said = self.model(**inputs, labels=labels, fused_lm_head=True, use_cache=False)
+        inputs, labels = self._given(batch)
+        with evaluating(self.model), self.accelerator.autocast():
+            fused = self.model(**inputs, labels=labels, fused_lm_head=True, use_cache=False)
             own = token_losses(self.model, inputs, labels)
-        self.model.train(was_training)
         rounding = 5e-2 if self.args.bf16 or self.args.fp16 else 1e-3
-        return torch.allclose(-said.log_probs[said.label_mask].float(), own, rtol=rounding, atol=rounding)
+        return torch.allclose(-fused.log_probs[fused.label_mask].float(), own, rtol=rounding, atol=rounding)
 
     def compute_loss(
         self,
@@ -231,25 +207,24 @@ class PartsTrainer:
     def rest_frozen(self) -> None:
         """Keep dropout and running statistics of towers still while they are frozen: a batch norm would drift."""
         base = self.model.get_base_model()
-        resting: tuple[PartName, ...] = ("vision", "other")
-        for part in (part for part in resting if part not in self._placement.asked):
+        resting: frozenset[PartName] = frozenset({"vision", "other"})
+        for part in resting - self._placement.asked:
             for name in self._parts.modules(part):
                 base.get_submodule(name).eval()
         if not any(self._parts.of(name) == "vision" for name in self._placement.whole):
-            for module in (base.get_submodule(name) for name in self._parts.vision):
-                for norm in (one for one in module.modules() if isinstance(one, BATCH_NORMS)):
+            for name in self._parts.vision:
+                for norm in (one for one in base.get_submodule(name).modules() if isinstance(one, BATCH_NORMS)):
                     norm.eval()
         if "connector" in self._placement.asked:
             for name in self._parts.connector:
                 base.get_submodule(name).train()
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
-        """Measure each part's gradient, then clip all of them together.
+        """Measure each part's gradient, then clip all together; one that is not finite ends the run.
 
-        Raises:
-            RunError: G002 when a gradient is not finite. Under fp16 the loss scaler meets and skips such steps itself.
+        Under fp16 the loss scaler skips such steps itself.
         """
-        # Under fp16 gradients still carry the loss scale here, and a step that overflows is skipped by the scaler.
+        # Under fp16 gradients are still multiplied by the loss scale here.
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler is not None else 1.0
         for part, norm in _norms(model, self._parts).items():
             if math.isfinite(norm):
@@ -297,19 +272,6 @@ def _spare_inputs(base: PreTrainedModel) -> None:
     """
     base.disable_input_require_grads()
     base.enable_input_require_grads = lambda: None
-
-
-def _named(collator: Collator) -> str:
-    return ", ".join(str(origin) for origin in collator.last_origins)
-
-
-def peak_rates(training: TrainingSection) -> dict[PartName, float]:
-    """The peak learning rate of each part."""
-    return {
-        "language": training.learning_rate,
-        "connector": training.connector_learning_rate,
-        "vision": training.vision_learning_rate,
-    }
 
 
 def _norms(model: torch.nn.Module, parts: Parts) -> dict[str, float]:

@@ -1,7 +1,6 @@
-"""What every objective over pairs shares: how pairs are laid out, and what is computed once instead of several times.
+"""What every objective over pairs shares: one row per pair, with prompt and pictures once, where the model takes that.
 
-TRL gives a model two rows per pair. Here a pair is one row that holds prompt and pictures once, where the model can
-take that; each trainer proves it on rows of its own before the first step, and says so where it cannot.
+TRL gives a model two rows per pair. Whether one is enough is tried on rows of the run before the first step.
 
 Usage: ``class DpoTrainer(PairsTrainer, DPOTrainer): …``
 """
@@ -19,6 +18,7 @@ from qlmm.core.errors import ModelError
 from qlmm.data.batching.collators import Batch, PackedCollator, PairCollator
 from qlmm.data.encoding.encoder import IGNORED
 from qlmm.model.reuse.attention_layout import AttentionLayout, LayoutHooks
+from qlmm.model.token_losses import evaluating
 from qlmm.training.plan import Plan
 from qlmm.training.trainers.base import PartsTrainer
 
@@ -32,13 +32,15 @@ class PairsTrainer(PartsTrainer):
 
     def lay_out_rows(self, model: PeftModel, plan: Plan) -> None:
         """Let pairs share their prompts, where the recipe and the model allow it."""
-        if not self.reuses("prefix"):
+        if "prefix" not in plan.recipe.training.reuse:
             return
         layouts = LayoutHooks(model.get_base_model())
         why = self._objection(model, layouts, plan)
         if why is None:
             self._layouts = layouts
-            self.data_collator = PackedCollator(plan.train, plan.encoder).named_like(self.data_collator)
+            collator = PackedCollator(plan.train, plan.encoder)
+            collator.processor_digest = self.data_collator.processor_digest
+            self.data_collator = collator
         else:
             self.notes.append(f"pairs do not share their prompts: {why}")
 
@@ -51,42 +53,32 @@ class PairsTrainer(PartsTrainer):
         """A model as TRL calls it, for batches of either layout."""
         return _sharing(model, self._layouts) if self._layouts is not None else model
 
-    @torch.no_grad()
     def _objection(self, model: PeftModel, layouts: LayoutHooks, plan: Plan) -> str | None:
         """Why pairs cannot share their prompts, tried on the longest, on one without and one with most pictures."""
         if layouts.objection is not None:
             return layouts.objection
         rounding = 5e-2 if self.args.bf16 or self.args.fp16 else 1e-4
-        was_training = model.training
-        model.eval()
+        packed, plain = PackedCollator(plan.train, plan.encoder), PairCollator(plan.train, plan.encoder)
         try:
-            for row in _telling(plan):
-                shared, plain = self._both_ways(model, layouts, plan, row)
-                if not torch.allclose(shared, plain, rtol=rounding, atol=rounding):
-                    worst = float((shared - plain).abs().max())
-                    return f"log-probabilities would differ by {worst:.2g} (row {plan.train[row].origin})"
+            with evaluating(model):
+                for row in _telling(plan):
+                    ours = self._log_probs(_sharing(model, layouts), packed([{"row": row}]))
+                    theirs = self._log_probs(model, plain([{"row": row}]))
+                    if not torch.allclose(ours, theirs, rtol=rounding, atol=rounding):
+                        worst = float((ours - theirs).abs().max())
+                        return f"log-probabilities would differ by {worst:.2g} (row {plan.train[row].origin})"
         except ModelError as error:
             return error.text
-        finally:
-            model.train(was_training)
         return None
 
-    def _both_ways(
-        self, model: PeftModel, layouts: LayoutHooks, plan: Plan, row: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities of both answers' tokens, from one row and from two."""
-        found = []
-        for call, batch in (
-            (_sharing(model, layouts), PackedCollator(plan.train, plan.encoder)([{"row": row}])),
-            (model, PairCollator(plan.train, plan.encoder)([{"row": row}])),
-        ):
-            inputs = prepared_inputs(self, batch)
-            mask, _ = inputs.pop("completion_mask"), inputs.pop("rows")
-            labels = inputs["input_ids"].masked_fill(mask == 0, IGNORED)
-            with self.accelerator.autocast():
-                scores = call(**inputs, labels=labels, fused_lm_head=True, use_cache=False).log_probs
-            found.append(scores[labels[:, 1:] != IGNORED])
-        return found[0].float(), found[1].float()
+    def _log_probs(self, call: Callable[..., Any], batch: Batch) -> torch.Tensor:
+        """Log-probabilities of both answers' tokens."""
+        inputs = prepared_inputs(self, batch)
+        mask, _ = inputs.pop("completion_mask"), inputs.pop("rows")
+        labels = inputs["input_ids"].masked_fill(mask == 0, IGNORED)
+        with self.accelerator.autocast():
+            scores: torch.Tensor = call(**inputs, labels=labels, fused_lm_head=True, use_cache=False).log_probs
+        return scores[labels[:, 1:] != IGNORED].float()
 
 
 def _sharing(model: Any, layouts: LayoutHooks) -> Callable[..., Any]:

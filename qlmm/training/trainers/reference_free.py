@@ -1,9 +1,9 @@
-"""Pairs without a reference: what objectives on mean log-probabilities per answer token share.
+"""TRL's `ORPOTrainer` and `CPOTrainer` on a model in parts: pairs without a reference.
 
-TRL's trainers for these tokenise text themselves and hold full logits of both sides. Here rows come from the encoder,
-and log-probabilities from the same fused head as in TRL's other trainers; losses and metrics are TRL's.
+These tokenise text themselves and keep full logits of both sides. Here rows come from the encoder, and
+log-probabilities from the same fused head as in TRL's other trainers; losses and metrics are TRL's.
 
-Usage: ``class OrpoTrainer(ReferenceFreeTrainer, ORPOTrainer): …``
+Usage: ``trainer = CpoTrainer(peft_model, plan, callbacks=[monitor])``
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from qlmm.compat.trl_experimental import CPOTrainer, ORPOTrainer
 from qlmm.compat.trl_private import FusedCausalLMOutput, add_fused_lm_head
 from qlmm.data.batching.collators import Batch, rows
 from qlmm.data.encoding.encoder import IGNORED
@@ -21,7 +22,10 @@ from qlmm.training.plan import Plan
 from qlmm.training.trainers.base import Masters, RowsForTrl
 from qlmm.training.trainers.pairs import PairsTrainer
 
-__all__ = ["ReferenceFreeTrainer"]
+__all__ = ["CpoTrainer", "OrpoTrainer", "ReferenceFreeTrainer"]
+
+# An answer that is certain has infinite odds, and no gradient. This log-probability is the highest that is counted.
+CERTAIN = -1e-6
 
 
 class _Numbers(list[dict[str, int]]):
@@ -35,17 +39,16 @@ class ReferenceFreeTrainer(PairsTrainer):
     """Mixed in before a trainer of TRL whose loss takes mean log-probabilities of chosen and rejected answers."""
 
     aux_loss_enabled: bool
-
     _tokens = 0
 
     def rows_for_trl(self, plan: Plan) -> RowsForTrl:
-        """Row numbers, and a tokenizer: TRL asks for its padding token, which a processor does not say."""
-        return {"train_dataset": _Numbers(rows(len(plan.train))), "processing_class": plan.processor.tokenizer}
+        """Row numbers, and a tokenizer: TRL reads its padding token, which a processor lacks."""
+        return _Numbers(rows(len(plan.train))), plan.encoder.processor.tokenizer
 
     def restore_masters(self, model: PeftModel, masters: Masters) -> None:
         """As for every objective; the processor is saved with checkpoints again."""
         super().restore_masters(model, masters)
-        self.processing_class = self._plan.processor
+        self.processing_class = self._plan.encoder.processor
         # Routers are never trained, so that there is nothing to balance between experts.
         self.aux_loss_enabled = False
 
@@ -64,22 +67,39 @@ class ReferenceFreeTrainer(PairsTrainer):
         """TRL's log, with the tokens seen so far, as its other trainers have it."""
         super().log({**logs, "num_tokens": self._tokens}, start_time)  # type: ignore[misc]  # Trainer's
 
-    def pair_outputs(self, model: Callable[..., Any], inputs: Batch) -> FusedCausalLMOutput:
-        """What the fused head says of both sides: tensors (2 × pairs, tokens), the chosen sides first."""
-        given = {name: value for name, value in inputs.items() if name not in ("completion_mask", "rows")}
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORED)
-        return self.scored_by(model)(**given, labels=labels, fused_lm_head=True, use_cache=False)
-
     def concatenated_forward(self, model: Callable[..., Any], batch: Batch) -> tuple[torch.Tensor, ...]:
-        """What TRL's loss is made of, from one pass over both sides.
+        """What TRL's loss is made of, from one pass over both sides, the chosen ones first.
 
         Returns:
             Mean log-probability per answer token (pairs,) of chosen and of rejected answers; mean logits (answer
             tokens,) of both; mean negative log-likelihood (scalar) of the chosen answers' tokens.
         """
-        said = self.pair_outputs(model, batch)
-        log_probs, learned = said.log_probs.float(), said.label_mask
+        given = {name: value for name, value in batch.items() if name not in ("completion_mask", "rows")}
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
+        found: FusedCausalLMOutput = self.scored_by(model)(**given, labels=labels, fused_lm_head=True, use_cache=False)
+        log_probs, learned = found.log_probs.float(), found.label_mask
         chosen, rejected = (log_probs.sum(dim=-1) / learned.sum(dim=-1)).chunk(2)
-        logits = [half[mask] for half, mask in zip(said.mean_logits.chunk(2), learned.chunk(2), strict=True)]
+        logits = [half[mask] for half, mask in zip(found.mean_logits.chunk(2), learned.chunk(2), strict=True)]
         likelihood = log_probs.chunk(2)[0].sum() / learned.chunk(2)[0].sum()
         return chosen, rejected, *logits, -likelihood
+
+
+class CpoTrainer(ReferenceFreeTrainer, CPOTrainer):
+    """TRL's trainer, with log-probabilities from the fused head; its losses are a matter of settings."""
+
+
+class OrpoTrainer(ReferenceFreeTrainer, ORPOTrainer):
+    """TRL's trainer, with log-probabilities from the fused head.
+
+    The likelihood is that of the chosen answer given its prompt, as in the paper's equation 6. TRL also counts the
+    prompt's own tokens, which here are questions and the placeholders of pictures (decision 019).
+    """
+
+    def odds_ratio_loss(
+        self, policy_chosen_logps: torch.Tensor, policy_rejected_logps: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """TRL's loss (pairs,) and what is logged with it; an answer that is certain has finite odds."""
+        found: tuple[torch.Tensor, ...] = super().odds_ratio_loss(
+            policy_chosen_logps.clamp(max=CERTAIN), policy_rejected_logps.clamp(max=CERTAIN)
+        )
+        return found

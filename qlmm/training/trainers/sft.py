@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` on a model in parts; everything about the loss (fused head, token counts) is TRL's.
+"""TRL's `SFTTrainer` on a model in parts; all of the loss (fused head, token counts) is TRL's.
 
 Usage: ``trainer = SftTrainer(peft_model, plan, callbacks=[monitor])``
 """

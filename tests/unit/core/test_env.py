@@ -18,7 +18,7 @@ def test_home_is_the_variable_or_the_cache_folder(tmp_path: Path, monkeypatch: p
 
 def test_a_variable_outside_the_table_cannot_be_read() -> None:
     with pytest.raises(KeyError):
-        env.read("PATH")
+        env.flag("PATH")
 
 
 @pytest.mark.parametrize(("value", "on"), [("1", True), ("yes", True), ("0", False), ("", False), ("No", False)])

@@ -12,7 +12,7 @@ import torch
 from qlmm.core.errors import ModelError
 from qlmm.data.sample import ImageRef
 from qlmm.preference_data import judge as module
-from qlmm.preference_data.judge import Judge, Words, question_about
+from qlmm.preference_data.judge import Judge, Words
 from tests.talking import Loaded
 
 PICTURES = (ImageRef(data=b"x"),)
@@ -72,7 +72,7 @@ def test_a_verdict_adds_up_the_spellings() -> None:
 @pytest.fixture
 def judge() -> Judge:
     loaded: Any = Loaded()
-    return Judge(loaded.model, loaded.encoder, loaded.precision, Words((0,), (1,)), needs_pictures=False)
+    return Judge(loaded, Words((0,), (1,)), needs_pictures=False)
 
 
 def says(monkeypatch: pytest.MonkeyPatch, text: str) -> list[Any]:
@@ -103,17 +103,10 @@ def test_an_answer_without_a_word_is_not_even_asked_about(judge: Judge, monkeypa
 
 def test_a_judge_that_needs_pictures_is_shown_them(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: Any = Loaded()
-    seeing = Judge(loaded.model, loaded.encoder, loaded.precision, Words((0,), (1,)), needs_pictures=True)
+    seeing = Judge(loaded, Words((0,), (1,)), needs_pictures=True)
     asked = says(monkeypatch, "")
     seeing.split("What?", "A cat.", PICTURES, longest=9)
     assert asked[0].images == PICTURES
-
-
-def test_a_statement_is_asked_beside_its_question() -> None:
-    asked = question_about("{a} cat", "What is {it}?")
-    assert asked.index("What is {it}?") < asked.index("{a} cat")
-    assert question_about("{a} dog", "What is {it}?") == asked.replace("{a} cat", "{a} dog")
-    assert question_about("{a} cat", "Who?") == asked.replace("What is {it}?", "Who?")
 
 
 def test_more_questions_than_fit_a_batch_keep_their_order(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from qlmm.data.reading.dataset import load_samples
 from qlmm.data.sample import ImageRef, Origin, Preference, Turn
-from qlmm.preference_data.pairs_file import PairsFile
+from qlmm.preference_data.pairs_file import write_pairs
 from qlmm.recipe.schema import Source
 
 HERE = Origin("q", 1)
@@ -34,7 +34,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
         Turn("user", ("And?",)),
     )
     pairs = [Preference(turns, "<image> a cat", "a dog\n", HERE), Preference(turns[-1:], "1", "2", HERE)]
-    PairsFile(tmp_path / "pairs.jsonl").write(pairs)
+    write_pairs(tmp_path / "pairs.jsonl", pairs)
     found = read(tmp_path / "pairs.jsonl")
     assert [one.content for one in found] == [one.content for one in pairs]
     assert not (tmp_path / "pairs.jsonl.images").exists()
@@ -48,7 +48,7 @@ def test_a_picture_that_rows_may_not_name_is_copied_once(place: str, tmp_path: P
     inline = ImageRef(data=(tmp_path / place).read_bytes())
     rows = [Preference((Turn("user", (one, "What?")),), "a", "b", HERE) for one in (ref, ref, inline)]
     for _ in range(2):
-        PairsFile(out).write(rows)
+        write_pairs(out, rows)
     copies = {path.read_bytes() for path in (out.parent / "pairs.jsonl.images").iterdir()}
     assert copies == {inline.data}
     shown = [one.images[0].path for one in read(out)]
@@ -60,5 +60,5 @@ def test_an_old_file_is_untouched_when_a_picture_is_gone(tmp_path: Path) -> None
     out.write_text("old")
     gone = ImageRef(path=tmp_path.parent / "gone.png")
     with pytest.raises(OSError, match=r"gone\.png"):
-        PairsFile(out).write([Preference((Turn("user", (gone, "What?")),), "a", "b", HERE)])
+        write_pairs(out, [Preference((Turn("user", (gone, "What?")),), "a", "b", HERE)])
     assert out.read_text() == "old"

@@ -68,7 +68,7 @@ def test_another_picture_is_another_fingerprint(tmp_path: Path) -> None:
         ({"messages": []}, "D001", "no answer"),
         ({"messages": [{"role": "user", "content": " "}]}, "D001", "empty question"),
         ({"messages": [USER], "images": ["b.png"]}, "D001", "b.png is missing"),
-        ({"messages": [USER], "images": ["../a.png"]}, "D001", "holds `..`"),
+        ({"messages": [USER], "images": ["../a.png"]}, "D001", "contains `..`"),
         ({"messages": [USER], "images": ["q.jsonl"]}, "D001", "picture q.jsonl"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qlmm.core.errors import RecipeError
-from qlmm.recipe import library
+from qlmm.recipe import library, zoo
 from qlmm.recipe.load import load_recipe
 from tests.unit.recipe.shipped import MODELS, commands
 
@@ -106,7 +106,7 @@ def test_what_is_neither_is_refused(small_file: Path, name: str, says: str) -> N
 def test_installed_recipes_come_before_those_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "site" / "qlmm"
     (package / "recipe").mkdir(parents=True)
-    monkeypatch.setattr(library, "__file__", str(package / "recipe" / "library.py"))
+    monkeypatch.setattr(zoo, "__file__", str(package / "recipe" / "zoo.py"))
     assert library.folder() == tmp_path / "site" / "recipes"
     (package / "recipes").mkdir()
     assert library.folder() == package / "recipes"
@@ -135,4 +135,4 @@ def test_odd_names_for_a_copy_are_refused(small_file: Path, name: str) -> None:
 
 
 def test_a_file_without_an_opening_comment_has_an_empty_header(small_file: Path) -> None:
-    assert library.header(small_file) == library.Header("small", "")
+    assert library.header(small_file) == library.Header("small", "", {})

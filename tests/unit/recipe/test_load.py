@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlmm.core.errors import RecipeError
-from qlmm.recipe.load import MAX_BYTES, load_recipe, parse_recipe
+from qlmm.recipe.load import MAX_BYTES, as_yaml, load_recipe, parse_recipe
 
 SECRET = "hf_" + "aB3dE5gH7j" * 3
 
@@ -107,7 +107,7 @@ def test_every_key_knows_where_it_comes_from(small: str) -> None:
 
 def test_the_resolved_recipe_reads_back_as_itself(small: str) -> None:
     loaded = parse_recipe(small, "r.yaml", ["base.connector.queries=64", "training.extra={a: no}"])
-    assert parse_recipe(loaded.resolved, "again.yaml").recipe == loaded.recipe
+    assert parse_recipe(as_yaml(loaded.recipe), "again.yaml").recipe == loaded.recipe
 
 
 def test_an_unknown_key_is_rendered_as_promised(small: str) -> None:

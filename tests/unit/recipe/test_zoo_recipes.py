@@ -51,7 +51,7 @@ def test_a_wheel_has_the_folder_where_installed_code_looks_for_it(
     taken = {tmp_path / target: ROOT / source for source, target in wheel["force-include"].items()}
     for target in taken:
         target.mkdir(parents=True)
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "qlmm" / "recipe" / "module.py"))
+    monkeypatch.setattr(zoo, "__file__", str(tmp_path / "qlmm" / "recipe" / "module.py"))
     assert taken[module.folder()] == here
     assert wheel["packages"] == ["qlmm"]
 

@@ -11,7 +11,7 @@ from qlmm.core import events
 from qlmm.core.errors import RunError
 from qlmm.core.events import Answered, Evaluated, Event, Finished, PairsEvaluated, Resumed, Saved, StepDone, Warned
 from qlmm.training import logbook as module
-from qlmm.training.logbook import Logbook, read_metrics
+from qlmm.training.logbook import open_logbook, read_metrics
 from tests.run_facts import pair_metrics, pair_step, step
 
 EVENTS: list[Event] = [
@@ -29,9 +29,9 @@ EVENTS: list[Event] = [
 
 
 def written(path: Path, happened: list[Event], start: int = 0) -> bytes:
-    with Logbook(path, start=start) as logbook:
+    with open_logbook(path, start=start) as write:
         for event in happened:
-            logbook(event)
+            write(event)
     return path.read_bytes()
 
 
@@ -110,7 +110,7 @@ def test_numbers_that_are_not_finite_are_spelt_out(tmp_path: Path) -> None:
 def test_a_line_is_on_the_disk_when_its_checkpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(module.os, "fsync", synced.append)
-    with Logbook(tmp_path / "metrics.jsonl", start=0) as logbook:
+    with open_logbook(tmp_path / "metrics.jsonl", start=0) as logbook:
         synced.clear()
         logbook(step(1))
         assert not synced

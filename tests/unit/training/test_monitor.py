@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qlmm.core.events import Saved, StepDone
+from qlmm.core.signals import stop_signals
 from qlmm.training import monitor as module
 from qlmm.training.monitor import Monitor, peak_memory_bytes
 
@@ -40,7 +41,7 @@ class Watched:
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.seconds))
         sealing: Any = Sealing(self.told)
         self.monitor = Monitor(sealing, self.told.append, keep=2, every=5, evaluate=self.measured.append)
-        self.monitor.watch(lambda: {"language": 1.5, "connector": 2.5})
+        self.monitor.grad_norms = lambda: {"language": 1.5, "connector": 2.5}
         weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
         parts = (("language", 2e-4), ("language", 2e-4), ("connector", 2e-5))
         groups = [{"params": [one], "lr": rate, "part": part} for one, (part, rate) in zip(weights, parts, strict=True)]
@@ -140,33 +141,32 @@ def test_what_the_objective_measured_is_told_and_nothing_of_the_schedule(watched
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_then_saves_and_stops(which: signal.Signals, watched: Watched) -> None:
     before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
-    with watched.monitor.signals():
+    with stop_signals() as watched.monitor.stop:
         watched.end(1)
         assert not watched.control.should_training_stop
         os.kill(os.getpid(), which)
-        assert watched.monitor.stopped_by == which
+        assert watched.monitor.stop.by == which
         watched.end(2)
         assert watched.control.should_save
         assert watched.control.should_training_stop
     assert {one: signal.getsignal(one) for one in before} == before
 
 
-def test_a_second_signal_leaves_at_once(watched: Watched) -> None:
+def test_a_second_signal_leaves_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        _interrupt_twice(watched.monitor)
+    with pytest.raises(KeyboardInterrupt), stop_signals():
+        _interrupt_twice()
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def _interrupt_twice(monitor: Monitor) -> None:
-    with monitor.signals():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+def _interrupt_twice() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_failure_puts_the_handlers_back(watched: Watched) -> None:
+def test_a_failure_puts_the_handlers_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ValueError, match="loss"), watched.monitor.signals():
+    with pytest.raises(ValueError, match="loss"), stop_signals():
         raise ValueError("loss")
     assert signal.getsignal(signal.SIGTERM) == before
 

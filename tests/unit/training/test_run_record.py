@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from qlmm.proof.records import Answer, HeldOutProof, PictureProof
-from qlmm.training.run_record import Before, RunRecord
+from qlmm.training.run_dir import Before, RunRecord
 from tests.run_facts import PLAN, PROOF, record
 
 

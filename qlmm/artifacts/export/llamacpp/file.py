@@ -1,29 +1,30 @@
-"""One GGUF file: written tensor by tensor through the ``gguf`` package, then read back and compared.
+"""One GGUF file: planned by names, written tensor by tensor through the ``gguf`` package, read back and compared.
 
-Usage: ``write_gguf(path, "llama", tensors, fill); found = compare(path, tensors)``
+Usage: ``tensors = planned.write(path, model); largest = compare(path, tensors)``
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qlmm.core.errors import ModelError, RunError, UsageError
 
 if TYPE_CHECKING:
     import gguf
 
-__all__ = ["OUTTYPES", "Outtype", "Readback", "Stored", "compare", "need_gguf", "storage", "write_gguf"]
+__all__ = ["OUTTYPES", "GgufFile", "Outtype", "Stored", "compare", "need_gguf", "storage"]
 
 Outtype = Literal["f16", "bf16", "q8_0", "f32"]
-OUTTYPES: tuple[Outtype, ...] = ("f16", "bf16", "q8_0", "f32")
+OUTTYPES: tuple[Outtype, ...] = get_args(Outtype)
 Q8_BLOCK = 32
 # A block's scale is its largest magnitude over 127, itself stored as a half: values are off by half a step at most.
 Q8_STEP = 0.5 / 127
@@ -32,14 +33,7 @@ HALF_ROUNDING = 2.0**-11
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor of the file.
-
-    Attributes:
-        name: as llama.cpp calls it.
-        shape: rows first, as torch has it.
-        kind: how its values are stored.
-        read: gives its values, in the order that llama.cpp wants.
-    """
+    """A tensor of the file: llama.cpp's name, torch's shape, and its values in the order that llama.cpp wants."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,32 +42,69 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Bytes it takes."""
-        values = int(np.prod(self.shape))
+        """Bytes on disk."""
+        values = prod(self.shape)
         return values // Q8_BLOCK * (Q8_BLOCK + 2) if self.kind == "q8_0" else values * (4 if self.kind == "f32" else 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Readback:
-    """How a file compares with what was to be written.
+class GgufFile:
+    """A file, planned before any weight is read.
 
     Attributes:
-        tensors: how many were compared.
-        rounded: how many of them are stored in blocks of 8-bit numbers.
-        largest: the largest difference to the values as given, over the largest value of its tensor.
+        names: llama.cpp's name of each weight, by the model's name.
+        fill: writes the settings that belong to the model.
+        drops: what llama.cpp does otherwise, a sentence each.
+        reordered: for weights whose rows llama.cpp wants in another order.
+        computed: tensors that are not weights of the model.
     """
 
-    tensors: int
-    rounded: int
-    largest: float
+    architecture: str
+    outtype: Outtype
+    names: Mapping[str, str]
+    fill: Callable[[gguf.GGUFWriter], None]
+    drops: tuple[str, ...] = ()
+    reordered: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    computed: tuple[Stored, ...] = ()
+
+    def tensors(self, model: nn.Module) -> list[Stored]:
+        """What goes into the file, from a model with its weights, or without them to plan."""
+        weights = model.state_dict()
+        return [*(self._stored(ours, name, weights[ours]) for ours, name in self.names.items()), *self.computed]
+
+    def _stored(self, ours: str, name: str, weight: Tensor) -> Stored:
+        shape, reorder = tuple(weight.shape), self.reordered.get(ours)
+        kind = storage(name, shape, self.outtype)
+        return Stored(name, shape, kind, lambda: weight if reorder is None else reorder(weight))
+
+    def write(self, path: Path, model: nn.Module) -> list[Stored]:
+        """Write the file with one tensor in memory at a time; the tensors in it, to compare.
+
+        Raises:
+            RunError: E021 when a weight is too large for its storage.
+        """
+        import gguf
+
+        tensors, kind_of = self.tensors(model), gguf.GGMLQuantizationType
+        writer = gguf.GGUFWriter(str(path), self.architecture)
+        most = f"{'ALL' if self.outtype == 'f32' else 'MOSTLY'}_{self.outtype.upper()}"
+        writer.add_file_type(gguf.LlamaFileType[most])
+        self.fill(writer)
+        for one in tensors:
+            # The kind decides. With the dtype of bytes the shape would be taken for one of bytes too.
+            kind, dtype = kind_of[one.kind.upper()], np.dtype(np.float32)
+            writer.add_tensor_info(one.name, one.shape, dtype, one.size, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for one in tensors:
+            writer.write_tensor_data(gguf.quants.quantize(_values(one), kind_of[one.kind.upper()]))
+        writer.close()
+        return tensors
 
 
 def need_gguf() -> None:
-    """Refuse to begin without the package that writes GGUF.
-
-    Raises:
-        UsageError: E020 with the line that installs it.
-    """
+    """Raise E020 where the package that writes GGUF is not installed."""
     if importlib.util.find_spec("gguf") is None:
         raise UsageError.one("E020", "GGUF files need the package gguf", help="pip install 'qlmm[gguf]'")
 
@@ -89,56 +120,17 @@ def storage(name: str, shape: tuple[int, ...], wanted: Outtype) -> Outtype:
     return wanted
 
 
-def write_gguf(path: Path, arch: str, tensors: Sequence[Stored], fill: Callable[[gguf.GGUFWriter], None]) -> None:
-    """Write a file; memory holds one tensor at a time.
-
-    Args:
-        path: the file, which must not be there.
-        arch: what llama.cpp calls the architecture.
-        tensors: what goes into it.
-        fill: adds everything that is not a tensor.
-
-    Raises:
-        RunError: E021 when a weight is too large for the storage that was asked for.
-    """
-    import gguf
-
-    writer = gguf.GGUFWriter(str(path), arch)
-    fill(writer)
-    for one in tensors:
-        empty = np.dtype(np.float32 if one.kind == "f32" else np.float16)
-        kind, shape = _kind(one.kind), one.shape
-        if one.kind in ("bf16", "q8_0"):
-            empty, shape = np.dtype(np.uint8), gguf.quant_shape_to_byte_shape(one.shape, kind)
-        writer.add_tensor_info(one.name, shape, empty, one.size, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for one in tensors:
-        writer.write_tensor_data(_encoded(one))
-    writer.close()
-
-
-def _kind(name: Outtype) -> gguf.GGMLQuantizationType:
-    import gguf
-
-    return gguf.GGMLQuantizationType[name.upper()]
-
-
-def _encoded(one: Stored) -> np.ndarray:
-    import gguf
-
+def _values(one: Stored) -> np.ndarray:
     values = one.read().float()
     if tuple(values.shape) != one.shape:
         raise ModelError.one("E022", f"{one.name} has shape {tuple(values.shape)}, not {one.shape}")
     if one.kind == "f16" and float(values.abs().max()) > torch.finfo(torch.float16).max:
-        raise RunError.one("E021", f"{one.name} holds values too large for f16", help="choose --outtype bf16")
-    encoded: np.ndarray = gguf.quants.quantize(values.contiguous().numpy(), _kind(one.kind))
-    return encoded
+        raise RunError.one("E021", f"{one.name} has values too large for f16", help="choose --outtype bf16")
+    return values.contiguous().numpy()
 
 
-def compare(path: Path, tensors: Sequence[Stored]) -> Readback:
-    """Read a file back and hold every tensor against the values it was written from.
+def compare(path: Path, tensors: Sequence[Stored]) -> float:
+    """Read a file back; the largest difference to a value as given, over the largest value of its tensor.
 
     Raises:
         RunError: E023 with the first tensor that is missing, too many or different.
@@ -156,11 +148,11 @@ def compare(path: Path, tensors: Sequence[Stored]) -> Readback:
         if not bool((apart <= _allowed(wanted, one.kind)).all()):
             raise RunError.one("E023", f"{path.name}: {one.name} differs from the merged weights by {apart.max():.3g}")
         largest = max(largest, float(apart.max()) / max(float(wanted.abs().max()), 1e-30))
-    return Readback(len(tensors), sum(one.kind == "q8_0" for one in tensors), largest)
+    return largest
 
 
 def _allowed(wanted: Tensor, kind: Outtype) -> Tensor:
-    """What storage alone may change, per value."""
+    """How far storage alone may change each value."""
     if kind == "q8_0":
         peak = wanted.abs().reshape(-1, Q8_BLOCK).amax(dim=1, keepdim=True)
         return (peak * (Q8_STEP + HALF_ROUNDING) * 1.01).expand(-1, Q8_BLOCK).reshape(wanted.shape)

@@ -1,13 +1,13 @@
 """The language file: merged weights of the language model under llama.cpp's names, with its settings and tokenizer.
 
-Usage: ``plan = plan_language(shape, folder, "f16"); plan.write(path, model)``
+Usage: ``planned = plan_language(shape, folder, "f16", template); planned.write(path, model)``
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,137 +15,79 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qlmm.artifacts.export.llamacpp.file import OUTTYPES, Outtype, Stored, storage, write_gguf
+from qlmm.artifacts.export.llamacpp.file import OUTTYPES, GgufFile, Stored
 from qlmm.artifacts.export.llamacpp.vocabulary import Vocabulary, read_vocabulary
 from qlmm.core.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import gguf
 
-__all__ = ["ARCHITECTURES", "Language", "paired", "plan_language"]
+__all__ = ["ARCHITECTURES", "paired", "plan_language"]
 
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What llama.cpp calls a language model.
-
-    Attributes:
-        name: in ``general.architecture``.
-        pairs: it turns neighbouring values in rotary embeddings, where transformers turns halves; rows of queries and
-            keys change places for that.
-    """
-
-    name: str
-    pairs: bool
-
-
-# By transformers' model_type of the text configuration.
-ARCHITECTURES = {
-    "llama": Architecture("llama", pairs=True),
-    "mistral": Architecture("llama", pairs=True),
-    "qwen2": Architecture("qwen2", pairs=False),
-    "qwen3": Architecture("qwen3", pairs=False),
-}
+# In ``general.architecture``, by transformers' model_type of the text configuration.
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+# Rotary embeddings of these turn neighbouring values, where transformers turns halves: rows of queries and keys change
+# places for that.
+PAIRS = frozenset({"llama"})
 ROTARY = ("default", "linear", "llama3")
-# llama.cpp computes the layers of all of these with it, whatever the file says.
+# llama.cpp computes the layers of all of these with it, and does not ask the file.
 ACTIVATION = "silu"
-FILE_TYPES: dict[Outtype, str] = {
-    "f32": "ALL_F32",
-    "f16": "MOSTLY_F16",
-    "bf16": "MOSTLY_BF16",
-    "q8_0": "MOSTLY_Q8_0",
-}
+NO_TEMPLATE = (
+    "the chat template takes messages as lists of parts, which llama.cpp does not pass: it is left out, so give "
+    "llama.cpp one with --chat-template"
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Language:
-    """All that is known of the file before any weight is read."""
-
-    architecture: Architecture
-    config: PreTrainedConfig
-    names: Mapping[str, str]
-    shapes: Mapping[str, tuple[int, ...]]
-    vocabulary: Vocabulary
-    template: str | None
-    outtype: Outtype
-
-    def tensors(self, model: PreTrainedModel) -> list[Stored]:
-        """What goes into the file, from a model with its weights (or without, to plan)."""
-        weights = model.state_dict()
-        plain = [self._stored(ours, theirs, weights[ours]) for ours, theirs in self.names.items()]
-        return [*plain, *_rotary_factors(self.config)]
-
-    def _stored(self, ours: str, theirs: str, weight: Tensor) -> Stored:
-        heads = self.config.num_attention_heads if ".q_proj." in ours else self.config.num_key_value_heads
-        swaps = self.architecture.pairs and (".q_proj." in ours or ".k_proj." in ours)
-        read: Callable[[], Tensor] = (lambda: paired(weight, heads)) if swaps else (lambda: weight)
-        shape = tuple(weight.shape)
-        return Stored(theirs, shape, storage(theirs, shape, self.outtype), read)
-
-    def write(self, path: Path, model: PreTrainedModel) -> list[Stored]:
-        """Write the file; what was written."""
-        tensors = self.tensors(model)
-        write_gguf(path, self.architecture.name, tensors, self._fill)
-        return tensors
-
-    def _fill(self, writer: gguf.GGUFWriter) -> None:
-        import gguf
-
-        config, width = self.config, _head_width(self.config)
-        writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[self.outtype]])
-        writer.add_vocab_size(len(self.vocabulary.tokens))
-        writer.add_context_length(config.max_position_embeddings)
-        writer.add_embedding_length(config.hidden_size)
-        writer.add_block_count(config.num_hidden_layers)
-        writer.add_feed_forward_length(config.intermediate_size)
-        writer.add_head_count(config.num_attention_heads)
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_key_length(width)
-        writer.add_value_length(width)
-        writer.add_rope_dimension_count(width)
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-        if config.rope_parameters["rope_type"] == "linear":
-            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-            writer.add_rope_scaling_factor(config.rope_parameters["factor"])
-        self.vocabulary.add_to(writer)
-        if self.template is not None:
-            writer.add_chat_template(self.template)
-
-
-def plan_language(shape: PreTrainedModel, folder: Path, outtype: str, template: str | None) -> Language:
-    """Find names for every weight, and what else the file needs.
-
-    Args:
-        shape: the whole model; the meta device is enough.
-        folder: where its tokenizer lies.
-        outtype: how weights are stored.
-        template: the chat template; None leaves it out.
+def plan_language(shape: PreTrainedModel, folder: Path, outtype: str, template: str | None) -> GgufFile:
+    """Find names for every weight of a model, which may be on the meta device, and read the folder's tokenizer.
 
     Raises:
         ModelError: E031 for a language model or a weight llama.cpp is not known to read, E030 for its tokenizer.
         UsageError: E032 for an unknown outtype.
     """
-    kinds = {kind: kind for kind in OUTTYPES}
-    if outtype not in kinds:
+    kind = next((known for known in OUTTYPES if known == outtype), None)
+    if kind is None:
         raise UsageError.one("E032", f"--outtype: there is no {outtype}", help=f"known: {', '.join(OUTTYPES)}")
     config = shape.config.get_text_config(decoder=True)
     architecture = _architecture(config)
     names = _names(shape, config, architecture)
-    weights = {name: tuple(weight.shape) for name, weight in shape.state_dict().items()}
-    rows = shape.get_input_embeddings().weight.shape[0]
-    return Language(
-        architecture=architecture,
-        config=config,
-        names=names,
-        shapes={name: weights[name] for name in names},
-        vocabulary=read_vocabulary(folder, rows=rows),
-        template=template,
-        outtype=kinds[outtype],
+    vocabulary = read_vocabulary(folder, rows=shape.get_input_embeddings().weight.shape[0])
+    return GgufFile(
+        architecture,
+        kind,
+        names,
+        fill=partial(_fill, config=config, vocabulary=vocabulary, template=template),
+        drops=(NO_TEMPLATE,) if template is None else (),
+        reordered=_in_pairs(names, config) if architecture in PAIRS else {},
+        computed=_rotary_factors(config),
     )
 
 
-def _architecture(config: PreTrainedConfig) -> Architecture:
+def _fill(writer: gguf.GGUFWriter, config: PreTrainedConfig, vocabulary: Vocabulary, template: str | None) -> None:
+    import gguf
+
+    width = _head_width(config)
+    writer.add_vocab_size(len(vocabulary.tokens))
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_rope_dimension_count(width)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if config.rope_parameters["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+    vocabulary.add_to(writer)
+    if template is not None:
+        writer.add_chat_template(template)
+
+
+def _architecture(config: PreTrainedConfig) -> str:
     found = ARCHITECTURES.get(config.model_type)
     if found is None:
         raise _unknown(f"the language model is of kind {config.model_type}")
@@ -157,14 +99,13 @@ def _architecture(config: PreTrainedConfig) -> Architecture:
     return found
 
 
-def _names(shape: PreTrainedModel, config: PreTrainedConfig, architecture: Architecture) -> dict[str, str]:
+def _names(shape: PreTrainedModel, config: PreTrainedConfig, architecture: str) -> dict[str, str]:
     """llama.cpp's name of each weight of the language model, as the ``gguf`` package knows it."""
     import gguf
 
     decoder = shape.get_decoder()
     prefix = next(name for name, module in shape.named_modules() if module is decoder)
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
-    known = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
     tied = shape.get_output_embeddings().weight is shape.get_input_embeddings().weight
     names = {}
     for ours in shape.state_dict():
@@ -173,7 +114,7 @@ def _names(shape: PreTrainedModel, config: PreTrainedConfig, architecture: Archi
         plain = ours if ours.startswith("lm_head.") else f"model.{ours.removeprefix(f'{prefix}.')}"
         theirs = known.get_name(plain, try_suffixes=(".weight", ".bias"))
         if theirs is None:
-            raise _unknown(f"llama.cpp's {architecture.name} has no weight for {ours}")
+            raise _unknown(f"llama.cpp's {architecture} has no weight for {ours}")
         names[ours] = theirs
     return names
 
@@ -187,6 +128,11 @@ def _unknown(why: str) -> ModelError:
     )
 
 
+def _in_pairs(names: Iterable[str], config: PreTrainedConfig) -> dict[str, Callable[[Tensor], Tensor]]:
+    heads = {".q_proj.": config.num_attention_heads, ".k_proj.": config.num_key_value_heads}
+    return {name: partial(paired, heads=count) for name in names for part, count in heads.items() if part in name}
+
+
 def paired(weight: Tensor, heads: int) -> Tensor:
     """Rows of each head in the order (0, n/2, 1, n/2+1, …), from halves to pairs."""
     rows = weight.shape[0] // heads
@@ -198,15 +144,15 @@ def _head_width(config: PreTrainedConfig) -> int:
     return int(stated or config.hidden_size // config.num_attention_heads)
 
 
-def _rotary_factors(config: PreTrainedConfig) -> list[Stored]:
+def _rotary_factors(config: PreTrainedConfig) -> tuple[Stored, ...]:
     """Llama 3's slower rotation of long waves, as divisors of each frequency (arXiv 2407.21783, section 3.4.1)."""
     rotary = config.rope_parameters
     if rotary["rope_type"] != "llama3":
-        return []
+        return ()
     width = _head_width(config)
     frequencies = rotary["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
     turns = rotary["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high = rotary["low_freq_factor"], rotary["high_freq_factor"]
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
     factors = 1 / ((1 - smooth) / rotary["factor"] + smooth)
-    return [Stored("rope_freqs.weight", tuple(factors.shape), "f32", lambda: factors)]
+    return (Stored("rope_freqs.weight", tuple(factors.shape), "f32", lambda: factors),)

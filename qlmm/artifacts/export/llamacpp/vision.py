@@ -3,79 +3,40 @@
 Key names and conventions are those of llama.cpp's ``tools/mtmd`` (clip-impl.h, clip.cpp, models/llava.cpp) and of its
 converter (conversion/base.py, conversion/smolvlm.py), https://github.com/ggml-org/llama.cpp.
 
-Usage: ``plan = plan_vision(shape, processor, "f16"); plan.write(path, model)``
+Usage: ``planned = plan_vision(shape, processor, "f16"); planned.write(path, model)``
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from qlmm.artifacts.export.llamacpp.file import Outtype, Stored, storage, write_gguf
-from qlmm.artifacts.export.llamacpp.language import FILE_TYPES
+from qlmm.artifacts.export.llamacpp.file import GgufFile, Outtype
 from qlmm.core.errors import ModelError
 from qlmm.model.parts.split import split
 
 if TYPE_CHECKING:
     import gguf
 
-__all__ = ["VISION", "Vision", "plan_vision"]
+__all__ = ["VISION", "plan_vision"]
 
 TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}
-# What llama.cpp calls the activations in a tower; it takes quick_gelu where nothing is said.
-ACTIVATIONS = {"quick_gelu": None, "gelu": "use_gelu", "gelu_pytorch_tanh": "use_gelu", "silu": "use_silu"}
-Fill = Callable[["gguf.GGUFWriter"], None]
+# What llama.cpp calls the activations in a tower; it takes quick_gelu by default.
+USE_GELU, USE_SILU = "clip.use_gelu", "clip.use_silu"
+ACTIVATIONS = {"quick_gelu": None, "gelu": USE_GELU, "gelu_pytorch_tanh": USE_GELU, "silu": USE_SILU}
 
 
-@dataclass(frozen=True, slots=True)
-class Vision:
-    """All that is known of the file before any weight is read."""
-
-    projector: str
-    names: Mapping[str, str]
-    outtype: Outtype
-    fill: Fill
-    drops: tuple[str, ...]
-
-    def tensors(self, model: PreTrainedModel) -> list[Stored]:
-        """What goes into the file, from a model with its weights (or without, to plan)."""
-        weights = model.state_dict()
-        return [self._stored(theirs, weights[ours]) for ours, theirs in self.names.items()]
-
-    def _stored(self, name: str, weight: Tensor) -> Stored:
-        shape = tuple(weight.shape)
-        return Stored(name, shape, storage(name, shape, self.outtype), lambda: weight)
-
-    def write(self, path: Path, model: PreTrainedModel) -> list[Stored]:
-        """Write the file; what was written."""
-        tensors = self.tensors(model)
-        write_gguf(path, "clip", tensors, self.fill)
-        return tensors
-
-
-def plan_vision(shape: PreTrainedModel, processor: ProcessorMixin, outtype: Outtype) -> Vision:
-    """Find names for every weight that llama.cpp uses of a tower and a connector.
-
-    Args:
-        shape: the whole model; the meta device is enough.
-        processor: as it was trained with.
-        outtype: how weights are stored.
-
-    Raises:
-        ModelError: E033 for a tower or a connector that is not known to work.
-    """
+def plan_vision(shape: PreTrainedModel, processor: ProcessorMixin, outtype: Outtype) -> GgufFile:
+    """Find names for every weight that llama.cpp uses of a tower and a connector; E033 where it is not known to."""
     plan = VISION.get(shape.config.model_type)
     if plan is None:
         raise _unknown(f"the base is {type(shape).__name__}")
     return plan(shape, processor, outtype)
 
 
-def _llava(shape: PreTrainedModel, processor: ProcessorMixin, outtype: Outtype) -> Vision:
+def _llava(shape: PreTrainedModel, processor: ProcessorMixin, outtype: Outtype) -> GgufFile:
     config, tower = shape.config, shape.config.vision_config
     if tower.model_type not in TOWERS:
         raise _unknown(f"the tower is of kind {tower.model_type}")
@@ -89,34 +50,32 @@ def _llava(shape: PreTrainedModel, processor: ProcessorMixin, outtype: Outtype) 
     taken = wanted if wanted >= 0 else layers + 1 + wanted
     parts = split(shape)
     (vision,), (projector,) = parts.vision, parts.connector
-    names = {
-        f"{projector}.linear_{ours}.{kind}": f"mm.{theirs}.{kind}"
-        for ours, theirs in ((1, 0), (2, 2))
-        for kind in ("weight", "bias")
-    }
+    names: dict[str, str] = {}
+    for ours, theirs in ((f"{projector}.linear_1", "mm.0"), (f"{projector}.linear_2", "mm.2")):
+        names |= {f"{ours}.{kind}": f"{theirs}.{kind}" for kind in ("weight", "bias")}
     names |= _tower(shape, f"{vision}.", "vision_tower.vision_model.", taken, post_norm=False)
 
     def fill(writer: gguf.GGUFWriter) -> None:
-        _settings(writer, shape, processor, "mlp", blocks=taken, outtype=outtype)
+        _settings(writer, shape, processor, "mlp", blocks=taken)
         writer.add_bool("clip.has_llava_projector", True)
         # Blocks counted from the embeddings, which are 0; the post-norm is not applied, and not written.
         writer.add_array("clip.vision.feature_layer", [taken])
 
     drops = (PADDED, *([CLASS_LAST] if tower.model_type == "clip_vision_model" else []), *_approximated(tower))
-    return Vision("mlp", names, outtype, fill, drops)
+    return GgufFile("clip", outtype, names, fill, drops)
 
 
-def _idefics3(shape: PreTrainedModel, processor: ProcessorMixin, outtype: Outtype) -> Vision:
+def _idefics3(shape: PreTrainedModel, processor: ProcessorMixin, outtype: Outtype) -> GgufFile:
     tower = shape.config.vision_config
     names = _tower(shape, "model.vision_model.", "model.vision_model.", tower.num_hidden_layers, post_norm=True)
     names["model.connector.modality_projection.proj.weight"] = "mm.model.fc.weight"
 
     def fill(writer: gguf.GGUFWriter) -> None:
-        _settings(writer, shape, processor, "idefics3", blocks=tower.num_hidden_layers, outtype=outtype)
+        _settings(writer, shape, processor, "idefics3", blocks=tower.num_hidden_layers)
         writer.add_vision_projector_scale_factor(shape.config.scale_factor)
         writer.add_vision_preproc_image_size(int(processor.image_processor.size["longest_edge"]))
 
-    return Vision("idefics3", names, outtype, fill, (CUT, *_approximated(tower)))
+    return GgufFile("clip", outtype, names, fill, (CUT, *_approximated(tower)))
 
 
 PADDED = (
@@ -129,7 +88,7 @@ CLASS_LAST = (
     "picture wrongly; the file is right, and builds that put it first read it right (docs/export.md)"
 )
 CUT = "llama.cpp resizes and cuts pictures with its own code, which differs from the processor's in the last digits"
-VISION: dict[str, Callable[[PreTrainedModel, ProcessorMixin, Outtype], Vision]] = {
+VISION: dict[str, Callable[[PreTrainedModel, ProcessorMixin, Outtype], GgufFile]] = {
     "llava": _llava,
     "idefics3": _idefics3,
     "smolvlm": _idefics3,
@@ -137,9 +96,8 @@ VISION: dict[str, Callable[[PreTrainedModel, ProcessorMixin, Outtype], Vision]] 
 
 
 def _approximated(tower: PreTrainedConfig) -> tuple[str, ...]:
-    """What the activations lose; llama.cpp has the tanh form of GELU only here."""
-    said = "llama.cpp computes GELU by its tanh form, which differs in the fourth digit"
-    return (said,) if tower.hidden_act == "gelu" else ()
+    tanh = "llama.cpp computes GELU by its tanh form, which differs in the fourth digit"
+    return (tanh,) if tower.hidden_act == "gelu" else ()
 
 
 def _tower(shape: PreTrainedModel, prefix: str, theirs: str, blocks: int, *, post_norm: bool) -> dict[str, str]:
@@ -150,11 +108,9 @@ def _tower(shape: PreTrainedModel, prefix: str, theirs: str, blocks: int, *, pos
     names = {}
     for ours in shape.state_dict():
         own = ours.removeprefix(prefix).removeprefix("vision_model.")
-        if not ours.startswith(prefix) or own.startswith("head."):
-            continue
-        if own.startswith("post_layernorm.") and not post_norm:
-            continue
-        if own.startswith("encoder.layers.") and int(own.split(".")[2]) >= blocks:
+        unread = ("head.",) if post_norm else ("head.", "post_layernorm.")
+        beyond = own.startswith("encoder.layers.") and int(own.split(".")[2]) >= blocks
+        if not ours.startswith(prefix) or own.startswith(unread) or beyond:
             continue
         name = known.get_name(f"{theirs}{own}", try_suffixes=(".weight", ".bias"))
         if name is None:
@@ -164,21 +120,12 @@ def _tower(shape: PreTrainedModel, prefix: str, theirs: str, blocks: int, *, pos
 
 
 def _settings(
-    writer: gguf.GGUFWriter,
-    shape: PreTrainedModel,
-    processor: ProcessorMixin,
-    projector: str,
-    *,
-    blocks: int,
-    outtype: Outtype,
+    writer: gguf.GGUFWriter, shape: PreTrainedModel, processor: ProcessorMixin, projector: str, *, blocks: int
 ) -> None:
-    """What every vision file says."""
-    import gguf
-
+    """What every vision file has."""
     tower, pictures = shape.config.vision_config, processor.image_processor
     if tower.hidden_act not in ACTIVATIONS:
         raise _unknown(f"the tower's activation is {tower.hidden_act}")
-    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[outtype]])
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type(projector)
     writer.add_vision_projection_dim(shape.get_input_embeddings().weight.shape[1])
@@ -191,9 +138,8 @@ def _settings(
     writer.add_vision_attention_layernorm_eps(tower.layer_norm_eps)
     writer.add_vision_image_mean([float(value) for value in pictures.image_mean])
     writer.add_vision_image_std([float(value) for value in pictures.image_std])
-    use = {"use_gelu": writer.add_vision_use_gelu, "use_silu": writer.add_vision_use_silu}
     if (activation := ACTIVATIONS[tower.hidden_act]) is not None:
-        use[activation](True)
+        writer.add_bool(activation, True)
 
 
 def _unknown(why: str) -> ModelError:

@@ -1,7 +1,7 @@
 """A tokenizer as llama.cpp needs it: tokens with their kinds, merges, special tokens, and how text is cut first.
 
-llama.cpp has its own code for cutting text into words and knows it by name. The name is found by what the tokenizer
-says it does; a tokenizer that cuts in another way is refused, for llama.cpp would read every text differently.
+llama.cpp has its own code for cutting text into words and knows it by name. The tokenizer's steps lead to the name; one
+that cuts in another way is refused, because llama.cpp would read every text differently.
 
 Usage: ``read_vocabulary(folder, rows=32_064).add_to(writer)``
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from qlmm.core.errors import ModelError
 
@@ -40,15 +40,9 @@ SPACE = "▁"
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Tokens in the order of their ids.
+    """Tokens in the order of their ids; whether a space or a token is put before every text, or a token behind it.
 
-    Attributes:
-        model: ``gpt2`` for byte-level BPE, ``llama`` for SentencePiece's kind.
-        cutting: llama.cpp's name for how text is cut.
-        space_first: a space is put before a text; only SentencePiece's kind can.
-        begins: a token is put before every text.
-        ends: a token is put behind every text.
-        folder: where the tokenizer's files lie.
+    The model is ``gpt2`` for byte-level BPE, ``llama`` for SentencePiece's kind, which alone has scores.
     """
 
     model: str
@@ -74,17 +68,13 @@ class Vocabulary:
             writer.add_add_space_prefix(self.space_first)
         special = gguf.SpecialVocab(self.folder, load_merges=self.model == "gpt2", n_vocab=len(self.tokens))
         special.chat_template = None
-        # Where nothing is said, llama.cpp has a guess of its own.
+        # llama.cpp guesses what is left open.
         special.add_special_token = {"bos": self.begins, "eos": self.ends}
         special.add_to_gguf(writer, quiet=True)
 
 
 def read_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
-    """Read ``tokenizer.json``.
-
-    Args:
-        folder: the adapter's, or any other with a tokenizer.
-        rows: rows of the language model's embeddings; ids without a token are filled.
+    """Read a folder's ``tokenizer.json``; ids without a token are filled up to the number of embeddings, ``rows``.
 
     Raises:
         ModelError: E030 for a tokenizer that llama.cpp has no code for, or that does not fit the embeddings.
@@ -97,13 +87,13 @@ def read_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
     if model["type"] != "BPE":
         raise _unknown(f"is of kind {model['type']}")
     pieces = bool(model.get("byte_fallback"))
-    by_id = {number: token for token, number in model["vocab"].items()}
-    added = {one["id"]: one for one in written.get("added_tokens") or []}
-    by_id |= {number: one["content"] for number, one in added.items()}
+    tokenizer = Tokenizer.from_file(str(path))
+    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
+    added = tokenizer.get_added_tokens_decoder()
     if max(by_id) >= rows:
         raise _unknown(f"has the token {by_id[max(by_id)]} with id {max(by_id)}, but the model has {rows} embeddings")
     ranks = _ranks(model["merges"]) if pieces else {}
-    begins, ends = _around(path)
+    bare, whole = (tokenizer.encode("a", add_special_tokens=asked).ids for asked in (False, True))
     ids = range(rows)
     return Vocabulary(
         model="llama" if pieces else "gpt2",
@@ -112,18 +102,14 @@ def read_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
         kinds=tuple(_kind_of(number, by_id, added, model.get("unk_token"), pieces=pieces) for number in ids),
         scores=tuple(-float(ranks.get(by_id.get(number, ""), len(ranks))) for number in ids) if pieces else (),
         space_first=pieces and _space_first(written),
-        begins=begins,
-        ends=ends,
+        begins=whole[: len(bare)] != bare,
+        ends=whole[-len(bare) :] != bare,
         folder=folder,
     )
 
 
 def cutting(pre_tokenizer: Mapping[str, Any] | None) -> str:
-    """llama.cpp's name for how a byte-level tokenizer cuts text.
-
-    Raises:
-        ModelError: E030 when it has none.
-    """
+    """llama.cpp's name for how a byte-level tokenizer cuts text; E030 when it has none."""
     steps = (pre_tokenizer or {}).get("pretokenizers") or [pre_tokenizer or {"type": "nothing"}]
     name = CUTTING.get(tuple(_step(one) for one in steps))
     if name is None:
@@ -142,7 +128,7 @@ def _step(one: Mapping[str, Any]) -> str:
 
 
 def _ranks(merges: list[Any]) -> dict[str, int]:
-    """The order in which pieces are made; SentencePiece's scores say the same."""
+    """The order in which pieces are made, which is that of SentencePiece's scores."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -151,26 +137,19 @@ def _ranks(merges: list[Any]) -> dict[str, int]:
 
 
 def _kind_of(
-    number: int, by_id: Mapping[int, str], added: Mapping[int, Any], unknown: str | None, *, pieces: bool
+    number: int, by_id: Mapping[int, str], added: Mapping[int, AddedToken], unknown: str | None, *, pieces: bool
 ) -> int:
     if number not in by_id:
         return UNUSED
     if pieces and by_id[number] == unknown:
         return UNKNOWN
     if number in added:
-        return CONTROL if added[number]["special"] else USER_DEFINED
+        return CONTROL if added[number].special else USER_DEFINED
     return BYTE if pieces and re.fullmatch(r"<0x[0-9A-F]{2}>", by_id[number]) else NORMAL
 
 
-def _around(path: Path) -> tuple[bool, bool]:
-    """Whether tokens are put before and behind a text that nobody asked for."""
-    tokenizer = Tokenizer.from_file(str(path))
-    bare, whole = (tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
-    return whole[: len(bare)] != bare, whole[-len(bare) :] != bare
-
-
 def _space_first(written: Mapping[str, Any]) -> bool:
-    """Whether a space is put before every text: said by the normaliser, or by the way of cutting."""
+    """Whether a space is put before every text, by the normaliser or by the way of cutting."""
     normaliser, first = written.get("normalizer") or {}, written.get("pre_tokenizer") or {}
     steps = normaliser.get("normalizers") or [normaliser]
     prepended = any(one.get("type") == "Prepend" and one.get("prepend") == SPACE for one in steps)

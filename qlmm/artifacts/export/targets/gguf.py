@@ -8,41 +8,64 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers import AutoModelForImageTextToText, ProcessorMixin
 
 from qlmm.artifacts.export.export import Export, Job, Plan, Written
-from qlmm.artifacts.export.llamacpp.file import Stored, compare, need_gguf
-from qlmm.artifacts.export.llamacpp.language import Language, plan_language
-from qlmm.artifacts.export.llamacpp.vision import Vision, plan_vision
+from qlmm.artifacts.export.llamacpp.file import GgufFile, compare, need_gguf
+from qlmm.artifacts.export.llamacpp.language import plan_language
+from qlmm.artifacts.export.llamacpp.vision import plan_vision
 from qlmm.artifacts.export.targets.hf import merge_of, merged, merging_drops
 from qlmm.core.errors import ModelError, RunError, UsageError
 
-__all__ = ["EXPORT", "LANGUAGE", "VISION", "text_template"]
+__all__ = ["EXPORT", "LANGUAGE", "VISION"]
 
 LANGUAGE, VISION = "model.gguf", "mmproj.gguf"
 MARK = "qlmm-asks-this"
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Both files, planned."""
+def plan(job: Job) -> Plan:
+    """Find names for weights and tokenizer, or leave what is not known to llama.cpp's own converter.
 
-    language: Language
-    vision: Vision
+    Raises:
+        UsageError: E020 without the package gguf, E024 for a converter that is not there, E032 for an unknown outtype.
+        ModelError: E030, E031 and E033 for what is not known.
+    """
+    need_gguf()
+    converter, outtype, model = job.wishes.converter, job.wishes.outtype, job.base.shape.model
+    if converter is not None and not converter.is_file():
+        raise UsageError.one("E024", f"--converter: there is no file {converter}")
+    drops = merging_drops(job)
+    if outtype != "f32":
+        drops += (f"weights are rounded to {outtype}",)
+    files = _files(job)
+    if files is None:
+        drops += ("llama.cpp's own converter writes the files; their weights are not compared with the merged ones",)
+        # A guess: the converter may keep some weights more exactly.
+        size = sum(weight.numel() for weight in model.state_dict().values()) * (4 if outtype == "f32" else 2)
+    else:
+        drops += tuple(drop for file in files.values() for drop in file.drops)
+        size = sum(one.size for file in files.values() for one in file.tensors(model))
+    # The merged model lies beside while its weights are written anew.
+    return Plan(drops, merge_of(job).size + size)
 
-    @property
-    def drops(self) -> tuple[str, ...]:
-        """What llama.cpp does otherwise."""
-        return self.vision.drops
+
+def _files(job: Job) -> dict[str, GgufFile] | None:
+    """Both files by name, or None where they are not known and a converter is there to write them."""
+    processor, model = job.base.saved_processor(job.folder), job.base.shape.model
+    try:
+        language = plan_language(model, job.folder, job.wishes.outtype, _text_template(processor))
+        return {LANGUAGE: language, VISION: plan_vision(model, processor, language.outtype)}
+    except ModelError:
+        if job.wishes.converter is None:
+            raise
+        return None
 
 
-def text_template(processor: ProcessorMixin) -> str | None:
-    """The chat template where it takes messages of plain text, which is what llama.cpp hands over; else None."""
+def _text_template(processor: ProcessorMixin) -> str | None:
+    """The chat template where it takes messages of plain text, which is what llama.cpp passes; else None."""
     template = processor.chat_template
     if not isinstance(template, str):
         return None
@@ -55,72 +78,26 @@ def text_template(processor: ProcessorMixin) -> str | None:
     return template if MARK in shown else None
 
 
-def plan(job: Job) -> Plan:
-    """Names for every weight and for the tokenizer, or llama.cpp's own converter for what is not known.
-
-    Raises:
-        UsageError: E020 without the package gguf, E024 for a converter that is not there.
-        ModelError: E030 to E033 for what is not known.
-    """
-    need_gguf()
-    converter = job.wishes.converter
-    if converter is not None and not converter.is_file():
-        raise UsageError.one("E024", f"--converter: there is no file {converter}")
-    quantised = () if job.wishes.outtype == "f32" else (f"weights are rounded to {job.wishes.outtype}",)
-    drops: tuple[str, ...] = (*merging_drops(job), *quantised)
-    known = _files(job)
-    if known is None:
-        drops += ("llama.cpp's own converter writes the files; their weights are not compared with the merged ones",)
-    else:
-        drops += known.drops
-        if known.language.template is None:
-            drops += (
-                "the chat template takes messages as lists of parts, which llama.cpp does not hand over: it is left "
-                "out, so give llama.cpp one with --chat-template",
-            )
-    # The merged model lies beside while its weights are written anew.
-    return Plan(drops, merge_of(job).size + _written_size(job, known))
-
-
-def _written_size(job: Job, known: Files | None) -> int:
-    """Bytes of both files; of those that a converter writes, those of their weights if none is kept more exactly."""
-    model = job.shape.model
-    if known is not None:
-        return sum(one.size for one in [*known.language.tensors(model), *known.vision.tensors(model)])
-    values: int = sum(weight.numel() for weight in model.state_dict().values())
-    return values * (4 if job.wishes.outtype == "f32" else 2)
-
-
-def _files(job: Job) -> Files | None:
-    """Both files, or None where they are not known and a converter is there to write them."""
-    processor = job.base.saved_processor(job.folder)
-    try:
-        language = plan_language(job.shape.model, job.folder, job.wishes.outtype, text_template(processor))
-        return Files(language, plan_vision(job.shape.model, processor, language.outtype))
-    except ModelError:
-        if job.wishes.converter is None:
-            raise
-        return None
-
-
 def write(job: Job, made: Path, way: Path) -> Written:
     """Merge, write both files, read them back, compare."""
-    (way / "merged").mkdir()
-    merged(job, way / "merged")
+    checkpoint = way / "merged"
+    checkpoint.mkdir()
+    merged(job, checkpoint)
     files = _files(job)
     if files is None:
-        proof = tuple(_converted(job, way / "merged", made / name) for name in (LANGUAGE, VISION))
-    else:
-        model = AutoModelForImageTextToText.from_pretrained(
-            str(way / "merged"), dtype="auto", trust_remote_code=False
-        ).eval()
-        job.tell("writing the language file")
-        spoken = files.language.write(made / LANGUAGE, model)
-        job.tell("writing the vision file")
-        seen = files.vision.write(made / VISION, model)
-        job.tell("reading both back")
-        proof = (_proof(made / LANGUAGE, spoken), _proof(made / VISION, seen))
-    return Written(proof, _commands)
+        return Written(tuple(_converted(job, checkpoint, made / name) for name in (LANGUAGE, VISION)), _commands)
+    model = AutoModelForImageTextToText.from_pretrained(str(checkpoint), dtype="auto", trust_remote_code=False).eval()
+    proof = []
+    for name, file in files.items():
+        job.tell(f"writing {name}, and reading it back")
+        tensors = file.write(made / name, model)
+        largest, rounded = compare(made / name, tensors), sum(one.kind == "q8_0" for one in tensors)
+        blocks = f", {rounded} of them in blocks of 8 bits" if rounded else ""
+        proof.append(
+            f"{name} read back: {len(tensors)} tensors are the merged weights{blocks}, apart by rounding alone "
+            f"(at most {largest:.2g} of a tensor's largest value)"
+        )
+    return Written(tuple(proof), _commands)
 
 
 def _commands(place: str) -> tuple[str, ...]:
@@ -128,21 +105,8 @@ def _commands(place: str) -> tuple[str, ...]:
     return (f'llama-mtmd-cli {files} --image picture.png -p "What is this?"',)
 
 
-def _proof(path: Path, tensors: Sequence[Stored]) -> str:
-    found = compare(path, tensors)
-    blocks = f", {found.rounded} of them in blocks of 8 bits" if found.rounded else ""
-    return (
-        f"{path.name} read back: {found.tensors} tensors are the merged weights{blocks}, apart by rounding alone "
-        f"(at most {found.largest:.2g} of a tensor's largest value)"
-    )
-
-
 def _converted(job: Job, source: Path, place: Path) -> str:
-    """One file by llama.cpp's converter.
-
-    Raises:
-        RunError: E025 when it fails.
-    """
+    """One file by llama.cpp's converter; E025 when it fails."""
     import gguf
 
     command = [sys.executable, str(job.wishes.converter), str(source), "--outfile", str(place)]

@@ -1,6 +1,6 @@
 """The files for llama.cpp, and a Modelfile from which Ollama makes a model of them.
 
-Ollama's templates are written in Go. The chat template is rendered with marks in place of the messages; what stands
+Ollama's templates are written in Go. The chat template is rendered with marks in place of the messages. What stands
 around the marks becomes the Go template, where that is the same in every turn.
 
 Usage: ``qlmm export ADAPTER --to ollama --out DIR``
@@ -8,11 +8,11 @@ Usage: ``qlmm export ADAPTER --to ollama --out DIR``
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
@@ -32,13 +32,9 @@ MARKS = tuple(f"<<qlmm mark {number}>>" for number in range(len(ROLES)))
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a chat template puts around messages.
+    """What a chat template puts before and after messages, by role.
 
-    Attributes:
-        begin: at the very start, without the token that the tokenizer puts there.
-        default: after that where no system message comes first.
-        before: before a message, by role.
-        after: after a message, by role.
+    It begins without the token that the tokenizer puts there; the default follows where no system message comes first.
     """
 
     begin: str
@@ -55,9 +51,10 @@ def frame(processor: ProcessorMixin) -> Frame | None:
         bare = _shown(processor, ROLES[1:2], asks=True)
     except (TemplateError, TypeError):
         return None
-    if any(whole.count(mark) != 1 for mark in MARKS):
+    pieces = re.split(f"({'|'.join(MARKS)})", whole)
+    if pieces[1::2] != list(MARKS):
         return None
-    first, to_user, to_answer, to_next, rest = _between(whole, MARKS)
+    first, to_user, to_answer, to_next, rest = pieces[::2]
     end, opening = ended.partition(MARKS[2])[2], bare.partition(MARKS[0])[0]
     user = to_next.removeprefix(end)
     starts = to_next.startswith(end) and to_answer.startswith(rest)
@@ -73,38 +70,22 @@ def frame(processor: ProcessorMixin) -> Frame | None:
     )
 
 
-def _between(text: str, marks: Sequence[str]) -> list[str]:
-    pieces, rest = [], text
-    for mark in marks:
-        before, _, rest = rest.partition(mark)
-        pieces.append(before)
-    return [*pieces, rest]
-
-
 def _shown(processor: ProcessorMixin, roles: Sequence[str], *, asks: bool) -> str:
     """A conversation of marks; templates of processors take lists of parts, those of tokenizers plain text."""
-    text = ""
-    for parts in (True, False):
-        messages = [{"role": role, "content": _content(mark, parts)} for role, mark in zip(roles, MARKS, strict=False)]
-        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
-        if "'type'" not in text:
-            break
-    start = processor.tokenizer.bos_token
+    plain = [{"role": role, "content": mark} for role, mark in zip(roles, MARKS, strict=False)]
+    parts = [one | {"content": [{"type": "text", "text": one["content"]}]} for one in plain]
+    text: str = processor.apply_chat_template(parts, tokenize=False, add_generation_prompt=asks)
+    if "'type'" in text:
+        text = processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=asks)
+    tokenizer = processor.tokenizer
+    ids = tokenizer("a")["input_ids"]
     # The tokenizer puts its first token there itself.
-    return text.removeprefix(start) if start and _adds_start(processor) else text
-
-
-def _content(mark: str, parts: bool) -> Any:
-    return [{"type": "text", "text": mark}] if parts else mark
-
-
-def _adds_start(processor: ProcessorMixin) -> bool:
-    ids = processor.tokenizer("a")["input_ids"]
-    return bool(ids) and ids[0] == processor.tokenizer.bos_token_id
+    adds_start = ids and ids[0] == tokenizer.bos_token_id
+    return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token and adds_start else text
 
 
 def go_template(shape: Frame) -> str:
-    """The same as Ollama writes it."""
+    """The same as a template of Ollama."""
     turns = "".join(
         f'{{{{ {word} eq .Role "{role}" }}}}{shape.before[role]}{{{{ .Content }}}}{shape.after[role]}'
         for word, role in (("if", "system"), ("else if", "user"), ("else if", "assistant"))
@@ -116,11 +97,10 @@ def go_template(shape: Frame) -> str:
 def plan(job: Job) -> Plan:
     """As for llama.cpp, and the template."""
     files = plan_gguf(job)
-    processor = job.base.saved_processor(job.folder)
     drops = tuple(one for one in files.drops if "--chat-template" not in one)
-    if frame(processor) is None:
+    if frame(job.base.saved_processor(job.folder)) is None:
         drops += (
-            "the chat template puts different things around different turns, which no TEMPLATE says: the Modelfile "
+            "the chat template puts different things around different turns, which no TEMPLATE can: the Modelfile "
             "has none, and Ollama takes the one in model.gguf or guesses",
         )
     else:
@@ -132,20 +112,17 @@ def write(job: Job, made: Path, way: Path) -> Written:
     """Write the files and the Modelfile."""
     files = write_gguf(job, made, way)
     processor = job.base.saved_processor(job.folder)
-    shape = frame(processor)
     lines = [f"FROM ./{LANGUAGE}", f"FROM ./{VISION}"]
-    lines += [f'TEMPLATE """{go_template(shape)}"""'] if shape is not None else []
-    lines += [f'PARAMETER stop "{stop}"' for stop in _stops(processor)]
+    if (shape := frame(processor)) is not None:
+        lines.append(f'TEMPLATE """{go_template(shape)}"""')
+    if processor.tokenizer.eos_token:
+        lines.append(f'PARAMETER stop "{processor.tokenizer.eos_token}"')
     atomic_write(made / MODELFILE, "\n".join(lines) + "\n")
 
     def commands(place: str) -> tuple[str, ...]:
         return (f"ollama create {job.name} -f {shlex.quote(f'{place}/{MODELFILE}')}", f"ollama run {job.name}")
 
     return Written(files.proof, commands)
-
-
-def _stops(processor: ProcessorMixin) -> list[str]:
-    return [processor.tokenizer.eos_token] if processor.tokenizer.eos_token else []
 
 
 EXPORT = Export("files for llama.cpp with a Modelfile for Ollama", plan, write)

@@ -6,25 +6,22 @@ Usage: ``qlmm export ADAPTER --to peft --out DIR``
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from qlmm.artifacts.adapter.allowed_files import allowed
 from qlmm.artifacts.export.export import Export, Job, Plan, Written
-from qlmm.artifacts.export.parity import by_transformers, reference, same
+from qlmm.artifacts.export.parity import compared
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import CARD, MANIFEST, PICTURES, PROBE
 
-__all__ = ["EXPORT", "carried"]
+__all__ = ["EXPORT", "carried", "copy_carried"]
 
 OURS = frozenset({MANIFEST, PROBE, CARD})
 
 
 def plan(job: Job) -> Plan:
-    """An assembled base is not there for anybody else.
-
-    Raises:
-        ModelError: E010.
-    """
+    """Refuse an assembled base, which is there for nobody else, with E010."""
     base = job.manifest.recipe.base
     if base.model is None:
         raise ModelError.one(
@@ -35,7 +32,7 @@ def plan(job: Job) -> Plan:
     drops = ["qlmm.json and the probe stay behind: qlmm verify, merge and export need the adapter folder itself"]
     if base.quantize != "none":
         drops.append(f"PEFT does not know that the base was {base.quantize}: load it so, or answers differ a little")
-    if job.shape.parts.bare and job.manifest.recipe.adapter.connector == "full":
+    if job.base.shape.parts.bare and job.manifest.recipe.adapter.connector == "full":
         drops.append("PEFT rounds the connector's bare parameters to the dtype of the base")
     return Plan(tuple(drops), sum((job.folder / name).stat().st_size for name in carried(job)))
 
@@ -49,17 +46,21 @@ def carried(job: Job) -> list[str]:
     return [name for name in names if not name.startswith(f"{PICTURES}/")]
 
 
+def copy_carried(job: Job, into: Path, *, without: Collection[str] = ()) -> None:
+    """Copy the files that are of use without qlmm."""
+    for name in carried(job):
+        if name not in without:
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(job.folder / name, into / name)
+
+
 def write(job: Job, made: Path, way: Path) -> Written:
     """Copy, load by PEFT, compare."""
-    for name in carried(job):
-        (made / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(job.folder / name, made / name)
-    located = job.base.places["model"]
-    job.tell("comparing answers")
-    ours = reference(job, onto="original")
-    theirs = by_transformers(located.path, made, job, processor=made, onto="original", revision=located.revision)
-    line = same(ours, theirs, "the folder, loaded by transformers and PEFT on the unquantised base,", stored="fp32")
-    return Written((line,), lambda place: ())
+    copy_carried(job, made)
+    base = job.base.places["model"]
+    what = "the folder, loaded by transformers and PEFT on the unquantised base,"
+    line = compared(job, what, base.path, made, revision=base.revision, onto="original", stored="fp32")
+    return Written((line,))
 
 
 EXPORT = Export("the adapter as plain PEFT loads it", plan, write)

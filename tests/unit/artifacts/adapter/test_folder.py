@@ -15,10 +15,15 @@ from qlmm.artifacts.adapter.folder import file_hashes, stage_adapter
 from qlmm.core import staging
 from qlmm.core.filenames import ADAPTER, UNPROVEN
 from qlmm.core.staging import publish
-from qlmm.recipe.schema import BaseSection
+from qlmm.model.loading.identity import BaseIdentity, PartIdentity
 
-NATIVE = BaseSection(model="llava-hf/llava-1.5-7b-hf@0123abc")
-ASSEMBLED = BaseSection.model_validate({"vision": "a", "language": "b", "connector": {"kind": "mlp"}})
+
+def part(name: str, revision: str | None = None) -> PartIdentity:
+    return PartIdentity(id=name, revision=revision, config_sha256="aa")
+
+
+NATIVE = BaseIdentity(kind="native", parts={"model": part("llava-hf/llava-1.5-7b-hf@0123abc", "0123abc" + "0" * 33)})
+ASSEMBLED = BaseIdentity(kind="assembled", parts={"vision": part("a"), "language": part("b")})
 
 
 class Saving:
@@ -71,7 +76,7 @@ def test_the_base_is_named_as_plain_peft_finds_it(staged: Path) -> None:
 
 
 def test_a_base_in_a_folder_is_named_without_its_place(tmp_path: Path) -> None:
-    base = BaseSection(model="/somewhere/secret-project/llava")
+    base = BaseIdentity(kind="native", parts={"model": part("/somewhere/secret-project/llava")})
     stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path, base)  # type: ignore[arg-type]  # stand-ins
     assert json.loads((stage / "adapter_config.json").read_text())["base_model_name_or_path"] == "llava"
 

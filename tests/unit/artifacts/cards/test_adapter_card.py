@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,15 +83,9 @@ def test_only_what_stands_between_marks_is_written_anew() -> None:
     assert second.endswith("\nLast words on me/owl.\n")
 
 
-def test_a_section_without_marks_is_found_by_its_words() -> None:
-    made = manifest()
-    old = re.sub(r"<!-- qlmm: .*?-->\n\n|\n\n<!-- qlmm: end -->", "", card(made, PROOF))
-    assert "<!--" not in old
-    assert placed(old, made, "me/owl", {}, unproven=False) == placed(
-        card(made, PROOF), made, "me/owl", {}, unproven=False
-    )
+def test_a_card_without_marks_belongs_to_the_owner() -> None:
     own = "Load it as you like.\n"
-    assert placed(own, made, "me/owl", {}, unproven=False).endswith(own)
+    assert placed(own, manifest(), "me/owl", {}, unproven=False).endswith(own)
 
 
 def test_what_was_no_data_set_of_the_hub_never_becomes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +188,7 @@ def test_what_was_not_measured_has_no_place_in_the_card() -> None:
 
 def test_the_card_of_a_preference_run_says_which_pairs_were_won() -> None:
     text = card(manifest(), PAIRS_PROOF)
-    assert "| | right picture | another row's picture |\n|---|---|---|\n| before | 51.6 % | 50.0 % |" in text
+    assert "|  | right picture | another row's picture |\n|---|---|---|\n| before | 51.6 % | 50.0 % |" in text
     assert "| after | 84.4 % | 55.0 % |" in text
     words = replace(PAIRS_PROOF, pairs_before=None, pairs_after=PairProof(8, 0.5, 0.25, 0, None, None, None))
     assert "| after | 50.0 % | — |" in card(manifest(), words)

@@ -9,15 +9,12 @@ import pytest
 
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import Combination, read_manifest, write_manifest
-from qlmm.artifacts.cards.sections import between
 from qlmm.artifacts.combine.card import combine_card
 from qlmm.artifacts.combine.checks import Source, check_same_base, check_settings, read_sources
 from qlmm.artifacts.hub.package import pack
 from qlmm.core.errors import ModelError, UsageError
 from tests.sharing import COMMIT, PRIVATE, contents, shared_adapter
 from tests.unit.artifacts.adapters import manifest
-
-TWO = ("runs/a", "runs/b")
 
 
 @pytest.mark.parametrize(
@@ -33,10 +30,10 @@ TWO = ("runs/a", "runs/b")
     ],
 )
 def test_weights_that_would_scale_lora_and_connector_differently_are_refused(
-    method: str, weights: tuple[float, ...], says: str, tmp_path: Path
+    method: Any, weights: tuple[float, ...], says: str
 ) -> None:
     with pytest.raises(UsageError, match=rf"K002.*{says}") as caught:
-        check_settings(TWO, tmp_path / "both", method, weights, 0.5)
+        check_settings(2, method, weights, 0.5)
     (problem,) = caught.value.problems
     assert says == "finite" or "--method cat" in str(problem.help)
 
@@ -50,8 +47,8 @@ def test_weights_that_would_scale_lora_and_connector_differently_are_refused(
         ("ties", (0.5, 0.5)),
     ],
 )
-def test_other_weights_are_taken(method: str, weights: tuple[float, ...], tmp_path: Path) -> None:
-    check_settings(TWO, tmp_path / "both", method, weights, 0.5)
+def test_other_weights_are_taken(method: Any, weights: tuple[float, ...]) -> None:
+    check_settings(2, method, weights, 0.5)
 
 
 def test_an_adapter_is_called_by_its_id_or_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +105,7 @@ def test_the_card_names_base_data_and_losses_and_can_be_pushed(tmp_path: Path) -
         assert wanted in parcel.card
     assert PRIVATE not in parcel.card + parcel.manifest.model_dump_json()
     assert contents(folder)["README.md"] != parcel.card.encode()
-    assert all(between(parcel.card, section) for section in ("base", "data", "use"))
+    assert all(f"<!-- qlmm: {section};" in parcel.card for section in ("base", "data", "use"))
 
 
 @pytest.mark.parametrize("field", ["revision", "config_sha256"])

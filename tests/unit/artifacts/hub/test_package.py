@@ -44,11 +44,11 @@ def rewritten(folder: Path, **changes: Any) -> None:
 def sent(parcel: Package, parent: Path) -> Path:
     """The parcel as a folder."""
     place = parent / "sent"
-    for item in parcel.items:
-        (place / item.name).parent.mkdir(parents=True, exist_ok=True)
-        content = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
-        assert item.size == len(content)
-        (place / item.name).write_bytes(content)
+    for name, given in parcel.files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        content = given if isinstance(given, bytes) else given.read_bytes()
+        assert parcel.sizes[name] == len(content)
+        (place / name).write_bytes(content)
     return place
 
 
@@ -132,7 +132,7 @@ def test_a_base_of_this_machine_is_told(tmp_path: Path) -> None:
         ("adapter_model.safetensors", b"no such thing", "adapter_model.safetensors is not a safetensors file"),
         ("adapter_model.safetensors", b"\2\0\0\0\0\0\0\0{}x", "adapter_model.safetensors is not a safetensors file"),
         (CARD, b"\xff\xfe", "README.md is not text in UTF-8"),
-        (CARD, f"my key is {KEY}".encode(), "README.md seems to hold a Hugging Face token"),
+        (CARD, f"my key is {KEY}".encode(), "README.md seems to contain a Hugging Face token"),
     ],
 )
 def test_what_must_not_be_sent_stops_everything(folder: Path, name: str, content: bytes, why: str) -> None:
@@ -158,7 +158,7 @@ def test_weights_may_begin_as_a_pickle_would(folder: Path) -> None:
     assert content[0] == 0x80
     (folder / "adapter_model.safetensors").write_bytes(content)
     rewritten(folder)
-    assert "adapter_model.safetensors" in [item.name for item in packed(folder).items]
+    assert "adapter_model.safetensors" in packed(folder).files
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "probe.json"])
@@ -190,7 +190,7 @@ def test_a_picture_that_nobody_named_stays_here(folder: Path) -> None:
     (folder / "held-out" / "family.png").write_bytes((folder / "held-out" / "answer-1.png").read_bytes())
     parcel = packed(folder)
     assert parcel.left == ("held-out/family.png",)
-    assert "held-out/family.png" not in [item.name for item in parcel.items]
+    assert "held-out/family.png" not in parcel.files
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,7 @@ def test_a_path_of_this_machine_stops_everything(folder: Path, name: str, text: 
 def test_words_of_a_row_may_look_like_a_path(folder: Path) -> None:
     (folder / "probe.json").write_text(json.dumps({"rows": ["What is in /home/somebody?", "/etc/init.d/x"]}), "utf-8")
     rewritten(folder)
-    assert [item.content for item in packed(folder).items if item.name == "probe.json"] == [
-        (folder / "probe.json").read_bytes()
-    ]
+    assert packed(folder).files["probe.json"] == (folder / "probe.json").read_bytes()
 
 
 @pytest.mark.parametrize("path", ["/Users/me/data/squad", "data/rows"])

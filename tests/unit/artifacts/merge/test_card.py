@@ -17,7 +17,7 @@ FACTS = {"config_sha256": "aa", "revision": None}
 def front(parts: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The metadata on top, and the whole card."""
     facts = manifest(base={"kind": "native", "parts": parts}, files={"adapter_model.safetensors": "a" * 64})
-    text = merge_card(facts, "trained", None, tiny_llava(tiny_processor()), plain=True, size=1 << 30)
+    text = merge_card(facts, "trained", None, tiny_llava(tiny_processor()), size=1 << 30)
     return yaml.safe_load(text.split("---")[1]), text
 
 

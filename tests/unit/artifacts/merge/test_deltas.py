@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from bitsandbytes import functional
@@ -13,9 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
+from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.merge import deltas as module
 from qlmm.artifacts.merge.deltas import AsTrained, Deltas, requantised
 from qlmm.core.errors import ModelError
+from qlmm.model.loading.base import Base
+from qlmm.model.numerics.precision import Precision
+from tests.runs import TinyRun
+from tests.unit.artifacts.adapters import manifest
 
 WEIGHTS = "adapter_model.safetensors"
 FP32 = torch.float32
@@ -152,3 +158,24 @@ def test_layers_that_are_stored_transposed_are_quantised_as_the_loader_does(tmp_
     weight = model.get_parameter(name).data
     deltas = Deltas(tmp_path / "adapter", Both(model.to("meta")), AsTrained(FP32, "nf4", frozenset({f"gpt.{name}"})))
     assert torch.equal(deltas.apply(f"gpt.{name}", weight, FP32), expected)
+
+
+def of(run: TinyRun, *overrides: str) -> Manifest:
+    return manifest(recipe=run.recipe(*overrides).recipe)
+
+
+def test_quantised_weights_are_those_that_the_loader_quantises(tmp_path: Path) -> None:
+    made = of(TinyRun.make(tmp_path), "base.quantize=nf4")
+    base = Base.resolve(made.recipe.base)
+    model = base.load(Precision("cpu", "fp32"), seed=0)
+    real = {name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
+    assert AsTrained.of(made, base).quantised == {f"{name}.weight" for name in real}
+    assert real
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_without_quantisation_only_the_precision_is_left(precision: str, tmp_path: Path) -> None:
+    made = of(TinyRun.make(tmp_path)).model_copy(update={"precision": precision})
+    stored = AsTrained.of(made, Base.resolve(made.recipe.base))
+    assert (stored.kind, stored.quantised) == ("none", frozenset())
+    assert str(stored.dtype).endswith({"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[precision])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qlmm.cli.output.console import Out, out, visible
-from qlmm.cli.output.progress import progress
+from qlmm.cli.output.progress import Progress
 from qlmm.cli.output.screens import plan_screen
 from qlmm.core.errors import Problem, RecipeError, Where
 from tests.run_facts import PLAN, step
@@ -32,7 +32,7 @@ ERROR = RecipeError([UNKNOWN_KEY])
 def test_results_go_to_stdout_and_talk_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     out.print("result")
     out.json({"a": 1})
-    out.talk("loading")
+    out.note("loading")
     out.warn("odd")
     out.error(ERROR)
     said = capsys.readouterr()
@@ -94,7 +94,7 @@ def test_secrets_are_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
 def test_data_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "a\x1b]0;title\x07\x1b[2Jb\rc\x9b31m\td"
     out.print(hostile)
-    out.talk(hostile)
+    out.note(hostile)
     out.error(RecipeError([replace(UNKNOWN_KEY, message=hostile)]))
     out.screen(plan_screen(replace(PLAN, base=hostile)))
     said = capsys.readouterr()
@@ -104,7 +104,7 @@ def test_data_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_an_error_ends_an_open_bar() -> None:
     with watched() as terminal:
-        progress(10)(step(5, total=10))
+        Progress()(step(5, total=10))
         out.error(ERROR)
     assert terminal.getvalue().rstrip().endswith("dropout, targets")
     assert "5/10" in terminal.getvalue()
@@ -113,15 +113,15 @@ def test_an_error_ends_an_open_bar() -> None:
 SAY_ALL = """
 from pathlib import Path
 from qlmm.cli.output.console import out
-from qlmm.cli.output.progress import progress
+from qlmm.cli.output.progress import Progress
 from qlmm.cli.output.screens import done_screen, plan_screen, proof_screen
 from tests.run_facts import PLAN, PROOF
 from tests.terminal import EVERYTHING
 from tests.unit.cli.output.test_console import ERROR
-out.screen(plan_screen(PLAN)); out.screen(proof_screen(PROOF, ascii_only=out.ascii_only))
+out.screen(plan_screen(PLAN)); out.screen(proof_screen(PROOF))
 out.screen(done_screen(Path("é"), ["qlmm chat é"]), soft_wrap=True); out.error(ERROR)
-out.print("café ✓ 🙈 日本 \\udce9 → …"); out.talk("café ✓ 🙈 \\udce9"); out.warn("…"); out.json({"é": "🙈"})
-with progress(2) as listener:
+out.print("café ✓ 🙈 日本 \\udce9 → …"); out.note("café ✓ 🙈 \\udce9"); out.warn("…"); out.json({"é": "🙈"})
+with Progress() as listener:
     for event in EVERYTHING: listener(event)
 """
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 
 from qlmm.cli.output.console import out
-from qlmm.cli.output.progress import line, progress
+from qlmm.cli.output.progress import Progress, line
 from qlmm.core.events import Event, PairsEvaluated, Saved, Warned
 from tests.run_facts import step
 from tests.terminal import EVERYTHING, watched
 
 
 def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress(260, log_every=100) as listener:
+    with Progress(100) as listener:
         for number in range(1, 261):
             listener(step(number))
         listener(Saved(260, "checkpoint-260"))
@@ -33,7 +33,7 @@ def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixtur
 def test_a_step_on_pairs_shows_margin_and_accuracy_within_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     metrics = {"rewards/margins": -12.3456, "rewards/accuracies": 1.0}
     long = replace(step(2600, 0.6931, 2600, metrics), tokens_per_s=1234.0, seconds_left=36_721.0)
-    with progress(2600) as listener:
+    with Progress() as listener:
         listener(long)
     (shown,) = capsys.readouterr().err.splitlines()
     assert shown == "step 2600/2600  loss 0.693  margin -12.35  acc 100 %  1,234 tok/s  10:12:01 left"
@@ -47,7 +47,7 @@ def test_held_out_pairs_have_a_line_with_all_that_was_measured() -> None:
 
 
 def test_a_terminal_gets_one_bar_with_lines_above_it() -> None:
-    with watched() as terminal, progress(10) as listener:
+    with watched() as terminal, Progress() as listener:
         for event in (step(5, total=10), Warned("something odd"), Saved(5, "checkpoint-5")):
             listener(event)
         out.warn("said by others")
@@ -61,7 +61,7 @@ def test_a_terminal_gets_one_bar_with_lines_above_it() -> None:
 @pytest.mark.parametrize(("name", "value"), [("CI", "true"), ("TERM", "dumb")])
 def test_no_bar_where_nobody_watches_it(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    with watched() as terminal, progress(10) as listener:
+    with watched() as terminal, Progress() as listener:
         listener(step(5, total=10))
     assert "━" not in terminal.getvalue()
     assert "step  5/10" in terminal.getvalue()

@@ -1,4 +1,4 @@
-"""A processor is tried once; what is found is a value, and processor and tokenizer stay as they are."""
+"""A processor is tried once, and processor and tokenizer stay as they are."""
 
 from __future__ import annotations
 
@@ -12,24 +12,19 @@ from qlmm.data.encoding.chat_template import Renderer
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.encoding.marked_processor import MarkedProcessor
 from qlmm.data.encoding.marked_tokenizer import marked
-from qlmm.data.encoding.trial import Findings, try_processor
-from tests.tiny import tiny_processor
+from qlmm.data.encoding.trial import PictureTokens, Trial
+from tests.tiny import TOKENS_PER_IMAGE, tiny_processor
 
 
-def test_the_findings_are_a_value() -> None:
+def test_what_a_processor_does_with_pictures_is_found_out() -> None:
     processor = tiny_processor("owl")
-    own, renderer = MarkedProcessor(processor), Renderer(processor)
-    found = try_processor(own, renderer)
-    assert found == try_processor(own, renderer)
-    assert found == Findings(
-        slot_id=processor.tokenizer.convert_tokens_to_ids("<image>"),
-        by_row=True,
-        claims_hold=True,
-        alike=True,
-        takes_text_only=True,
-        takes_both=True,
-    )
-    assert Encoder.make(processor).slot_id == found.slot_id
+    own = MarkedProcessor(processor)
+    trial = Trial(own, Renderer(processor))
+    assert own.by_row
+    assert trial.slot_id == processor.tokenizer.convert_tokens_to_ids("<image>") == Encoder.make(processor).slot_id
+    assert trial.takes_text_only
+    assert trial.takes_both
+    assert trial.picture((30, 20)) == PictureTokens(TOKENS_PER_IMAGE, TOKENS_PER_IMAGE)
 
 
 def test_nothing_is_left_behind_in_processor_or_tokenizer() -> None:

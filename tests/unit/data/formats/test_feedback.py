@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from qlmm.core.errors import ModelError, RunError
-from qlmm.data.batching.collators import rows
-from qlmm.data.batching.feedback_collator import FeedbackCollator
+from qlmm.data.batching.collators import FeedbackCollator, rows
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.encoding.trace import traced
 from qlmm.data.media.media_root import ImageRoot

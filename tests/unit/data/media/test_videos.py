@@ -225,18 +225,18 @@ def test_rows_name_videos_in_the_spellings_that_are_about(
 @pytest.mark.parametrize(
     ("name", "row", "reason"),
     [
-        ("messages", asked([{"type": "video", "video": "../a.mp4"}]), "holds `..`"),
+        ("messages", asked([{"type": "video", "video": "../a.mp4"}]), "contains `..`"),
         ("messages", asked("Q", videos=["/etc/a.mp4"]), "is absolute"),
         ("messages", asked("Q", videos=["https://example.org/a.mp4"]), "is a URL"),
         ("messages", asked("Q", videos=["out.mp4"]), "leads out"),
-        ("messages", asked("Q", videos=[["0.png", "../0.png"]]), "holds `..`"),
+        ("messages", asked("Q", videos=[["0.png", "../0.png"]]), "contains `..`"),
         ("messages", asked("Q", videos=["0.png"]), "video 0.png: not a video in one of the formats"),
         ("messages", asked("Q", videos=[[]]), "a video without frames"),
         ("messages", asked("<video> <video>", videos=["a.mp4"]), "2 <video> markers for 1 videos"),
         ("messages", asked([{"type": "video"}, {"type": "video"}], videos=["a.mp4"]), "more video parts than videos"),
         ("messages", asked([{"type": "video"}], videos=["a.mp4", "a.mp4"]), "1 video parts for 2 videos"),
         ("llava", spoken("<video> <video>", video="a.mp4"), "2 <video> markers for 1 videos"),
-        ("llava", spoken("Q", video="../a.mp4"), "holds `..`"),
+        ("llava", spoken("Q", video="../a.mp4"), "contains `..`"),
     ],
 )
 def test_rows_that_name_videos_badly_say_why(folder: Path, name: str, row: dict[str, Any], reason: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from qlmm.core.errors import DataError, UsageError
-from qlmm.data.errors import DropReason, OtherKind
+from qlmm.data.errors import OtherKind
 from qlmm.data.reading.dataset import Loaded, load_samples
 from qlmm.data.sample import Feedback, ImageRef, Preference
 from qlmm.recipe.schema import Source
@@ -111,10 +111,9 @@ def test_headers_are_checked_where_asked(folder: Path) -> None:
     assert "8000 × 7000 is more than the 50,000,000 pixels" in told[1][1]
 
 
-def test_every_row_left_out_carries_its_reason(folder: Path) -> None:
+def test_a_row_without_its_picture_names_it(folder: Path) -> None:
     rows = [row(), row(image="none.png"), {"messages": []}]
     bad = load(write(folder / "a.jsonl", rows), max_bad_rows=1.0).bad
-    assert [one.reason for one in bad] == [DropReason.NO_PICTURE, DropReason.BAD_ROW]
     assert [one.picture and one.picture.name for one in bad] == ["none.png", None]
 
 

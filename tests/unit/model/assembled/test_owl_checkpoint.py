@@ -122,7 +122,7 @@ class Payload:
 def test_a_pickle_with_code_in_it_is_not_run(owl: Released, home: Path, tmp_path: Path, part: OwlPart) -> None:
     marker = tmp_path / "run"
     torch.save({"language_model.lm_head.weight": Payload(marker)}, owl.folder / "pytorch_model-00002-of-00002.bin")
-    with pytest.raises(ModelError, match=r"pytorch_model-00002-of-00002\.bin holds more than tensors") as caught:
+    with pytest.raises(ModelError, match=r"pytorch_model-00002-of-00002\.bin has more than tensors") as caught:
         folder_of(owl, part)
     assert caught.value.problems[0].code == "M153"
     assert not marker.exists()
@@ -149,8 +149,8 @@ def test_a_damaged_shard_is_named(owl: Released) -> None:
     [
         ("vision_model.encoder.layers.1.mlp.fc1.bias", "vision", "lacks encoder.layers.1.mlp.fc1.bias"),
         ("language_model.model.norm.weight", "language", "lacks model.norm.weight"),
-        ("vision_model.", "vision", "holds no vision tower"),
-        ("language_model.", "language", "holds no language model"),
+        ("vision_model.", "vision", "has no vision tower"),
+        ("language_model.", "language", "has no language model"),
     ],
 )
 def test_weights_that_are_not_there_are_named(owl: Released, gone: str, part: OwlPart, fault: str) -> None:

@@ -98,8 +98,6 @@ CASES = (
     case("Gemma3ImageProcessorPil", lambda out, p: (int(out["num_crops"][0]), 0), "max_tiles", do_pan_and_scan=True,
          pan_and_scan_min_crop_size=50, pan_and_scan_max_num_crops=5, pan_and_scan_min_ratio_to_activate=1.2),
     case("Gemma4ImageProcessorPil", lambda out, p: (1, int(out["num_soft_tokens_per_image"][0]) * 48**2)),
-    case("Kosmos2_5ImageProcessorPil", lambda out, p: (1, int(out["width"][0]) * int(out["height"][0]))),
-    case("Siglip2ImageProcessorPil", lambda out, p: (1, int(out["spatial_shapes"][0].prod()) * 256)),
 )  # fmt: skip
 # transformers has these for torchvision alone.
 TORCHVISION = (
@@ -108,7 +106,6 @@ TORCHVISION = (
     case("PerceptionLMImageProcessor", lambda out, p: without_overview(out["pixel_values"].shape[1], 448), *TILES),
     case("Molmo2ImageProcessor", lambda out, p: without_overview(int(out["image_num_crops"][0]), 378), *TILES),
     case("MuseGlimmerImageProcessor", in_patches),
-    case("NemotronH_Omni_Reasoning_V3ImageProcessor", lambda out, p: (1, int(out["image_grid_hw"][0].prod()) * 256)),
 )
 needs_torchvision = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision")
 ALL = [
@@ -228,7 +225,6 @@ def test_a_smallest_size_above_the_largest_is_refused(budget: Budget, says: str)
         ("GotOcr2ImageProcessorPil", 384**2),
         ("LlavaOnevisionImageProcessorPil", 384**2),
         ("Gemma4ImageProcessorPil", 70 * 48**2),
-        ("Siglip2ImageProcessorPil", 16**2),
     ],
 )
 def test_less_than_one_tile_or_patch_is_refused_and_the_least_is_named(name: str, least: int) -> None:

@@ -11,10 +11,11 @@ from safetensors import safe_open
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.data.encoding.encoder import Encoder
-from qlmm.model.inspection.describe import ModelShown, alike, describe
+from qlmm.model.inspection.describe import ModelShown, describe
 from qlmm.model.loading.base import Base
 from qlmm.model.parts.split import split
 from qlmm.model.peft.adapter import attach, place, save_adapter
+from qlmm.model.peft.targets import alike
 from qlmm.recipe.load import parse_recipe
 from qlmm.recipe.schema import Recipe
 from tests.families.build import family, tiny_model

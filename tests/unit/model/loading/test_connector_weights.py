@@ -81,13 +81,13 @@ def test_every_setting_that_the_weights_contradict_is_named(owl: Released) -> No
         take_over(section(owl.folder, queries=64, heads=8, layers=2))
     assert {problem.code for problem in caught.value.problems} == {"M156"}
     message = str(caught.value)
-    assert f"base.connector.queries: the recipe says 64, but {owl.folder} was made with 5" in message
-    assert "base.connector.heads: the recipe says 8" in message
+    assert f"base.connector.queries: the recipe has 64, but {owl.folder} was made with 5" in message
+    assert "base.connector.heads: the recipe has 8" in message
     assert "layers" not in message
 
 
 def test_weights_of_another_connector_are_refused(owl: Released) -> None:
-    with pytest.raises(ModelError, match="holds no weights of the connector mlp") as caught:
+    with pytest.raises(ModelError, match="has no weights of the connector mlp") as caught:
         take_over(section(owl.folder, "mlp"))
     assert caught.value.problems[0].code == "M155"
     assert "model.mm_projector.0." in (caught.value.problems[0].help or "")
@@ -95,7 +95,7 @@ def test_weights_of_another_connector_are_refused(owl: Released) -> None:
 
 def test_part_of_the_weights_is_refused(tmp_path: Path) -> None:
     save_file({"abstractor.vit_eos": torch.ones(1, 1, 4)}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match="does not hold all of the connector abstractor"):
+    with pytest.raises(ModelError, match="does not have all of the connector abstractor"):
         take_over(section(tmp_path))
 
 
@@ -111,7 +111,7 @@ def test_weights_for_other_widths_are_refused(owl: Released, vision_width: int, 
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="holds no weights") as caught:
+    with pytest.raises(ModelError, match="has no weights") as caught:
         take_over(section(tmp_path))
     assert caught.value.problems[0].code == "M151"
 

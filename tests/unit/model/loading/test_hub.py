@@ -74,7 +74,7 @@ def test_a_gated_model_is_told_apart_from_one_that_is_not_there() -> None:
 
 def test_a_folder_that_lacks_files_is_not_called_missing(tmp_path: Path) -> None:
     said = told(OSError("Can't load image processor for 'x'. If you were trying …"), locate(str(tmp_path)))
-    assert f"the folder {tmp_path} does not hold all of a model: Can't load image processor for 'x'\n" in said
+    assert f"the folder {tmp_path} does not have all of a model: Can't load image processor for 'x'\n" in said
 
 
 def test_a_name_too_long_for_a_folder_is_no_bug() -> None:

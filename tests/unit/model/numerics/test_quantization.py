@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from qlmm.model.numerics.quantization import keep_trainable, quantization, skip_names, storage_of
+from qlmm.model.numerics.quantization import keep_trainable, quantization, skip_names
 from qlmm.model.parts.split import linear_names, split
 from tests.tiny import tiny_llava, tiny_processor
 
@@ -18,6 +18,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-llava")
     tiny_llava(tiny_processor()).save_pretrained(folder)
     return folder
+
+
+def storage_of(parameter: torch.nn.Parameter) -> str:
+    state = vars(parameter).get("quant_state")
+    return str(state.quant_type) if state else {torch.int8: "int8", torch.float32: "fp32"}[parameter.dtype]
 
 
 def _load(saved: Path, kind: str) -> LlavaForConditionalGeneration:

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlavaForConditionalGeneration
 
 from qlmm.core.errors import ModelError
-from qlmm.model.inspection.memory import lora_parameters
+from qlmm.model.inspection.memory import lora_sizes
 from qlmm.model.parts.split import split
 from qlmm.model.peft.adapter import attach, check_variant, place
 from qlmm.recipe.schema import AdapterSection
@@ -95,7 +95,7 @@ def test_rank_8_on_q_and_v_of_a_7b_language_model_is_4194304_weights() -> None:
     with torch.device("meta"):
         shape = LlavaForConditionalGeneration(config)
     placement = place(shape, split(shape), AdapterSection(r=8, targets=("q_proj", "v_proj")))
-    assert lora_parameters(shape, placement) == 4_194_304
+    assert sum(lora_sizes(shape, placement)) == 4_194_304
 
 
 @pytest.mark.parametrize("variant", ["pissa", "olora", "loftq"])

@@ -10,9 +10,8 @@ from qlmm.data.batching.mixture import Mixture
 from qlmm.data.errors import OtherKind
 from qlmm.data.sample import Feedback, Kind, Origin, Preference, Sample, Turn
 from qlmm.recipe.schema import TrainingSection
+from qlmm.training.objective import exemplary, redirected
 from qlmm.training.objective import objective as objective_of
-from qlmm.training.objective import redirected
-from qlmm.training.rows import exemplary
 
 PROMPT, ORIGIN = (Turn("user", ("Hi",)),), Origin("rows.jsonl", 1)
 PAIR = Preference(PROMPT, "Yes.", "No.", ORIGIN)

@@ -16,7 +16,7 @@ HOW = {"batch_size": 2, "ld_alpha": None}
 
 
 def opened(folder: Path, of: dict[str, str] = OF, how: dict[str, object] = HOW) -> ReferenceCache:
-    return ReferenceCache.open(folder / "reference.jsonl", of=of, how=how)
+    return ReferenceCache(folder / "reference.jsonl", of=of, how=how)
 
 
 def filled(folder: Path) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlmm.data.encoding.encoder import Encoder
-from qlmm.data.encoding.token_counts import Spread, token_counts
+from qlmm.data.encoding.length_limit import Spread
 from qlmm.data.sample import Origin, Sample, Turn
 from tests.tiny import tiny_processor
 
@@ -20,10 +20,5 @@ def test_spread_is_by_nearest_rank(values: list[int], spread: tuple[int, int, in
     assert Spread.of(values) == Spread(*spread)
 
 
-def test_token_counts_over_rows() -> None:
-    encoder = Encoder.make(tiny_processor("owl"))
-    counts = token_counts(encoder, [ROW, ROW])
-    (lengths,) = encoder.measure([ROW])
-    assert counts.total == Spread(lengths.total, lengths.total, lengths.total)
-    assert counts.visual_share == lengths.visual / lengths.total
-    assert token_counts(Encoder.make(tiny_processor("owl"), max_length=5), [ROW]).dropped[0].origin == ROW.origin
+def test_rows_that_do_not_fit_are_named() -> None:
+    assert Encoder.make(tiny_processor("owl"), max_length=5).fit([ROW]).dropped[0].origin == ROW.origin

@@ -1,7 +1,7 @@
 """Methods and attributes of dependencies that subclasses in qlmm override, call or set: these cannot be moved here.
 
 A subclass replaces a method where it stands. This list says which, and why no public way would do;
-``tests/contract/test_compat.py`` checks that each still exists with these arguments, and that no other is overridden.
+``test_compat.py`` checks that each still exists with these arguments, and that no other is overridden.
 
 Usage: ``for hook in HOOKS: print(hook.owner, hook.name, hook.why)``
 """
