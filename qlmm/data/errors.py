@@ -5,12 +5,21 @@ Usage: ``raise BadRow("no picture", "name one in `image`")``
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 
 from qlmm.core.errors import DataError, Problem, Where
 from qlmm.data.sample import Kind, Origin
 
-__all__ = ["BadRow", "MissingPicture", "NoRowLeft", "OtherKind"]
+__all__ = ["BadRow", "DropReason", "MissingPicture", "NoRowLeft", "OtherKind"]
+
+
+class DropReason(StrEnum):
+    """Why a row is left out, as the plan counts them."""
+
+    TOO_LONG = "over data.max_length"
+    NOTHING_LEARNED = "nothing to learn"
+    BAD_ROW = "bad row"
 
 
 class BadRow(Exception):

@@ -15,7 +15,7 @@ from qlmm.data.batching.holdout_split import set_aside
 from qlmm.data.batching.mixture import Mixture
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.encoding.length_limit import Fitted
-from qlmm.data.errors import OtherKind
+from qlmm.data.errors import DropReason, OtherKind
 from qlmm.data.reading.dataset import Loaded, load_samples
 from qlmm.data.sample import Example, Feedback, Preference, Sample
 from qlmm.recipe.schema import Recipe, Source
@@ -37,7 +37,8 @@ class Rows:
     @property
     def dropped(self) -> dict[str, int]:
         """Rows left out, by reason."""
-        return dict(Counter([*(one.reason for one in self.train.dropped), *("bad row" for _ in self.loaded.bad)]))
+        reasons = [*(one.reason for one in self.train.dropped), *(DropReason.BAD_ROW for _ in self.loaded.bad)]
+        return {reason.value: count for reason, count in Counter(reasons).items()}
 
 
 def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:

@@ -8,7 +8,6 @@ import typer
 
 from qlmm.cli.arguments import Markdown
 from qlmm.cli.output.console import out
-from qlmm.core.error_index import index, meaning, page
 
 __all__ = ["explain"]
 
@@ -20,6 +19,8 @@ def explain(
     markdown: Markdown = False,
 ) -> None:
     """Explain the code of an error."""
+    from qlmm.core.error_index import index, meaning, page
+
     if markdown:
         out.stream(page())
     elif code is None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, cast
+from typing import Generic, cast
 
+from qlmm.data.errors import DropReason
 from qlmm.data.sample import Example, Origin, Preference, Row, Side
 
 __all__ = ["Dropped", "Fitted", "Lengths", "Spread", "fit"]
@@ -58,7 +59,7 @@ class Dropped:
     """A row that does not fit; ``reason`` is for counting, ``text`` has the row's own numbers."""
 
     origin: Origin
-    reason: Literal["over data.max_length", "nothing to learn"]
+    reason: DropReason
     text: str
 
 
@@ -114,9 +115,9 @@ def _candidates(sample: Row, lengths: Lengths, measure: Measure, shorten: bool) 
 
 def _dropped(sample: Example, lengths: Lengths, measure: Measure, most: int) -> Dropped:
     if not lengths.supervised:
-        return Dropped(sample.origin, "nothing to learn", "nothing to learn: no token of an answer is left")
+        return Dropped(sample.origin, DropReason.NOTHING_LEARNED, "nothing to learn: no token of an answer is left")
     excess = lengths.excess(most)
     if isinstance(sample, Preference):
         sides = zip(SIDES, measure([sample.side(name) for name in SIDES]), strict=True)
         excess = "; ".join(f"{name} answer: {side.excess(most)}" for name, side in sides if side.total > most)
-    return Dropped(sample.origin, "over data.max_length", excess)
+    return Dropped(sample.origin, DropReason.TOO_LONG, excess)

@@ -14,6 +14,7 @@ from PIL import Image
 from qlmm.core.errors import DataError, ModelError, RunError
 from qlmm.data.batching.collators import Collator, rows
 from qlmm.data.encoding.encoder import IGNORED, Encoder
+from qlmm.data.errors import DropReason
 from qlmm.data.media.images import BadImage
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.sample import ImageRef, Origin, Sample, Turn
@@ -120,7 +121,7 @@ def test_rows_over_the_limit_are_left_out_with_their_tokens() -> None:
     assert fitted.lengths == tuple(lengths[:2])
     (dropped,) = fitted.dropped
     assert str(dropped.origin) == "rows.jsonl:3"
-    assert dropped.reason == "over data.max_length"
+    assert dropped.reason is DropReason.TOO_LONG
     assert dropped.text == f"12 visual + {lengths[2].text} text tokens > {lengths[0].total}"
 
 
