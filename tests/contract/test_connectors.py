@@ -137,7 +137,7 @@ def _published(found: Connector[Any], own: str) -> str:
 
 
 def test_modules_are_where_the_connector_is_found(built: Built) -> None:
-    assert split(built.model).connector == built.spec.modules
+    assert split(built.model).connector == ("model.multi_modal_projector",)
 
 
 def test_plain_connectors_give_a_plain_llava(built: Built) -> None:

@@ -84,7 +84,8 @@ def frozen_bytes(model: PreTrainedModel, parts: Parts, load: Load) -> dict[PartN
     bits: dict[str, float] = {plain: load.precision.compute.itemsize * 8, **_BITS}
     found: dict[PartName, dict[str, int]] = {}
     for part, counts in weights.items():
-        found[part] = {storage: round(count * bits[storage] / 8) for storage, count in counts.items()}
+        quantised_first = sorted(counts.items(), key=lambda one: one[0] == plain)
+        found[part] = {storage: round(count * bits[storage] / 8) for storage, count in quantised_first}
     return found
 
 
