@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
 import time
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,24 +23,31 @@ from qlmm.artifacts.adapter.load import LoadedAdapter, load
 from qlmm.artifacts.adapter.manifest import Manifest, versions, write_manifest
 from qlmm.artifacts.adapter.reload import prove_reload
 from qlmm.artifacts.cards.adapter_card import MOST_PICTURES, card, picture_name
+from qlmm.core import env
 from qlmm.core.errors import RunError
-from qlmm.core.events import Answered, Event, Finished, Listener, Resumed, StepDone
+from qlmm.core.events import Answered, Event, Finished, Listener, Resumed, StepDone, StepSkipped
 from qlmm.core.filenames import ADAPTER, CARD, PICTURES, UNPROVEN
 from qlmm.core.files import atomic_write
-from qlmm.core.staging import publish
+from qlmm.core.secrets import redact, shareable
+from qlmm.core.signals import handled
+from qlmm.core.staging import emptied, publish
+from qlmm.data.batching.holdout_split import Seen
 from qlmm.data.sample import Sample
 from qlmm.evaluation.measures import Measures
 from qlmm.generation.answers import answer, open_question, thumbnail
+from qlmm.model.numerics.finite import not_finite
 from qlmm.proof.fingerprint import Start
 from qlmm.proof.probe import write_probe
 from qlmm.proof.promises import judge
-from qlmm.proof.records import Answer, HeldOutProof, PartProof, PlanFacts, Proof, ReferenceProof
+from qlmm.proof.records import Answer, Comparison, HeldOutProof, PartProof, PlanFacts, Proof, ReferenceProof
+from qlmm.proof.verdicts import commonest_answer, compare, verdicts
 from qlmm.recipe.load import LoadedRecipe, as_yaml
-from qlmm.recipe.resume_rules import compare, refuse
 from qlmm.recipe.schema import Recipe
 from qlmm.report.plot import loss_png, preferences_png
 from qlmm.report.report import RunReport, write_report
+from qlmm.training.continued import check_same_base, check_same_data, note_changes, refuse_changed
 from qlmm.training.logbook import open_logbook, read_metrics
+from qlmm.training.objective import exemplary
 from qlmm.training.plan import Plan, make_plan
 from qlmm.training.rows import measured
 from qlmm.training.run import build, train
@@ -46,10 +55,8 @@ from qlmm.training.run_dir import Before, RunDir, RunRecord, read_record
 
 __all__ = ["LoadedAdapter", "Outcome", "finetune", "load", "plan"]
 
-METRICS = "metrics.jsonl"
+METRICS, CURVE, REPORT = "metrics.jsonl", "loss.png", "report.html"
 PROBE_FROM = 100  # training rows the probe is chosen from where none are held out
-
-plan = make_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +87,27 @@ class _Job:
     listener: Listener
 
     @property
-    def questions(self) -> Sequence[Sample]:
-        """Held-out rows with pictures that are answered for the report."""
-        return [row for row in self.plan.held_out if row.images][: self.plan.recipe.evaluation.answers]
+    def questions(self) -> Sequence[tuple[Sample, Seen]]:
+        """Held-out rows with pictures that are answered for the report, and what of them is trained on."""
+        rows = zip(self.plan.held_out, self.plan.seen, strict=True)
+        return [one for one in rows if one[0].images][: self.plan.recipe.evaluation.answers]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """The plan of a run, after every check that `finetune` makes before weights are read; nothing is written.
+
+    Raises:
+        UsageError: what `finetune` would refuse.
+        RunError: C001, C002 where the run in `output.dir` could not go on.
+    """
+    run = RunDir.look(Path(recipe.output.dir))
+    if run is not None:
+        refuse_changed(run.record.recipe, recipe, run.path)
+    ready = make_plan(recipe)
+    if run is not None:
+        check_same_data(run, ready)
+        run.last_good(lambda event: None)
+    return ready
 
 
 def finetune(
@@ -104,11 +129,15 @@ def finetune(
         return earlier
     ready = make_plan(loaded.recipe)
     planned(ready.facts)
-    with RunDir.open(path, _record(loaded, ready)) as run:
-        _check_same_data(run, ready)
+    # A wish to save that comes before or after training must not end the run.
+    quiet = handled({signal.SIGUSR1: signal.SIG_IGN})
+    with quiet, env.neutral(), RunDir.open(path, _record(loaded, ready)) as run:
+        check_same_data(run, ready)
         _write_recipe_and_skipped(run, loaded, ready)
+        run.clear()
         checkpoint = run.last_good(listener)
-        run.remove_unsealed()
+        if checkpoint is not None:
+            note_changes(run, ready, versions(), listener)
         resume = Resumed(run.step_of(checkpoint), checkpoint.name) if checkpoint is not None else None
         with open_logbook(path / METRICS, start=resume.step if resume is not None else 0) as logbook:
 
@@ -126,7 +155,7 @@ def finetune(
                 torch.cuda.empty_cache()
             outcome = _conclude(job, measured)
             both(Finished(ready.facts.steps, time.monotonic() - begun))
-        _report(job, measured, outcome)
+        _report(path, run.record)
         return outcome
 
 
@@ -148,7 +177,7 @@ def _train_and_measure(job: _Job, resume: Resumed | None) -> _Measured | int:
     if resume is not None:
         job.listener(resume)
     model, start = build(job.plan)
-    _check_same_base(job.run, start)
+    check_same_base(job.run, start)
     before, answers_before = _before(job, model)
 
     def evaluate(step: int) -> HeldOutProof:
@@ -162,19 +191,37 @@ def _train_and_measure(job: _Job, resume: Resumed | None) -> _Measured | int:
     # How far the model went from its reference can be measured only until training lets go of that.
     after, drift = evaluate(job.plan.facts.steps), ended.finish()
     answers_after = _answers(job, model, "after")
-    stage = stage_adapter(
-        model, job.plan.encoder.processor, job.run.path, job.plan.base.identity, bare=job.plan.placement.bare
-    )
-    # The probe is chosen from held-out rows where there are any.
-    probed = job.plan.held_out or [measured(row) for row in job.plan.train[:PROBE_FROM]]
-    write_probe(stage, model, job.plan.encoder, job.plan.precision, probed)
+    stage = _stage(job, model)
     parts = start.compare(model, _largest_gradients(read_metrics(job.run.path / METRICS)))
     answers = tuple(
-        Answer(thumbnail(row.images[0]), open_question(row).turns[-1].text.strip(), row.turns[-1].text, *texts)
-        for row, *texts in zip(job.questions, answers_before, answers_after, strict=True)
+        Answer(
+            thumbnail(row.images[0]),
+            shareable(open_question(row).turns[-1].text.strip()),
+            shareable(row.turns[-1].text),
+            before_text,
+            after_text,
+            picture_trained=seen == "picture",
+        )
+        for (row, seen), before_text, after_text in zip(job.questions, answers_before, answers_after, strict=True)
     )
     reference = _reference(job, drift, resumed=resume is not None)
     return _Measured(start, before, after, parts, answers, stage, reference)
+
+
+def _stage(job: _Job, model: PeftModel) -> Path:
+    """The adapter's folder under way, with its probe; G004 when a weight is not finite."""
+    ready = job.plan
+    with job.run.writing("the adapter"):
+        stage = stage_adapter(
+            model, ready.encoder.processor, job.run.saving, ready.base.identity, bare=ready.placement.bare
+        )
+    if wrong := not_finite(stage):
+        help = "start again in a new output.dir with lower learning rates"
+        raise RunError.one("G004", f"no adapter is made: {'; '.join(wrong[:3])}", help=help)
+    # The probe is chosen from held-out rows where there are any.
+    probed = ready.held_out or [measured(row) for row in ready.train[:PROBE_FROM]]
+    write_probe(stage, model, ready.encoder, ready.precision, probed)
+    return stage
 
 
 def _reference(job: _Job, drift: float | None, *, resumed: bool) -> ReferenceProof | None:
@@ -200,7 +247,7 @@ def _before(job: _Job, model: PeftModel) -> tuple[HeldOutProof, list[str]]:
 def _answers(job: _Job, model: PeftModel, phase: str) -> list[str]:
     longest = job.plan.recipe.evaluation.max_new_tokens
     with job.plan.precision.autocast():
-        texts = [answer(model, job.plan.encoder, row, longest) for row in job.questions]
+        texts = [shareable(answer(model, job.plan.encoder, row, longest)) for row, _ in job.questions]
     job.listener(Answered(phase, len(texts)))
     return texts
 
@@ -216,7 +263,9 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
     reload = prove_reload(measured.stage, job.plan.precision)
     empty = sum(not lengths.supervised for lengths in job.plan.encoder.measure(job.plan.train))
     own = job.plan.objective.promises(measured.reference)
-    promises = judge(measured.parts, empty_masks=empty, own=own, reload=reload, steps=job.plan.facts.steps)
+    promises = judge(
+        measured.parts, empty_masks=empty, seen=job.plan.seen, own=own, reload=reload, steps=job.plan.facts.steps
+    )
     proof = Proof(
         parts=measured.parts,
         before=measured.before.pictures,
@@ -227,14 +276,29 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
         pairs_before=measured.before.pairs,
         pairs_after=measured.after.pairs,
         promises=promises,
+        comparisons=_comparisons(job, measured),
+        skipped=tuple(one.step for one in read_metrics(job.run.path / METRICS) if isinstance(one, StepSkipped)),
     )
     final = manifest.model_copy(update={"proof": proof})
     write_manifest(measured.stage, final)
     atomic_write(measured.stage / CARD, card(final, proof, measured.answers))
     adapter = publish(measured.stage, job.run.path / (ADAPTER if proof.holds else UNPROVEN), replace=True)
     outcome = Outcome("finished" if proof.holds else "unproven", job.run.path, adapter, proof, measured.answers)
-    job.run.write(status=outcome.status, proof=proof, adapter=adapter.name, answers=measured.answers)
+    job.run.clear()
+    job.run.write(
+        status=outcome.status,
+        proof=proof,
+        verdicts=verdicts(proof),
+        adapter=adapter.name,
+        answers=measured.answers,
+    )
     return outcome
+
+
+def _comparisons(job: _Job, found: _Measured) -> tuple[Comparison, ...]:
+    """The trained model beside itself before training, without its pictures, and the commonest answer of its rows."""
+    texts = (measured(row).turns[-1].text for row in job.plan.train if exemplary(row))
+    return compare(found.before, found.after, found.answers, commonest_answer(texts))
 
 
 def _manifest(job: _Job, measured: _Measured) -> Manifest:
@@ -247,45 +311,57 @@ def _manifest(job: _Job, measured: _Measured) -> Manifest:
         frozen_sha256=measured.start.base_sha256,
         data=ready.data,
         steps=ready.facts.steps,
+        exact=not job.run.record.changes,
         versions=versions(),
         files=file_hashes(measured.stage),
     )
 
 
-def _report(job: _Job, measured: _Measured, outcome: Outcome) -> None:
-    """The curve and the report, from what the run wrote down."""
-    if outcome.proof is None:
+def _report(path: Path, record: RunRecord) -> None:
+    """The curve and the report, from what the run wrote down; the report comes last."""
+    if record.proof is None:
         raise RunError.one("C004", "there is no proof to report")
-    metrics = read_metrics(job.run.path / METRICS)
-    atomic_write(job.run.path / "loss.png", loss_png(metrics))
+    metrics, answers = read_metrics(path / METRICS), record.answers or ()
+    atomic_write(path / CURVE, loss_png(metrics))
     if (preferences := preferences_png(metrics)) is not None:
-        atomic_write(job.run.path / "preferences.png", preferences)
-    (job.run.path / PICTURES).mkdir(exist_ok=True)
-    for number, one in enumerate(measured.answers, 1):
-        atomic_write(job.run.path / PICTURES / f"{number}.png", one.picture)
-    recipe = as_yaml(job.loaded.recipe)
-    report = RunReport(job.plan.facts, outcome.proof, metrics, measured.answers, recipe, versions())
-    write_report(job.run.path / "report.html", report)
+        atomic_write(path / "preferences.png", preferences)
+    pictures = emptied(path / PICTURES)
+    for number, one in enumerate(answers, 1):
+        atomic_write(pictures / f"{number}.png", one.picture)
+    changed = tuple(f"changed while the run was unfinished: {change}" for change in record.changes)
+    missed = ", ".join(map(str, record.proof.skipped))
+    skipped = (f"not taken, since a loss or gradient was not finite: steps {missed}",) if missed else ()
+    facts = replace(record.plan, warnings=(*record.plan.warnings, *changed, *skipped))
+    report = RunReport(facts, record.proof, metrics, answers, as_yaml(record.recipe), record.versions)
+    write_report(path / REPORT, report)
 
 
 def _finished_run(path: Path, recipe: Recipe) -> Outcome | None:
-    """The outcome of a run that is complete already; a directory started with another recipe is refused."""
+    """The outcome of a run that is complete already; a directory started with another recipe is refused.
+
+    A run that was cut off between its adapter and its report gets the report.
+    """
     record = read_record(path)
     if record is None:
         return None
-    refuse(compare(record.recipe, recipe), str(path))
+    refuse_changed(record.recipe, recipe, path)
     if record.status != "finished" or record.adapter is None:
         return None
+    if not all((path / name).is_file() for name in (CURVE, REPORT)):
+        with RunDir.open(path, record) as run:
+            _report(path, run.record)
     return Outcome("already", path, path / record.adapter, record.proof, record.answers or ())
 
 
 def _record(loaded: LoadedRecipe, ready: Plan) -> RunRecord:
     """What a new run writes down before anything else."""
     return RunRecord(
+        id=uuid.uuid4().hex,
         recipe=loaded.recipe,
         recipe_file=loaded.file,
         overrides=loaded.overrides,
         versions=versions(),
+        environment=env.numeric(),
         base=ready.base.identity,
         data=ready.data,
         plan=ready.facts,
@@ -294,29 +370,15 @@ def _record(loaded: LoadedRecipe, ready: Plan) -> RunRecord:
 
 def _write_recipe_and_skipped(run: RunDir, loaded: LoadedRecipe, ready: Plan) -> None:
     """The recipe as it ran, which repeats the run, and the bad rows that it lets be, with the reason for each."""
+    run.write(recipe=loaded.recipe, recipe_file=loaded.file, overrides=loaded.overrides)
     atomic_write(run.path / "recipe.yaml", as_yaml(loaded.recipe))
     if ready.bad:
-        lines = [{"file": one.origin.file, "line": one.origin.line, "why": one.problem.message} for one in ready.bad]
+        lines = [
+            {"file": redact(one.origin.file), "line": one.origin.line, "why": redact(one.problem.message)}
+            for one in ready.bad
+        ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         atomic_write(run.path / "skipped.jsonl", text)
-
-
-def _check_same_data(run: RunDir, ready: Plan) -> None:
-    """Refuse other rows than those the run was started with: C002, with both fingerprints."""
-    recorded, present = run.record.data.sha256, ready.data.sha256
-    if recorded != present:
-        changed = f"the rows changed since {run.path} was started"
-        help = "put the data back as they were, or start a new run with another output.dir"
-        raise RunError.one("C002", f"{changed}: fingerprint {recorded[:12]} then, {present[:12]} now", help=help)
-
-
-def _check_same_base(run: RunDir, start: Start) -> None:
-    """Refuse another base than the one the run was started with, down to the last bit: C003."""
-    if run.record.frozen_sha256 is None:
-        run.write(frozen_sha256=start.base_sha256)
-    if run.record.frozen_sha256 != start.base_sha256:
-        help = "pin the base's revision (id@commit), or start a new run with another output.dir"
-        raise RunError.one("C003", f"the base's weights are not those {run.path} was started with", help=help)
 
 
 def _largest_gradients(metrics: Sequence[Event]) -> dict[str, float]:

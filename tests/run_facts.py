@@ -9,6 +9,7 @@ from qlmm.core.events import Evaluated, Event, PairsEvaluated, StepDone
 from qlmm.data.fingerprint import DataFingerprint, SourceCount
 from qlmm.model.loading.identity import BaseIdentity, PartIdentity
 from qlmm.proof.records import (
+    Comparison,
     PairProof,
     PartFacts,
     PartProof,
@@ -61,6 +62,7 @@ PROOF = Proof(
         Promise("every part asked to train moved", True, "connector 58 of 58 tensors, language 420 of 420"),
         Promise("the adapter reloads to the same model", True, "4 rows in a fresh process, largest difference 0"),
     ),
+    comparisons=(Comparison("before training", "better", "held-out loss 8.260 before, 3.894 after"),),
 )
 
 
@@ -82,11 +84,12 @@ output: {dir: run}
 BASE = BaseIdentity(kind="native", parts={"model": PartIdentity(id="some/model", revision=None, config_sha256="c")})
 
 
-def record(seed: int = 0) -> RunRecord:
+def record(seed: int = 0, id: str = "") -> RunRecord:
     """The record of the invented run before its first step."""
     recipe = parse_recipe(RECIPE, "r.yaml", [f"training.seed={seed}"]).recipe
     data = DataFingerprint("f" * 64, (SourceCount("rows.jsonl", "messages", 1.0, 30, 28, 2),))
-    return RunRecord(recipe=recipe, recipe_file="r.yaml", versions={"qlmm": "0"}, base=BASE, data=data, plan=PLAN)
+    versions = {"qlmm": "0"}
+    return RunRecord(id=id, recipe=recipe, recipe_file="r.yaml", versions=versions, base=BASE, data=data, plan=PLAN)
 
 
 def step(number: int, loss: float = 5.0, total: int = 260, metrics: dict[str, float] | None = None) -> StepDone:

@@ -30,6 +30,7 @@ ORDER = (
 # Help is plain text: the same on a terminal and in a log, and brackets in it are not taken for markup.
 app = typer.Typer(
     help="Fine-tune multimodal language models on one consumer GPU.",
+    epilog="Exit codes: 0 done, 1 failed, 2 refused (nothing was started), 101 a bug, 130 Ctrl-C, 143 SIGTERM.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,

@@ -1,6 +1,6 @@
 """Arguments and options that several commands take, each declared once, and what their words stand for.
 
-Usage: ``def verify(adapter: AnyAdapter, as_json: AsJson = False) -> None: ...``
+Usage: ``def verify(adapter: Adapter, as_json: AsJson = False) -> None: ...``
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter",
-    "AnyAdapter",
     "AsJson",
     "Folder",
     "ImageRoot",
@@ -31,22 +30,20 @@ __all__ = [
     "Recipe",
     "Sample",
     "Seed",
+    "adapter_folder",
     "complete_recipe",
     "loaded_recipe",
     "prepare_packaged",
-    "zoo_folder",
 ]
 
-ZOO, BUILTIN = "zoo:", "builtin:"
+BUILTIN = "builtin:"
 
 
-def zoo_folder(adapter: str) -> str:
-    """The folder of ``zoo:NAME``, completed first; any other name of an adapter comes back as it is."""
-    if not adapter.startswith(ZOO):
-        return adapter
-    from qlmm.artifacts.zoo.catalogue import located
+def adapter_folder(named: str) -> Path:
+    """The folder of the adapter that a user means: by its path, its run, ``zoo:NAME``, or its id on the Hub."""
+    from qlmm.artifacts.zoo.find import find_adapter
 
-    return str(located(adapter))
+    return find_adapter(named)
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -75,22 +72,23 @@ def prepare_packaged(recipe: RecipeValues, *, rows: bool = True) -> None:
         out.note(f"{name}: {builtin.path(name, out.note)}")
 
 
-def _completed(adapter: Path) -> Path:
-    return Path(zoo_folder(str(adapter)))
-
-
 Recipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A file, a shipped name, or zoo:NAME.", autocompletion=complete_recipe)
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="section.key=value", help="Changes, such as training.steps=20.")
 ]
+# As it was typed: `adapter_folder` finds it once the command runs, since that may fetch it.
 Adapter = Annotated[
-    Path, typer.Argument(metavar="ADAPTER", help="A folder such as runs/x/adapter, or zoo:NAME.", callback=_completed)
-]
-AnyAdapter = Annotated[
     str, typer.Argument(metavar="ADAPTER", help="An adapter folder, a run, zoo:NAME, or an adapter's Hub id.")
 ]
+
+
+def _note_json(context: typer.Context, wanted: bool) -> bool:
+    out.want_json(context.command_path.partition(" ")[2] if wanted else None)
+    return wanted
+
+
 Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make.")]
 Onto = Annotated[
     Literal["original", "trained"],
@@ -105,5 +103,5 @@ ImageRoot = Annotated[
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens at random instead of taking the likeliest.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the draws.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+AsJson = Annotated[bool, typer.Option("--json", callback=_note_json, help="Print one JSON object.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print the page of the documentation.")]

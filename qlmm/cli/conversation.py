@@ -59,8 +59,8 @@ class Conversation:
         pictures = [_picture(path) for path in shown or ()]
         return cls(load_adapter(adapter), pictures, max_new_tokens, sample, seed)
 
-    def answer(self, question: str) -> None:
-        """Stream the answer to ``question``; the turn counts only once it has been answered."""
+    def answer(self, question: str, *, quiet: bool = False) -> str:
+        """The answer to ``question``, streamed unless ``quiet``; the turn counts only once it has been answered."""
         import torch
 
         from qlmm.generation.answers import Streamer, answer
@@ -72,12 +72,14 @@ class Conversation:
         parts: tuple[Part, ...] = (*self.pictures, text)
         asked = [*self.turns, Turn("user", parts)]
         sample = Sample(tuple(asked), Origin("conversation", len(asked)))
-        streamer = Streamer(loaded.encoder.processor.tokenizer, out.stream)
+        streamer = None if quiet else Streamer(loaded.encoder.processor.tokenizer, out.stream)
         with loaded.precision.autocast():
             reply = answer(loaded.model, loaded.encoder, sample, self.max_new_tokens, streamer, draw=self.sample)
-        out.stream("\n")
+        if not quiet:
+            out.stream("\n")
         self.turns = [*asked, Turn("assistant", (reply,))]
         self.pictures = []
+        return reply
 
     def show(self, path: Path) -> None:
         """Keep a picture for the next message."""

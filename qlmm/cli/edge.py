@@ -1,7 +1,7 @@
 """The edge of the program: every error of a command ends here, in one message and one exit code.
 
-0 done, 1 failed and explained, 2 usage or recipe error with nothing started, 101 a bug in qlmm, 130 Ctrl-C,
-143 SIGTERM. Typer ends two cases itself: an unknown option with 2, and a reader that closed the pipe with 1.
+Codes are those of `qlmm.core.errors.EXIT_CODES`. Typer ends two cases itself: an unknown option with 2, and a reader
+that closed the pipe with 1.
 
 Usage: ``run(lambda: app(prog_name="qlmm"))``
 """
@@ -34,11 +34,18 @@ def run(command: Callable[[], object]) -> None:
         out.error(error)
         if env.flag("QLMM_DEBUG"):
             out.note(_trace(error))
+        out.no_result(error, error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        out.no_result(None, EXIT_INTERRUPTED)
         sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:
+        # Typer ends commands itself, on Ctrl-C too.
+        out.no_result(None, end.code if isinstance(end.code, int) else 1)
+        raise
     except Exception as error:  # noqa: BLE001  the edge of the program: an unknown error must still end in one line
         _report_bug(error)
+        out.no_result(None, EXIT_BUG)
         sys.exit(EXIT_BUG)
 
 

@@ -7,6 +7,8 @@
   ``LlavaModel`` contains it.
 * ``MultiModalData``: the type of a processor's answer about token counts. Read from transformers 5.23.
   Public instead: none is planned.
+* ``load_state_dict``: the tensors of a checkpoint's file of any kind, on the meta device without reading them. Read
+  from transformers 5.23. Public instead: ``safetensors.safe_open``, which takes no files of PyTorch.
 * ``WeightRenaming``, ``apply_renamings``, ``dot_natural_key``, ``get_model_conversion_mapping``, ``rename_source_key``:
   how ``from_pretrained`` renames and regroups tensors. Read from transformers 5.23. Public instead: a function from a
   file's names to the model's and back; of the rules only ``WeightConverter`` is public.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, apply_renamings, dot_natural_key, rename_source_key
+from transformers.modeling_utils import load_state_dict
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -34,5 +37,6 @@ __all__ = [
     "apply_renamings",
     "dot_natural_key",
     "get_model_conversion_mapping",
+    "load_state_dict",
     "rename_source_key",
 ]

@@ -6,10 +6,12 @@ Usage: ``if env.flag("QLMM_DEBUG"): ...``
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["VARIABLES", "Variable", "flag", "home", "preset", "shown"]
+__all__ = ["VARIABLES", "Variable", "flag", "home", "neutral", "not_obeyed", "numeric", "preset", "shown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,14 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("TRACKIO_PROJECT", "Project that trackio files runs under."),
     Variable("MLFLOW_TRACKING_URI", "Where MLflow writes.", "./mlruns"),
 )
+# Variables of the libraries below qlmm. A recipe says what accelerate's would change, so that they are not obeyed;
+# the others change how the same numbers are computed.
+_NOT_OBEYED = ("ACCELERATE_",)
+_NUMERIC = (
+    "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "NVIDIA_TF32_OVERRIDE", "CUBLAS_", "CUDNN_", "ROCBLAS_", "MIOPEN_",
+    "MKL_CBWR", "ONEDNN_", "DNNL_", "FLASH_ATTENTION_", "XLA_",
+)  # fmt: skip
+_NO_NUMBERS = {"TORCH_HOME", "TORCH_LOGS", "TORCH_EXTENSIONS_DIR", "TORCH_SHOW_CPP_STACKTRACES", "TORCH_CUDA_ARCH_LIST"}
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
 _OFF = {"", "0", "false", "no", "off"}
 
@@ -54,6 +64,32 @@ def flag(name: str) -> bool:
 def preset(name: str, value: str) -> None:
     """Set a variable that a library reads, for this process and those it starts, unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def numeric() -> dict[str, str]:
+    """Variables that are set and that libraries may compute other numbers by, in order of their names."""
+    return {name: value for name, value in _starting(_NUMERIC).items() if name not in _NO_NUMBERS}
+
+
+def not_obeyed() -> list[str]:
+    """Names of the variables that are set and that a run hides from the libraries."""
+    return list(_starting(_NOT_OBEYED))
+
+
+@contextmanager
+def neutral() -> Iterator[None]:
+    """Hide variables that would overrule the recipe until the block is left."""
+    hidden = {name: os.environ.pop(name) for name in not_obeyed()}
+    try:
+        yield
+    finally:
+        for name in not_obeyed():
+            del os.environ[name]
+        os.environ.update(hidden)
+
+
+def _starting(prefixes: tuple[str, ...]) -> dict[str, str]:
+    return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(prefixes)}
 
 
 def home() -> Path:

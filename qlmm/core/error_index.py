@@ -11,7 +11,7 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 
-from qlmm.core.errors import UsageError
+from qlmm.core.errors import EXIT_CODES, UsageError
 from qlmm.core.naming import close
 
 __all__ = ["Meaning", "index", "meaning", "page"]
@@ -23,10 +23,14 @@ _INTRODUCTION = """\
 Every refusal of qlmm has a code: `error[D005]: …`. The message is what is wrong and where, its help what to do.
 `qlmm explain D005` explains a code, `qlmm explain` lists all of them.
 
-A command leaves with 2 when nothing was started and nothing was written, and with 1 when a run that had started could
-not go on or could not prove what it promised. 101 is a bug in qlmm.
-
 This page is made from `qlmm/core/error_codes.toml` by `qlmm explain --markdown`.
+
+## Exit codes
+
+{exit_codes}
+
+With `--json` a command prints one object: `qlmm` (the version), `command`, `exit_code`, `problems` (code, message,
+place, help) and `result`, which is null where there is none. Notes go to stderr. After an unknown option there is none.
 """
 
 
@@ -61,7 +65,8 @@ def meaning(code: str) -> Meaning:
 
 def page() -> str:
     """The page docs/errors.md."""
-    lines = [_INTRODUCTION]
+    codes = "\n".join(f"* `{code}`: {words}" for code, words in EXIT_CODES.items())
+    lines = [_INTRODUCTION.format(exit_codes=codes)]
     for area, meanings in groupby(index().values(), key=lambda one: one.area):
         lines.append(f"## {area}\n")
         lines += [f"### {one.code}: {one.title}\n\n{one.why}\n\n*What to do:* {one.do}\n" for one in meanings]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 __all__ = [
+    "EXIT_CODES",
     "DataError",
     "ModelError",
     "NoTemplate",
@@ -26,6 +27,15 @@ __all__ = [
 ]
 
 MOST_PROBLEMS_SHOWN = 20
+# How a command ends; with --json the same number is in the object that is printed.
+EXIT_CODES = {
+    0: "done",
+    1: "failed: the run could not go on, a promise was broken, or a check did not hold",
+    2: "refused: the request, the recipe or the rows are wrong; nothing was started or written",
+    101: "a bug in qlmm",
+    130: "stopped by Ctrl-C; a run has saved, and the same command continues it",
+    143: "stopped by SIGTERM; a run has saved, and the same command continues it",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ __all__ = [
     "Resumed",
     "Saved",
     "StepDone",
+    "StepSkipped",
     "Warned",
 ]
 
@@ -49,6 +50,14 @@ class StepDone(Event):
     memory_bytes: int
     seconds_left: float
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSkipped(Event):
+    """A step was not taken, since its loss or a gradient is not finite; no weight changed."""
+
+    step: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,18 @@ import shutil
 import uuid
 from pathlib import Path
 
-__all__ = ["atomic_write", "file_sha256", "free_bytes", "fsync_dir", "fsync_file"]
+__all__ = [
+    "atomic_write",
+    "file_sha256",
+    "follow_umask",
+    "free_bytes",
+    "fsync_dir",
+    "fsync_file",
+    "is_lfs_pointer",
+    "umask",
+]
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -50,6 +61,21 @@ def fsync_file(path: Path) -> None:
         os.close(handle)
 
 
+def umask() -> int:
+    """The permissions that new files of this process do not get; reading them sets them."""
+    found = os.umask(0)
+    os.umask(found)
+    return found
+
+
+def follow_umask(folder: Path) -> None:
+    """Give all below a folder the permissions that the umask leaves: safetensors writes files of its owner's alone."""
+    hidden = umask()
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
+
+
 def free_bytes(path: Path) -> int:
     """Bytes free to this user on the disk that ``path`` is on, or would be on once created."""
     whole = path.absolute()
@@ -60,3 +86,9 @@ def file_sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is the few lines of text that Git leaves where Git LFS did not fetch the content."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER

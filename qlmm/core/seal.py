@@ -16,7 +16,7 @@ from typing import Any
 from qlmm.core.errors import RunError
 from qlmm.core.files import atomic_write, file_sha256, fsync_dir, fsync_file
 
-__all__ = ["SEAL_NAME", "read_facts", "seal", "unseal", "verify"]
+__all__ = ["SEAL_NAME", "read_facts", "seal", "verify"]
 
 SEAL_NAME = "seal.json"
 SEAL_VERSION = 1
@@ -42,12 +42,6 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     fsync_dir(folder)
     content = {"version": SEAL_VERSION, "facts": dict(facts), "files": files}
     atomic_write(folder / SEAL_NAME, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
-
-
-def unseal(folder: Path) -> None:
-    """Take the seal away before a folder is deleted, so that a half-deleted one is never taken for whole."""
-    (folder / SEAL_NAME).unlink(missing_ok=True)
-    fsync_dir(folder)
 
 
 def verify(folder: Path) -> list[str]:

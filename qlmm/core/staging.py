@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from qlmm.core.errors import QlmmError, UsageError
-from qlmm.core.files import free_bytes, fsync_dir, fsync_file
+from qlmm.core.files import follow_umask, free_bytes, fsync_dir, fsync_file, umask
 from qlmm.core.units import memory
 
 __all__ = ["check_place", "check_room", "emptied", "only_writer", "publish", "staged"]
@@ -60,8 +60,8 @@ def only_writer(lock: Path, refusal: Callable[[], QlmmError]) -> Iterator[None]:
 
     The operating system releases the lock when its process dies.
     """
-    # Other users of a shared folder lock the same file.
-    taken = FileLock(lock, mode=0o666)
+    # Other users of a shared folder lock the same file; filelock itself does not ask the umask.
+    taken = FileLock(lock, mode=0o666 & ~umask())
     try:
         taken.acquire(timeout=0)
     except Timeout:
@@ -88,7 +88,9 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def emptied(folder: Path) -> Path:
-    """Make a folder new; what lay there is removed."""
+    """Make a folder new; what lay there is removed, of a link only itself."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
@@ -100,14 +102,13 @@ def publish(stage: Path, place: Path, *, replace: bool = False) -> Path:
     Raises:
         OSError: when the disk refuses, or something was put there in the meantime.
     """
-    # safetensors writes with mode 0600, so other users' servers would find no adapter. Reading the umask sets it.
-    umask = os.umask(0)
-    os.umask(umask)
+    follow_umask(stage)
     for path in stage.rglob("*"):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
         (fsync_dir if path.is_dir() else fsync_file)(path)
     fsync_dir(stage)
-    if place.exists():
+    if place.is_symlink() and replace:
+        place.unlink()
+    elif place.exists():
         (shutil.rmtree if replace else Path.rmdir)(place)
     stage.rename(place)
     fsync_dir(place.parent)

@@ -7,22 +7,43 @@ Usage: ``turns = FORMAT.read(row, ImageRoot("photos"))``
 
 from __future__ import annotations
 
+import ast
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from qlmm.data.errors import BadRow
-from qlmm.data.sample import ImageRef, Kind, Turn
+from qlmm.data.row_keys import refuse_unread, with_keys
+from qlmm.data.sample import ImageRef, Kind, Role, Turn
+from qlmm.data.tracked import Tracked, named
 
-__all__ = ["MARK", "Format", "Media", "Processor", "RawRow", "closed", "present"]
+__all__ = [
+    "MARK", "MOST_NAMES", "Format", "Media", "Processor", "RawRow", "absent", "closed", "messages_in_text", "present",
+    "role_of", "unpacked",
+]  # fmt: skip
 
 # A row as its file has it: nothing is known of the values yet.
 RawRow = Mapping[str, object]
 
-ROLES = ("system", "user", "assistant")
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+# What data sets call the three, in lower case.
+SPEAKERS: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+# Of texts that are tried as lists, in JSON and in Python's spelling: trying takes a multiple of that in memory.
+LONGEST_JSON, LONGEST_LITERAL = 16 * 1024 * 1024, 1024 * 1024
 # The later a kind, the more its rows tell about answers.
 KINDS: tuple[Kind, ...] = ("conversation", "feedback", "preference")
+# Names of a key that a message lists, the usual ones first.
+MOST_NAMES = 3
 # Stands in the place of an answer where only the question is wanted; it is never shown to a model.
 MARK = "-"
 
@@ -59,6 +80,7 @@ class Format:
         media: keys that name pictures or videos.
         answered: a row that ends with its question -> the same row with `MARK` for an answer; others as they are.
             Unset: a row of this format always has its answer.
+        rows: an object that is a whole file -> its rows; None for another. Unset: files are lists of rows.
     """
 
     doc: str
@@ -71,6 +93,7 @@ class Format:
     precedence: int = 0
     media: tuple[str, ...] = ()
     answered: Callable[[RawRow], RawRow] = lambda row: row
+    rows: Callable[[RawRow], Iterator[RawRow | BadRow] | None] = lambda value: None
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -83,19 +106,23 @@ class Format:
         return 2 if self.kind == "preference" else 1
 
     def read(self, row: RawRow, images: Media) -> tuple[Turn, ...]:
-        """The turns of a row, checked.
+        """The turns of a row, checked; a `Tracked` row knows afterwards which of its keys were not read.
 
         Raises:
             BadRow: for a row that cannot be learned from; its help shows a correct one.
         """
         try:
+            tracked = row if isinstance(row, Tracked) else Tracked(row)
             for keys in (*self.required, *([self.verdict] if self.verdict else [])):
-                if not any(present(row, key) for key in keys.split("|")):
-                    raise BadRow(f"no `{keys.replace('|', '` or `')}`; the row has {_listed(row)}")
+                if not any(key in row if key in self.media else present(row, key) for key in keys.split("|")):
+                    raise BadRow(f"no `{'` or `'.join(keys.split('|')[:MOST_NAMES])}`; the row has {_listed(row)}")
             if self.kind == "feedback":
-                self.desirable(row)
-            turns = self.parse(row, images)
-            return _compared(turns) if self.kind == "preference" else _checked(turns)
+                self.desirable(tracked)
+            turns = with_keys(self.parse(tracked, images), tracked)
+            whole = _compared(turns) if self.kind == "preference" else _checked(turns)
+            _check_learned(whole, judged=() if self.kind == "conversation" else whole[-self.answers :])
+            refuse_unread(tracked, shows=any(isinstance(part, ImageRef) for turn in whole for part in turn.parts))
+            return whole
         except BadRow as bad:
             if bad.help is None:
                 bad.help = f"a correct row: {json.dumps(self.example, ensure_ascii=False)}"
@@ -105,21 +132,61 @@ class Format:
         """The verdict in a row of feedback; BadRow when it is neither true nor false."""
         key = next(key for key in self.verdict.split("|") if present(row, key))
         if not isinstance(row[key], bool):
-            raise BadRow(f"`{key}` is {type(row[key]).__name__}, neither true nor false")
+            raise BadRow(f"`{key}` is {named(row[key])}, neither true nor false")
         return bool(row[key])
 
 
-def closed(row: RawRow, key: str, *, speaker: tuple[str, str], answer: RawRow) -> RawRow:
-    """The row with ``answer`` after a column's turns, where the last is the user's by ``speaker``, key and value."""
+def closed(row: RawRow, key: str, answer: RawRow) -> RawRow:
+    """The row with ``answer`` after a column's turns, where the last is the user's."""
     turns = row.get(key)
-    if not isinstance(turns, Sequence) or not turns or not isinstance(turns[-1], Mapping):
+    if not isinstance(turns, (list, tuple)) or not turns or role_of(turns[-1]) != "user":
         return row
-    return {**row, key: [*turns, answer]} if turns[-1].get(speaker[0]) == speaker[1] else row
+    return {**row, key: [*turns, answer]}
+
+
+def role_of(entry: object) -> Role | None:
+    """Who speaks in a ``{role, …}`` or ``{from, …}``, in any of the usual names; None for another or none."""
+    speaker = entry.get("role", entry.get("from")) if isinstance(entry, Mapping) else None
+    return SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
+
+
+def absent(value: object) -> bool:
+    """Whether a value is one of the ways to write that there is none: null, no text, not a number."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def present(row: RawRow, key: str) -> bool:
-    """Whether a row has a value for a key; columnar files write an absent value as null."""
-    return row.get(key) is not None
+    """Whether a row has a value for a key; columnar files write an absent value as null or not a number."""
+    return row.get(key) == "" or not absent(row.get(key))
+
+
+def unpacked(value: object) -> object:
+    """A list or an object that stands in a column as text, in JSON or in Python's spelling; all else as it is."""
+    text = value.strip() if isinstance(value, str) and len(value) <= LONGEST_JSON else ""
+    if text[:1] + text[-1:] not in ("[]", "{}"):
+        return value
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return value if len(text) > LONGEST_LITERAL else ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+
+
+def messages_in_text(row: RawRow) -> RawRow:
+    """The row with messages that stand in a column as text, as csv and some parquet files have them, as messages."""
+    return {key: _messages(value) for key, value in row.items()}
+
+
+def _messages(text: object) -> object:
+    value = unpacked(text)
+    entries = value if isinstance(value, list) else [value]
+    spoken = all(isinstance(entry, dict) and ({"role", "from"} & set(entry)) for entry in entries)
+    return value if entries and spoken else text
 
 
 def _checked(turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -152,6 +219,12 @@ def _compared(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     if not prompt:
         raise BadRow("no question before the answers")
     return (*_checked([*prompt, chosen]), _checked([*prompt, rejected])[-1])
+
+
+def _check_learned(turns: Sequence[Turn], *, judged: Sequence[Turn]) -> None:
+    """Refuse a row that excepts every answer, or one of those that it compares or judges."""
+    if not any(turn.learned for turn in turns if turn.role == "assistant") or not all(turn.learned for turn in judged):
+        raise BadRow("no answer is learned: the row excepts it")
 
 
 def _check_turn(turn: Turn, number: int) -> None:

@@ -20,6 +20,7 @@ class DropReason(StrEnum):
     TOO_LONG = "over data.max_length"
     NOTHING_LEARNED = "nothing to learn"
     BAD_ROW = "bad row"
+    PICTURE_HELD_OUT = "of a held-out picture"
 
 
 class BadRow(Exception):
@@ -57,6 +58,6 @@ class NoRowLeft(DataError):
 class OtherKind(DataError):
     """Rows of another kind than the caller learns from; ``found`` is theirs."""
 
-    def __init__(self, message: str, found: Kind) -> None:
-        super().__init__([Problem("D010", message)])
+    def __init__(self, message: str, found: Kind, help: str | None = None) -> None:
+        super().__init__([Problem("D010", message, help=help)])
         self.found = found

@@ -65,10 +65,14 @@ Part = str | ImageRef
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message: who speaks, and text and pictures in the order they are shown to the model."""
+    """One message: who speaks, and text and pictures in the order they are shown to the model.
+
+    An answer that is not ``learned`` is shown to the model, and has no loss.
+    """
 
     role: Role
     parts: tuple[Part, ...]
+    learned: bool = True
 
     @property
     def text(self) -> str:
@@ -112,7 +116,7 @@ class _Pictured(ABC):
         # A question that was a picture alone stays a question: templates cannot write a turn without content.
         texts = [tuple(part for part in turn.parts if isinstance(part, str)) for turn in self._shown]
         return self._showing(
-            tuple(Turn(turn.role, parts or ("",)) for turn, parts in zip(self._shown, texts, strict=True))
+            tuple(replace(turn, parts=parts or ("",)) for turn, parts in zip(self._shown, texts, strict=True))
         )
 
     def without_oldest(self) -> Self | None:
@@ -127,7 +131,7 @@ class _Pictured(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Sample(_Pictured):
-    """A conversation to learn from: every assistant turn is supervised, nothing else is."""
+    """A conversation to learn from: assistant turns are supervised, unless the row excepts them; nothing else is."""
 
     turns: tuple[Turn, ...]
     origin: Origin

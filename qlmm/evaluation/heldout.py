@@ -8,16 +8,17 @@ Usage: ``proof = HeldOut(samples, encoder, precision, batch_size=8).measure(mode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from io import BytesIO
+from itertools import chain
 from typing import cast
 
 from PIL import Image
 from torch import nn
 
 from qlmm.data.encoding.encoder import Encoder
-from qlmm.data.sample import ImageRef, Row, Sample
+from qlmm.data.sample import Example, ImageRef, Row, Sample
 from qlmm.model.numerics.precision import Precision
 from qlmm.model.token_losses import evaluating, token_losses
 from qlmm.proof.records import PictureProof
@@ -40,10 +41,14 @@ class HeldOut:
         batch_size: int,
         *,
         needs_pictures: bool = False,
+        spare: Sequence[Example] = (),
     ) -> None:
-        """Pair every row with another row's pictures; for a model that needs one, a grey picture stands for none."""
+        """Pair every row with another row's pictures, one of `spare` where no held-out row has other ones.
+
+        For a model that needs a picture, a grey one stands for none.
+        """
         self._needs_pictures = needs_pictures
-        swapped = swap_pictures(samples)
+        swapped = swap_pictures(samples, spare)
         self._pairs = [(row, other) for row, other in zip(samples, swapped, strict=True) if other is not None]
         self._encoder, self._precision, self._batch_size = encoder, precision, batch_size
 
@@ -83,12 +88,15 @@ def _grey() -> ImageRef:
     return ImageRef(data=stream.getvalue())
 
 
-def swap_pictures(samples: Sequence[Row]) -> list[Row | None]:
-    """Each row with the pictures of the next row, in cyclic order, that has as many but other ones; else None."""
+def swap_pictures(samples: Sequence[Row], spare: Sequence[Example] = ()) -> list[Row | None]:
+    """Each row with the pictures of the next row, in cyclic order, that has as many but other ones; else None.
+
+    Rows of `spare` follow after all others.
+    """
     swapped: list[Row | None] = []
     for index, row in enumerate(samples):
-        following = (samples[(index + step) % len(samples)].images for step in range(1, len(samples)))
-        # Rows without a picture all have the same ones: none.
+        others: Iterable[Example] = chain(samples[index + 1 :], samples[:index], spare) if row.images else ()
+        following = (other.images for other in others)
         found = next((other for other in following if len(other) == len(row.images) and other != row.images), None)
         swapped.append(cast("Row", row.with_images(found)) if found is not None else None)
     return swapped

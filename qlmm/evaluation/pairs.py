@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from qlmm.data.encoding.encoder import IGNORED, Encoder
-from qlmm.data.sample import Preference
+from qlmm.data.sample import Example, Preference
 from qlmm.evaluation.heldout import swap_pictures
 from qlmm.model.numerics.precision import Precision
 from qlmm.model.token_losses import evaluating, supervised
@@ -32,9 +32,16 @@ TOKENS_AT_ONCE = 64
 class HeldOutPairs:
     """Held-out pairs, ready to be measured as often as wanted; those with no other picture have no swapped figures."""
 
-    def __init__(self, pairs: Sequence[Preference], encoder: Encoder, precision: Precision, batch_size: int) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Preference],
+        encoder: Encoder,
+        precision: Precision,
+        batch_size: int,
+        spare: Sequence[Example] = (),
+    ) -> None:
         self._pairs = pairs
-        self._swapped = [other for other in swap_pictures(pairs) if other is not None]
+        self._swapped = [other for other in swap_pictures(pairs, spare) if other is not None]
         self._encoder, self._precision, self._batch_size = encoder, precision, batch_size
 
     def measure(self, model: nn.Module) -> PairProof | None:

@@ -13,10 +13,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, TextStreamer
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TextStreamer
 
+from qlmm.core.errors import RunError
 from qlmm.data.media.images import decode
 from qlmm.data.sample import ImageRef, Sample
+from qlmm.model.numerics.finite import is_finite
 from qlmm.model.token_losses import evaluating
 
 __all__ = ["Prompter", "Streamer", "answer", "draw", "open_question", "thumbnail"]
@@ -49,6 +51,17 @@ class Streamer(TextStreamer):
         if piece:
             self._started = True
             self._write(piece)
+
+
+class _Finite(LogitsProcessor):
+    """Ends an answer when no next token is the likeliest: generation would take the first of the vocabulary."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Give back what came in; single tokens may be ruled out by minus infinity."""
+        if not is_finite(scores.max(dim=-1).values):
+            help = "answer in fp32, and check base and adapter with `qlmm verify`"
+            raise RunError.one("G005", "the model's logits are not finite, so that there is no answer", help=help)
+        return scores
 
 
 def answer(
@@ -102,7 +115,10 @@ def _generated(model: Any, encoder: Prompter, sample: Sample, count: int, **sett
     device = next(model.parameters()).device
     prompt = encoder.prompt(open_question(sample))
     inputs = {name: tensor.to(device).repeat(count, *[1] * (tensor.ndim - 1)) for name, tensor in prompt.items()}
-    ids = model.generate(**inputs, pad_token_id=tokenizer.pad_token_id, use_cache=True, **settings)
+    look = LogitsProcessorList([_Finite()])
+    ids = model.generate(
+        **inputs, pad_token_id=tokenizer.pad_token_id, use_cache=True, logits_processor=look, **settings
+    )
     asked = inputs["input_ids"]
     length = asked.shape[1]
     # A decoder of its own returns the answers alone, all others the prompt before them.

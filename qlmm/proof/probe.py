@@ -9,6 +9,7 @@ Usage: ``write_probe(folder, model, encoder, precision, rows); difference(folder
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from io import BytesIO
 from itertools import count
 from math import isfinite, isqrt, prod
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import PICTURES, PROBE
 from qlmm.core.files import atomic_write
+from qlmm.core.json_files import read_small
+from qlmm.core.secrets import redact
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.media.images import decode, size
 from qlmm.data.sample import ImageRef, Origin, Part, Role, Sample, Turn
@@ -84,6 +87,8 @@ def write_probe(folder: Path, model: nn.Module, encoder: Encoder, precision: Pre
     for row in sorted(kind, key=_size)[:ROWS]:
         share = MOST_BYTES // (ROWS * max(1, len(row.images)))
         stored = row.with_images(tuple(_stored(folder, ref, next(numbers), share) for ref in row.images))
+        # Without keys before it is answered: what is stored is what was asked.
+        stored = replace(stored, turns=tuple(replace(turn, parts=_without_keys(turn)) for turn in stored.turns))
         largest = _logits(model, encoder, precision, stored)
         values, ids = largest.topk(min(LARGEST, largest.shape[1]), dim=1)
         turns = [_Turn(role=turn.role, parts=[_written(part) for part in turn.parts]) for turn in stored.turns]
@@ -148,7 +153,7 @@ def explained(peak: float, precisions: Iterable[str]) -> float:
 
 def _read(folder: Path) -> _Probe:
     try:
-        return _Probe.model_validate_json((folder / PROBE).read_bytes())
+        return _Probe.model_validate_json(read_small(folder / PROBE))
     except (OSError, ValidationError) as error:
         why = "is missing" if isinstance(error, OSError) else "is damaged"
         raise ModelError.one(
@@ -188,6 +193,10 @@ def _stored(folder: Path, ref: ImageRef, number: int, most: int) -> ImageRef:
     path = folder / PICTURES / f"{number}.png"
     path.write_bytes(content.getvalue())
     return ImageRef(path=path)
+
+
+def _without_keys(turn: Turn) -> tuple[Part, ...]:
+    return tuple(redact(part) if isinstance(part, str) else part for part in turn.parts)
 
 
 def _written(part: Part) -> str | _Picture:

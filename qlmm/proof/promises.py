@@ -1,15 +1,16 @@
 """What a run promises, judged from what was measured.
 
-Usage: ``promises = judge(parts, empty_masks=0, own=kept_reference(found), reload=…, steps=260)``
+Usage: ``promises = judge(parts, empty_masks=0, seen=plan.seen, own=kept_reference(found), reload=…, steps=260)``
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from qlmm.data.batching.holdout_split import Seen
 from qlmm.proof.records import PartProof, Promise, ReferenceProof, ReloadProof
 
-__all__ = ["judge", "kept_reference"]
+__all__ = ["judge", "kept_reference", "trained"]
 
 # LoRA's first matrix has no gradient until its second one has moved, which a warm-up from zero delays further;
 # with fewer steps than this a tensor that stands still proves nothing.
@@ -19,24 +20,40 @@ _FIRST_LOSS_TOLERANCE = 1e-3
 
 
 def judge(
-    parts: tuple[PartProof, ...], *, empty_masks: int, own: Iterable[Promise], reload: ReloadProof, steps: int
+    parts: tuple[PartProof, ...],
+    *,
+    empty_masks: int,
+    seen: Sequence[Seen],
+    own: Iterable[Promise],
+    reload: ReloadProof,
+    steps: int,
 ) -> tuple[Promise, ...]:
-    """Every promise of a run, decided; `own` are those of its objective."""
+    """Every promise of a run, decided; `seen` is what of each held-out row was trained on, `own` the objective's."""
     changed = [part.part for part in parts if not part.frozen_identical]
     same = f"{sum(part.frozen_tensors for part in parts)} tensors, sha256"
     frozen = f"changed in: {', '.join(changed)}" if changed else same
     masks = f"{empty_masks} rows with an empty mask"
     again = f"largest difference {reload.max_difference:.2g} over {reload.rows} rows, tolerance {reload.tolerance:.2g}"
     return (
-        *_trained(parts, steps),
+        *trained(parts, steps),
         Promise("everything frozen is bit-identical to the start", not changed, frozen),
         Promise("every trained row has something to learn", empty_masks == 0, masks),
+        *_unseen(seen),
         *own,
         Promise("the adapter read back in a fresh process gives the same logits", reload.same, again),
     )
 
 
-def _trained(parts: tuple[PartProof, ...], steps: int) -> Iterator[Promise]:
+def _unseen(seen: Sequence[Seen]) -> Iterator[Promise]:
+    """Where rows were held out: that none of them is among those of this run; of an earlier one nothing is known."""
+    if seen:
+        rows, pictures = seen.count("row"), seen.count("picture")
+        found = f"{len(seen)} compared by content hash: {rows} trained on, {pictures} with a picture that was"
+        yield Promise("no held-out row was trained on", not rows, found)
+
+
+def trained(parts: tuple[PartProof, ...], steps: int) -> Iterator[Promise]:
+    """Whether each part was trained that the recipe asks to train, and no other."""
     for part in parts:
         if part.asked:
             movement = (

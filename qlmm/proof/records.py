@@ -14,11 +14,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter
 
 __all__ = [
-    "IN_JSON", "Answer", "HeldOutProof", "PairProof", "PartFacts", "PartName", "PartProof", "PictureProof", "PlanFacts",
-    "Promise", "Proof", "ReferenceProof", "ReloadProof", "TokenFacts", "to_json",
+    "IN_JSON", "Against", "Answer", "Comparison", "HeldOutProof", "PairProof", "PartFacts", "PartName", "PartProof",
+    "PictureProof", "PlanFacts", "Promise", "Proof", "ReferenceProof", "ReloadProof", "Result", "TokenFacts",
+    "Verdicts", "to_json",
 ]  # fmt: skip
 
 PartName = Literal["vision", "connector", "language", "head", "other"]
+Against = Literal["before training", "without the picture", "the commonest answer"]
+Result = Literal["better", "same", "worse"]
 
 # A diverged run has losses that are not numbers; JSON has no word for them, so they are written as strings.
 IN_JSON = ConfigDict(ser_json_inf_nan="strings", ser_json_bytes="base64", val_json_bytes="base64", extra="forbid")
@@ -203,8 +206,40 @@ class Promise(_Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison(_Fact):
+    """The trained model on held-out rows beside something that costs nothing, and the numbers behind the result."""
+
+    against: Against
+    result: Result
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts(_Fact):
+    """What to make of a run.
+
+    Attributes:
+        sound: every promise was kept: the run did what its recipe says.
+        useful: on held-out rows the model is better than all it was compared with; None where nothing was compared.
+        worse: on held-out rows the model is worse than before training.
+    """
+
+    sound: bool
+    sound_because: str
+    useful: bool | None
+    useful_because: str
+    worse: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Proof(_Fact):
-    """What a run can prove about itself; absent parts were not measured."""
+    """What a run can prove about itself; absent parts were not measured.
+
+    Attributes:
+        promises: whether the run did what its recipe says.
+        comparisons: whether that was of use, on held-out rows.
+        skipped: steps that were not taken, since their loss or a gradient was not finite.
+    """
 
     parts: tuple[PartProof, ...]
     before: PictureProof | None
@@ -215,6 +250,8 @@ class Proof(_Fact):
     pairs_before: PairProof | None = None
     pairs_after: PairProof | None = None
     promises: tuple[Promise, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    skipped: tuple[int, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -224,13 +261,17 @@ class Proof(_Fact):
 
 @dataclass(frozen=True, slots=True)
 class Answer(_Fact):
-    """One held-out question: the picture (a PNG thumbnail), the expected answer, and the model's before and after."""
+    """One held-out question: the picture (a PNG thumbnail), the expected answer, and the model's before and after.
+
+    With `picture_trained`, rows about the same picture were trained on.
+    """
 
     picture: bytes
     question: str
     expected: str
     before: str
     after: str
+    picture_trained: bool = False
 
 
 def to_json(fact: object) -> dict[str, Any]:

@@ -23,7 +23,7 @@ __all__ = ["FREE", "NEVER", "Change", "compare", "on_resume", "refuse"]
 
 FREE = """
 training.gradient_checkpointing training.device training.workers training.log_every training.save_every training.keep
-output.dir output.trackers evaluation.every
+training.on_nonfinite output.dir output.trackers evaluation.every
 """.split()  # noqa: SIM905  a table of keys
 NEVER = """
 version
@@ -32,6 +32,8 @@ adapter.variant adapter.language adapter.connector adapter.vision adapter.r adap
 adapter.start_from
 training.objective training.losses
 """.split()  # noqa: SIM905  a table of keys
+# Free where their product and the loss stay.
+_PASSES = frozenset({"training.batch_size", "training.accumulation"})
 _ABSENT = object()
 
 
@@ -51,17 +53,25 @@ def on_resume(name: str) -> Literal["free", "fork", "never"]:
     return "never" if name in NEVER or name.startswith("base.connector") else "fork"
 
 
-def compare(old: Recipe, new: Recipe) -> list[Change]:
-    """Every key whose value differs, in the order of the schema; defaults count as their values."""
+def compare(old: Recipe, new: Recipe, *, separable: bool = False) -> list[Change]:
+    """Every key whose value differs, in the order of the schema; defaults count as their values.
+
+    Where the loss is `separable`, rows may be spread over more or fewer passes, as long as a step has as many.
+    """
+    free = _PASSES if separable and _rows_a_step(old) == _rows_a_step(new) else frozenset[str]()
     before, after = dict(_leaves(old.model_dump(), ())), dict(_leaves(new.model_dump(), ()))
     changes = []
     for path in {**before, **after}:
         was, is_now = before.get(path, _ABSENT), after.get(path, _ABSENT)
         if was != is_now:
             name = as_text(path)
-            kind = on_resume(re.sub(r"\.\d+", "[]", name))
+            kind = "free" if name in free else on_resume(re.sub(r"\.\d+", "[]", name))
             changes.append(Change(f"{name}: {_shown(was)} → {_shown(is_now)}", kind))
     return changes
+
+
+def _rows_a_step(recipe: Recipe) -> int:
+    return recipe.training.batch_size * recipe.training.accumulation
 
 
 def refuse(changes: Sequence[Change], run_dir: str) -> None:

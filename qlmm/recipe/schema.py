@@ -16,6 +16,7 @@ from pydantic_core import PydanticKnownError
 from qlmm.core.naming import NAME_RULE, names
 
 __all__ = [
+    "MOST_RANK",
     "OBJECTIVES",
     "AdapterSection",
     "BaseSection",
@@ -33,6 +34,8 @@ FromZero = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=NAME_RULE)]
 # The folder whose files are the objectives; their names are listed without importing any.
 OBJECTIVES = "qlmm.training.objectives"
+# More than any layer has; an adapter of it would be larger than its base.
+MOST_RANK = 1 << 14
 
 
 def _an_objective(name: str) -> str:
@@ -137,15 +140,18 @@ class AdapterSection(Section):
         description="Leave the vision tower as it is, or train LoRA in its linear layers, or all of it in full "
         "precision (stage 1 of mPLUG-Owl).",
     )
-    r: PositiveInt = Field(16, description="LoRA rank.")
-    alpha: PositiveInt = Field(32, description="LoRA scale: updates are multiplied by alpha / r.")
+    r: PositiveInt = Field(16, le=MOST_RANK, description="LoRA rank.")
+    alpha: PositiveInt = Field(32, le=10**6, description="LoRA scale: updates are multiplied by alpha / r.")
     dropout: Share = Field(0.05, description="LoRA dropout; off in preference objectives, as in TRL.")
     targets: tuple[str, ...] = Field(
         ("all-linear",),
+        min_length=1,
         description="Name endings of the language model's linear layers, or all-linear; the word experts adds LoRA on "
         "the experts of a mixture-of-experts model. The output head is never a target.",
     )
-    start_from: str | None = Field(None, description="Adapter folder whose parts this run starts with (stage 2).")
+    start_from: str | None = Field(
+        None, description="Adapter folder or run whose parts this run starts with (stage 2)."
+    )
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> AdapterSection:
@@ -158,7 +164,7 @@ class Source(Section):
     """One place rows come from."""
 
     path: str = Field(
-        description="File (json, jsonl, csv, parquet), folder with metadata, saved or Hub data set, or builtin:<name>."
+        description="File (json, jsonl, csv, parquet), folder of shards or pictures, saved or Hub set, builtin:<name>."
     )
     format: Name | None = Field(None, description="Name of a file in qlmm/data/formats; unset: detected from rows.")
     split: str | None = Field(None, description="Split of a Hub or saved data set (default train).")
@@ -200,6 +206,11 @@ class DataSection(Section):
         None, description="Most tiles a picture is cut into, for models that tile; unset: the model's own."
     )
     max_frames: PositiveInt = Field(8, description="Most frames taken from a video, evenly spaced.")
+    thinking: bool | None = Field(
+        None,
+        description="Whether the model is asked to think before it answers, where its chat template knows both ways; "
+        "unset: if an answer has a thought (<think> … </think>). The adapter records it and is asked so.",
+    )
 
 
 class TrainingSection(Section):
@@ -219,7 +230,11 @@ class TrainingSection(Section):
     )
     epochs: PositiveFloat = Field(1.0, description="Passes over the mixture; ignored when `steps` is set.")
     steps: PositiveInt | None = Field(None, description="Optimiser steps.")
-    batch_size: PositiveInt = Field(4, description="Rows per device and forward pass.")
+    batch_size: PositiveInt = Field(
+        4,
+        description="Rows per forward pass; fewer where memory does not suffice, with the same loss. Free on resume, "
+        "like `accumulation`, while their product stays (not for losses that compare the rows of a batch).",
+    )
     accumulation: PositiveInt = Field(1, description="Forward passes per optimiser step.")
     learning_rate: PositiveFloat = Field(2e-4, description="Peak rate of the LoRA weights.")
     connector_learning_rate: PositiveFloat = Field(2e-5, description="Peak rate of the connector.")
@@ -242,10 +257,15 @@ class TrainingSection(Section):
         "Trained weights are always fp32.",
     )
     workers: FromZero = Field(0, description="Processes that decode pictures.")
-    seed: FromZero = Field(0, description="Seed of everything random.")
+    seed: FromZero = Field(0, lt=2**32, description="Seed of everything random.")
     log_every: PositiveInt = Field(10, description="Steps between log lines.")
     save_every: PositiveInt = Field(200, description="Steps between sealed checkpoints.")
     keep: PositiveInt = Field(2, description="Sealed checkpoints kept.")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What a loss or gradient that is not finite does: stop ends the run; skip leaves the step out and "
+        "reports it, and ends the run at the tenth in a row.",
+    )
     extra: dict[str, Any] = Field(
         default_factory=dict,
         description="Further fields of TRL's settings for the objective (SFTConfig, DPOConfig, KTOConfig, ORPOConfig, "
@@ -265,7 +285,10 @@ class OutputSection(Section):
 class EvaluationSection(Section):
     """Held-out rows, for the curve, the proof and the report."""
 
-    sources: tuple[Source, ...] = Field((), description="Held-out rows; unset: `rows` of data.sources are set aside.")
+    sources: tuple[Source, ...] = Field(
+        (),
+        description="Held-out rows, without those trained on; unset: `rows` of data.sources are set aside.",
+    )
     every: PositiveInt = Field(100, description="Steps between evaluations.")
     rows: PositiveInt = Field(64, description="Most held-out rows that are measured.")
     answers: FromZero = Field(8, description="Held-out pictures answered before and after training.")

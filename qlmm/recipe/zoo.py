@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from qlmm.core.errors import UsageError
+from qlmm.core.filenames import ADAPTER, RUN_RECORD
 from qlmm.core.naming import NAME_RULE, close
 
 __all__ = ["ENTRY", "PREFIX", "entry_folder", "folder", "packaged", "shipped", "start_folder"]
@@ -44,5 +45,7 @@ def entry_folder(name: str) -> Path:
 
 
 def start_folder(named: Path) -> Path:
-    """The folder that ``adapter.start_from`` means: that of an entry, or the one it names."""
-    return entry_folder(str(named)) if str(named).startswith(PREFIX) else named
+    """The folder that ``adapter.start_from`` means: that of an entry, that of a run's adapter, or the one it names."""
+    if str(named).startswith(PREFIX):
+        return entry_folder(str(named))
+    return named / ADAPTER if (named / RUN_RECORD).is_file() else named

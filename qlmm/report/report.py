@@ -16,9 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from qlmm.core import files, units
-from qlmm.core.events import Event, Finished, StepDone
-from qlmm.core.secrets import redact
+from qlmm.core.events import Event, Finished, StepDone, Warned
+from qlmm.core.secrets import shareable
 from qlmm.proof.records import Answer, PlanFacts, Proof
+from qlmm.proof.verdicts import COMPARED, matches, verdicts
 from qlmm.report.plot import loss_png, preferences_png
 
 __all__ = ["RunReport", "render_report", "write_report"]
@@ -45,6 +46,7 @@ def write_report(path: Path, report: RunReport) -> None:
 def render_report(report: RunReport) -> str:
     """The report as HTML."""
     finished = [event.seconds for event in report.metrics if isinstance(event, Finished)]
+    warned = [event.message for event in report.metrics if isinstance(event, Warned)]
     peaks = [event.memory_bytes for event in report.metrics if isinstance(event, StepDone)]
     environment = Environment(
         loader=PackageLoader("qlmm.report", ""),
@@ -53,12 +55,15 @@ def render_report(report: RunReport) -> str:
         finalize=_without_secrets,
     )
     environment.filters |= {
-        "png": _png, "short": _short, "same": _same, "share": units.share, "memory": units.memory, "clock": units.clock
+        "png": _png, "short": _short, "same": matches,
+        "share": units.share, "memory": units.memory, "clock": units.clock,
     }  # fmt: skip
     return environment.get_template("report.html.jinja").render(
         title=PurePath(report.plan.output_dir).name or report.plan.output_dir,
         plan=report.plan,
         proof=report.proof,
+        verdicts=verdicts(report.proof),
+        compared=COMPARED,
         answers=report.answers,
         recipe_text=report.recipe_text.rstrip(),
         versions=report.versions,
@@ -67,13 +72,15 @@ def render_report(report: RunReport) -> str:
         preferences=_png(preferences_png(report.metrics)),
         dark_preferences=_png(preferences_png(report.metrics, dark=True)),
         seconds=finished[-1] if finished else None,
+        # A continued run repeats its warnings.
+        warnings=dict.fromkeys([*report.plan.warnings, *warned]),
         peak_bytes=max(peaks, default=0),
     )
 
 
 def _without_secrets(value: object) -> object:
     """Text as it may be published; pictures and numbers pass."""
-    return redact(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return shareable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _png(picture: bytes | None) -> Markup | None:
@@ -88,8 +95,3 @@ def _short(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return str(count)
-
-
-def _same(answer: str, expected: str) -> bool:
-    """Whether two answers are equal but for case, outer blanks and a final full stop."""
-    return answer.strip().rstrip(".").casefold() == expected.strip().rstrip(".").casefold()

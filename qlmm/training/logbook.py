@@ -8,6 +8,7 @@ Usage: ``with open_logbook(folder / "metrics.jsonl", start=0) as write: write(St
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
@@ -22,12 +23,25 @@ from pydantic import TypeAdapter, ValidationError
 
 from qlmm.core import files
 from qlmm.core.errors import RunError, Where
-from qlmm.core.events import Answered, Evaluated, Event, Finished, PairsEvaluated, Resumed, Saved, StepDone, Warned
+from qlmm.core.events import (
+    Answered,
+    Evaluated,
+    Event,
+    Finished,
+    PairsEvaluated,
+    Resumed,
+    Saved,
+    StepDone,
+    StepSkipped,
+    Warned,
+)
+from qlmm.core.secrets import redact_values
 
 __all__ = ["open_logbook", "read_metrics"]
 
 KINDS: dict[str, type[Event]] = {
     "step": StepDone,
+    "skipped": StepSkipped,
     "evaluated": Evaluated,
     "pairs_evaluated": PairsEvaluated,
     "saved": Saved,
@@ -52,7 +66,11 @@ def open_logbook(path: Path, *, start: int) -> Iterator[Callable[[Event], None]]
     with path.open("ab", buffering=0) as file:
 
         def write(event: Event) -> None:
-            file.write(_line(event))
+            line, end = _line(event), os.fstat(file.fileno()).st_size
+            if file.write(line) != len(line):
+                # The disk took a part of it; another line after that would make both unreadable.
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             if isinstance(event, Saved | Finished):
                 os.fsync(file.fileno())
 
@@ -97,7 +115,7 @@ def _reader(name: str) -> TypeAdapter[Event]:
 
 def _line(event: Event) -> bytes:
     fields = {"event": NAMES[type(event)], **asdict(event)}
-    return json.dumps(_spelt_out(fields), allow_nan=False).encode("ascii") + b"\n"
+    return json.dumps(redact_values(_spelt_out(fields)), allow_nan=False).encode("ascii") + b"\n"
 
 
 def _spelt_out(value: Any) -> Any:
@@ -108,7 +126,8 @@ def _spelt_out(value: Any) -> Any:
 
 def _until(events: Sequence[Event], step: int) -> Iterator[Event]:
     """What was written before the first event of a step that is to be taken again."""
+    of_a_step = StepDone | StepSkipped | Evaluated | PairsEvaluated | Saved | Resumed | Finished
     for event in events:
-        if isinstance(event, StepDone | Evaluated | PairsEvaluated | Saved | Resumed | Finished) and event.step > step:
+        if isinstance(event, of_a_step) and event.step > step:
             return
         yield event

@@ -45,7 +45,8 @@ class Monitor(TrainerCallback):
         self.stop = Stop()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the clocks."""
+        """Start the clocks; a checkpoint brings its own intervals along, and those of today's recipe count."""
+        state.compute_steps(args, state.max_steps)
         begun = time.monotonic()
         self._since, self._first = (begun, 0.0), (begun, state.global_step)
 
@@ -81,6 +82,8 @@ class Monitor(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate where it is due, before a save of the same step; log the last step; obey a signal."""
+        if self.stop.save:
+            self.stop.save, control.should_save = False, True
         if state.global_step >= state.max_steps or self.stop.by is not None:
             control.should_log = True
         if state.global_step % self._every == 0 and state.global_step < state.max_steps:
@@ -90,7 +93,7 @@ class Monitor(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal the save, then let old checkpoints go."""
-        folder = self._run.seal_checkpoint(state.global_step, self._keep)
+        folder = self._run.seal_checkpoint(state.global_step, self._keep, self._listener)
         self._listener(Saved(state.global_step, folder.name))
 
 

@@ -29,20 +29,28 @@ if TYPE_CHECKING:
     from qlmm.training.trainers.base import PartsTrainer
 
 __all__ = [
-    "LIGER", "NO_BALANCING", "OF_LIKELIHOOD", "REFERENCE", "WHOLE_ROWS", "Objective", "collator", "exemplary",
+    "NOT_PASSED_ON", "NO_BALANCING", "OF_LIKELIHOOD", "REFERENCE", "WHOLE_ROWS", "Objective", "collator", "exemplary",
     "in_epoch", "lazily", "objective", "objectives", "objectives_by_rows", "pair_collator", "redirected", "refused",
 ]  # fmt: skip
 
 # What every objective takes in `training.extra`. qlmm sets the others itself, or they would break a promise (exact
 # resume, whole rows, rotation after sealing), or they would let a shared recipe publish, load code or read files.
 _NAMES = """
-weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim_args lr_scheduler_kwargs label_smoothing_factor tf32
-torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config neftune_noise_alpha
-torch_empty_cache_steps full_determinism gradient_checkpointing_kwargs activation_offloading loss_type
-dataloader_prefetch_factor dataloader_persistent_workers dataloader_multiprocessing_context router_aux_loss_coef
+weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm lr_scheduler_kwargs label_smoothing_factor tf32
+neftune_noise_alpha torch_empty_cache_steps full_determinism gradient_checkpointing_kwargs loss_type
+dataloader_prefetch_factor dataloader_persistent_workers dataloader_multiprocessing_context
 run_name project log_level skip_memory_metrics
 """
 _PASSED_ON = frozenset(_NAMES.split())
+_COMPILED = "it renames the weights, which a run compares by their names"
+_LIGER = "it replaces the forward pass whose losses a run compares"
+# Why settings that people ask for are not among them.
+NOT_PASSED_ON: Mapping[str, str] = {
+    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), _COMPILED),
+    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"), _LIGER),
+    "activation_offloading": "it moves activations by hooks, which were not tried beside a frozen tower",
+    "optim_args": "it is not read by the optimisers of a recipe",
+}
 
 # The name that TRL gives to its frozen copy of the adapter, connector included.
 REFERENCE = "ref"
@@ -52,8 +60,6 @@ WHOLE_ROWS: Mapping[str, Any] = {"max_length": None}
 NO_BALANCING: Mapping[str, Any] = {"router_aux_loss_coef": 0.0}
 # What only the likelihood of every token has: elsewhere losses are named apart, and smoothing tokens would do nothing.
 OF_LIKELIHOOD = frozenset({"loss_type", "label_smoothing_factor"})
-# Liger replaces the forward pass that log-probabilities are taken from; TRL guards its other trainers against it.
-LIGER = frozenset({"use_liger_kernel", "liger_kernel_config"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +82,7 @@ class Objective:
         fixed: TRL's fields that are set in every run.
         defaults: TRL's fields that are set unless the recipe sets them.
         passes: how often a step shows each of its pictures to the tower.
+        separable: whether the loss of a batch is the mean of the losses of its parts, each by its rows or tokens.
         check: refuses settings that would not work together.
         taught: the rows to learn from that one row gives.
         warnings: warnings of the plan about the rows of an epoch.
@@ -98,6 +105,7 @@ class Objective:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     passes: int = 1
+    separable: Callable[[TrainingSection], bool] = lambda training: True
     check: Callable[[TrainingSection], None] = lambda training: None
     taught: Callable[[Example], tuple[Example, ...]] = lambda row: (row,)
     warnings: Callable[[TrainingSection, Mixture, Sequence[Example]], Iterable[str]] = lambda *_: ()
@@ -134,7 +142,9 @@ def redirected(error: OtherKind) -> OtherKind:
     *others, last = objectives_by_rows()[error.found]
     named = f"{', '.join(others)} or {last}" if others else last
     help = f"such rows belong to training.objective: {named}"
-    return error.with_problems([replace(problem, help=help) for problem in error.problems])
+    return error.with_problems(
+        [replace(one, help=f"{help}; {one.help}" if one.help else help) for one in error.problems]
+    )
 
 
 def lazily(place: str) -> Callable[[], Any]:

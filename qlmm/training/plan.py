@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from qlmm.core import env
 from qlmm.core.errors import DataError, UsageError, Where
 from qlmm.core.files import free_bytes
 from qlmm.core.units import memory
+from qlmm.data.batching.holdout_split import Seen
 from qlmm.data.batching.mixture import Mixture, MixtureSampler
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.encoding.length_limit import Lengths
@@ -30,16 +32,16 @@ from qlmm.model.loading.base import Base, Blueprint
 from qlmm.model.numerics.precision import Precision, choose
 from qlmm.model.numerics.quantization import check_experts
 from qlmm.model.parts.split import PART_NAMES, PartName
-from qlmm.model.peft.adapter import Placement, check_variant, place
+from qlmm.model.peft.adapter import Placement, check_variant, place, rehearse
 from qlmm.model.peft.warm_start import Earlier
 from qlmm.model.token_losses import has_backbone, needs_pictures
 from qlmm.proof.records import PartFacts, PlanFacts, TokenFacts
 from qlmm.recipe.schema import Recipe
 from qlmm.training.objective import Objective, in_epoch, objective, refused
-from qlmm.training.rows import Rows, measured, read_rows
+from qlmm.training.rows import Rows, asked_so, measured, read_rows
 from qlmm.training.trl_settings import trainer_config
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "expected_load", "make_plan"]
 
 # A picture passes the tower alone to be kept, which is slower than a batch: it must come back for that to pay.
 MANY_VIEWS = 2.0
@@ -52,6 +54,7 @@ class Plan:
     Attributes:
         train: rows to learn from, all of them within `data.max_length`; pairs for a preference objective.
         held_out: rows to measure on; of pairs, their chosen sides.
+        seen: what of each held-out row is trained on.
         pairs: the held-out rows that are pairs.
         needs_pictures: whether every row must have a picture.
         mixture: what an epoch is made of.
@@ -69,6 +72,7 @@ class Plan:
     train: tuple[Example, ...]
     lengths: tuple[Lengths, ...]
     held_out: tuple[Sample, ...]
+    seen: tuple[Seen, ...]
     pairs: tuple[Preference, ...]
     needs_pictures: bool
     mixture: Mixture
@@ -91,7 +95,8 @@ def make_plan(recipe: Recipe) -> Plan:
     precision = choose(recipe.training.device, recipe.training.precision)
     check_variant(recipe.adapter, recipe.base.quantize)
     _check_trackers(recipe)
-    trainer_config(recipe.training, recipe.output, precision, steps=1)
+    with env.neutral():
+        trainer_config(recipe.training, recipe.output, precision, steps=1)
     base = Base.resolve(recipe.base)
     shape = base.shape
     _check_objective(recipe, shape)
@@ -109,6 +114,8 @@ def make_plan(recipe: Recipe) -> Plan:
         earlier.check_base(base.identity)
         earlier.check_scale(recipe.adapter)
         earlier.check_fits(shape.model, shape.parts, placement)
+    rehearse(shape.model, placement, recipe.adapter)
+    base.check_weights()
     encoder, pictures = base.encoder(recipe.data)
     rows = read_rows(recipe, encoder)
     needs = not encoder.takes_text_only or needs_pictures(shape.model)
@@ -117,11 +124,13 @@ def make_plan(recipe: Recipe) -> Plan:
     steps = _steps(recipe, len(rows.mixture))
     views = _views(recipe, rows, steps)
     keeps = "vision" in recipe.training.reuse and "vision" not in placement.asked and views >= MANY_VIEWS
-    notes = (f"features of a picture are kept: it is shown {views:.1f} times",) if keeps else ()
-    facts = replace(_facts(recipe, precision, base, placement, rows, steps), pictures=pictures, notes=notes)
+    kept = (f"features of a picture are kept: it is shown {views:.1f} times",) if keeps else ()
+    facts = replace(
+        _facts(recipe, precision, base, placement, rows, steps), pictures=pictures, notes=kept + rows.loaded.unused
+    )
     _check_disk(facts)
     return Plan(
-        recipe=recipe.model_copy(update={"base": base.pinned()}),
+        recipe=recipe.model_copy(update={"base": base.pinned(), "data": asked_so(recipe.data, rows.encoder)}),
         base=base,
         facts=facts,
         precision=precision,
@@ -131,6 +140,7 @@ def make_plan(recipe: Recipe) -> Plan:
         train=rows.train.samples,
         lengths=rows.train.lengths,
         held_out=tuple(measured(row) for row in rows.held_out),
+        seen=rows.seen,
         pairs=tuple(row for row in rows.held_out if isinstance(row, Preference)),
         needs_pictures=needs,
         mixture=rows.mixture,
@@ -161,17 +171,7 @@ def _facts(recipe: Recipe, precision: Precision, base: Base, placement: Placemen
     """The plan screen's figures."""
     shape, tokens = base.shape, _tokens(rows.train.lengths)
     training = recipe.training
-    # A pair is two rows where its answers cannot share their prompt, which is only known with the model in memory.
-    sides = 2 if any(isinstance(row, Preference) for row in rows.train.samples) else 1
-    load = Load(
-        rows=training.batch_size * sides,
-        tokens=tokens.p95,
-        precision=precision,
-        quantize=recipe.base.quantize,
-        checkpointing=training.gradient_checkpointing,
-        small_optimizer=training.optimizer != "adamw",
-        reference=objective(training.objective).reference,
-    )
+    load = expected_load(recipe, precision, rows.train.samples, tokens.p95)
     need = estimate(shape.model, shape.parts, placement, load)
     trained = sum(trained_sizes(shape.model, placement))
     return PlanFacts(
@@ -192,6 +192,22 @@ def _facts(recipe: Recipe, precision: Precision, base: Base, placement: Placemen
         device=precision.device,
         output_dir=recipe.output.dir,
         warnings=_warnings(recipe, rows),
+    )
+
+
+def expected_load(recipe: Recipe, precision: Precision, rows: Sequence[Example], tokens: int) -> Load:
+    """What a step has in memory, with rows of so many tokens."""
+    training = recipe.training
+    # A pair is two rows where its answers cannot share their prompt, which is only known with the model in memory.
+    sides = 2 if any(isinstance(row, Preference) for row in rows) else 1
+    return Load(
+        rows=training.batch_size * sides,
+        tokens=tokens,
+        precision=precision,
+        quantize=recipe.base.quantize,
+        checkpointing=training.gradient_checkpointing,
+        small_optimizer=training.optimizer != "adamw",
+        reference=objective(training.objective).reference,
     )
 
 
@@ -225,8 +241,19 @@ def _warnings(recipe: Recipe, rows: Rows) -> tuple[str, ...]:
     found = list(learned.warnings(recipe.training, rows.mixture, rows.train.samples))
     if rows.loaded.bad:
         found.append(f"{len(rows.loaded.bad)} bad rows are left out; skipped.jsonl in the run directory names them")
+    if rows.seen_rows:
+        first = rows.seen_rows[0].origin
+        found.append(f"{len(rows.seen_rows)} rows of evaluation.sources are trained on and not measured, first {first}")
+    if pictures := rows.seen.count("picture"):
+        found.append(f"{pictures} of {len(rows.seen)} held-out rows show a picture that is trained on")
+    found += rows.loaded.warnings
     if not rows.held_out:
         found.append("no held-out row: whether pictures are used cannot be measured")
+    if ignored := env.not_obeyed():
+        found.append(f"set in the environment, and not obeyed: {', '.join(ignored)}; the recipe decides")
+    if numeric := env.numeric():
+        listed = ", ".join(f"{name}={value}" for name, value in numeric.items())
+        found.append(f"set in the environment, so that numbers may differ from those of other runs: {listed}")
     return tuple(found)
 
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from qlmm.core.errors import RunError
 from qlmm.core.events import Listener, Warned
 from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.core.signals import stop_signals
@@ -22,6 +20,7 @@ from qlmm.model.image_budget.budget import agree
 from qlmm.model.parts.split import PEFT_PREFIX
 from qlmm.model.peft.adapter import attach, to_fp32
 from qlmm.proof.fingerprint import Start
+from qlmm.training.memory import no_memory, out_of_memory
 from qlmm.training.monitor import Evaluate, Monitor
 from qlmm.training.plan import Plan
 from qlmm.training.run_dir import RunDir
@@ -63,7 +62,7 @@ def train(
     """Train the model from `build`, in place, to the last step or to a signal; `resume` is a sealed checkpoint.
 
     Raises:
-        RunError: G001, G002 when a loss or gradient is not finite; G003 when the GPU is out of memory.
+        RunError: G001, G002 when a loss or gradient is not finite; G003 when memory does not suffice for one row.
     """
     recipe = plan.recipe
     if resume is not None and run.step_of(resume) >= plan.facts.steps:
@@ -72,18 +71,27 @@ def train(
         return Ended(None, lambda: None)
     monitor = Monitor(run, listener, keep=recipe.training.keep, every=recipe.evaluation.every, evaluate=evaluate)
     trainer: Any = plan.objective.trainer()(model, plan, callbacks=[monitor])
-    monitor.grad_norms = trainer.take_grad_norms
+    monitor.grad_norms, trainer.listener = trainer.take_grad_norms, listener
     for note in trainer.notes:
         listener(Warned(note))
     trainer.prepare(run)
+    if run.record.rows_at_once is not None:
+        trainer.batches.at_once = min(run.record.rows_at_once, recipe.training.batch_size)
+
+    def halved(step: int, rows: int) -> None:
+        run.write(rows_at_once=rows)
+        batch = recipe.training.batch_size
+        listener(Warned(f"out of memory at step {step}: {rows} of a batch's {batch} rows at once from here; same loss"))
+
+    trainer.halved = halved
     try:
         with stop_signals() as monitor.stop:
             trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
-    except torch.OutOfMemoryError as error:
-        raise RunError.one(
-            "G003",
-            f"the GPU is out of memory at step {trainer.state.global_step + 1}; checkpoints sealed before are intact",
-            help="lower training.batch_size and raise training.accumulation by as much, lower data.max_length, "
-            "or set training.optimizer=paged_adamw_8bit",
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise no_memory(plan, trainer.state.global_step + 1, trainer.batches.at_once) from error
+        # A data loader says only which process is gone.
+        if (lost := trainer.batches.lost()) is None:
+            raise
+        raise lost from error
     return Ended(monitor.stop.by, trainer.finish)

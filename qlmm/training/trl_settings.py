@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from qlmm.core.errors import UsageError
 from qlmm.model.numerics.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
-from qlmm.training.objective import Objective, objective, objectives, refused
+from qlmm.training.objective import NOT_PASSED_ON, Objective, objective, objectives, refused
 
 __all__ = ["trainer_config"]
 
@@ -40,6 +40,10 @@ def trainer_config(training: TrainingSection, output: OutputSection, precision: 
     asked.check(training)
     for name, value in training.extra.items():
         _check_extra(name, value, ours, kind, asked.passed_on)
+        if name.startswith("dataloader_") and not training.workers:
+            raise refused(
+                "extra", f"`{name}` is read by worker processes only", "set training.workers=1 or more", "T001"
+            )
     try:
         return kind(**ours, **{**asked.defaults, **training.extra})
     except (ValueError, TypeError, ImportError) as error:
@@ -90,8 +94,8 @@ def _check_extra(name: str, value: Any, ours: Mapping[str, Any], kind: type[Any]
         help = f"did you mean `{close[0]}`?" if close else "leave it out"
         raise refused("extra", f"`{name}` is not a field of TRL's {kind.__name__}", help, "T001")
     if name not in names:
-        lost = "cannot be passed on: it would break a promise of the run, or do nothing"
-        why = "is set by qlmm itself" if name in ours else lost
+        lost = NOT_PASSED_ON.get(name, "it would break a promise of the run, or do nothing")
+        why = "is set by qlmm itself" if name in ours else f"cannot be passed on: {lost}"
         raise refused("extra", f"`{name}` {why}", "use the recipe's own key for it, or leave it out", "T001")
     try:
         TypeAdapter(kinds[name]).validate_python(value, strict=True)

@@ -60,7 +60,7 @@ def test_a_clean_file_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[st
     check(str(path))
     said = capsys.readouterr().out
     assert f"{path} (llava): 1 rows, 1 usable, 0 bad, 0 without a picture\npictures: 1 decoded\n" in said
-    assert said.endswith("no problems\n")
+    assert said.endswith("no problems, 1 warning\n")
 
 
 def test_every_problem_is_listed_with_its_line_and_the_exit_code_is_2(
@@ -73,7 +73,7 @@ def test_every_problem_is_listed_with_its_line_and_the_exit_code_is_2(
     said = capsys.readouterr().out
     assert all(f"--> {path}:{line}" in said for line in range(2, 34))
     assert "no answer: the row has no assistant turn" in said
-    assert said.endswith("32 problems\n")
+    assert said.endswith("32 problems, 1 warning\n")
 
 
 def test_all_problems_are_listed_also_where_no_row_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +86,16 @@ def test_all_problems_are_listed_also_where_no_row_is_left(tmp_path: Path, capsy
     assert "nothing to learn from" in said
     assert said.count("broken JSON: Expecting ':' delimiter") == 30
     assert f'  --> {path}:30:5\n   |\n30 | {{"x"\n   |     ^\n' in said
+
+
+def test_what_is_not_read_and_what_stands_in_texts_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blind = {"pic": "cat.png", "conversations": [{"from": "human", "value": "<image>Q"}, {"from": "gpt", "value": "A"}]}
+    check(str(path := rows(tmp_path, blind, blind)))
+    told = capsys.readouterr().out
+    assert f"{path}: not used: `pic` (2 rows)\n" in told
+    assert f"warning: markers without a picture: 2 rows (`<image>`), first {path}:2;" in told
+    assert f"warning: marks of a chat template in texts: 1 row (`<|im_end|>`), first {path}:1;" in told
+    assert told.endswith("no problems, 2 warnings\n")
 
 
 def test_secrets_in_broken_lines_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

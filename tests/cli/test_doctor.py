@@ -29,7 +29,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_everything_is_one_json_object(machine: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     doctor(as_json=True)
     said = capsys.readouterr()
-    facts = json.loads(said.out)
+    facts = json.loads(said.out)["result"]
     assert facts["versions"]["torch"] == metadata.version("torch")
     assert facts["devices"]["cpu"]["cores"] >= 1
     assert facts["devices"]["cpu"]["memory"] > 1 << 30

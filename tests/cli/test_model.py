@@ -144,7 +144,7 @@ def test_a_budget_that_cannot_be_followed_is_told(run: Run) -> None:
 def test_json_holds_the_same_facts(run: Run) -> None:
     code, said, talk = run("llava_next", "--json", "--size", "336x336")
     assert (code, talk) == (0, "")
-    facts = json.loads(said)
+    facts = json.loads(said)["result"]
     assert [part["part"] for part in facts["parts"]] == ["vision", "connector", "language", "head"]
     assert facts["connector"]["bare parameters"] == ["model.image_newline"]
     assert facts["pictures"]["sizes"] == [{"width": 336, "height": 336, "tokens": 88, "budgeted": None}]
@@ -236,7 +236,7 @@ BAD = {
     "folder that is not there": ("./none/here", "M003", "./none/here is neither a model folder here", "the spelling"),
     "file": ("llava/config.json", "M003", "llava/config.json is a file, not a model folder", "name the folder"),
     "id out of reach": ("no/such", "M003", "no/such is neither a model folder here nor", "HF_HUB_OFFLINE=1"),
-    "remote code": ("remote", "M004", "remote needs Python code from its repository", "transformers supports itself"),
+    "remote code": ("remote", "M004", "asks for Python code from a repository", "transformers supports itself"),
     "unknown kind": ("unknown", "M003", "cannot read unknown: The checkpoint", "upgrade transformers"),
     "endless name": ("x" * 5000, "M003", "is neither a model folder here", "check the spelling"),
     "recipe that is not there": ("owl_lroa.yaml", "R001", "there is no recipe `owl_lroa.yaml`", "`owl_lora`"),

@@ -81,7 +81,7 @@ def test_bad_input_is_refused_with_nothing_written(folder: Path, words: list[str
 def test_what_is_no_adapter_is_refused_before_anything_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "qlmm.preference_data.prefer", None)
     with pytest.raises(QlmmError) as caught:
-        module.prefer(tmp_path, "q.jsonl", tmp_path / "pairs.jsonl")
+        module.prefer(str(tmp_path), "q.jsonl", tmp_path / "pairs.jsonl")
     assert caught.value.problems[0].code == "A001"
 
 
@@ -96,7 +96,7 @@ def test_the_summary_fits_a_narrow_terminal(
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     ending(monkeypatch, SimpleNamespace(summary=SUMMARY))
-    module.prefer(tmp_path, "q.jsonl", Path("pairs.jsonl"))
+    module.prefer(str(tmp_path), "q.jsonl", Path("pairs.jsonl"))
     said = capsys.readouterr()
     assert all(len(line) <= 80 for line in said.out.splitlines())
     for fact in ("10, 4 without a pair", "140, 34.0 % refuted", "12 found, 11 after", "r = 0.50", "11.4 chosen"):
@@ -108,7 +108,7 @@ def test_a_judge_that_hardly_says_yes_or_no_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ending(monkeypatch, SimpleNamespace(summary=replace(SUMMARY, heard=0.01)))
-    module.prefer(tmp_path, "q.jsonl", tmp_path / "pairs.jsonl")
+    module.prefer(str(tmp_path), "q.jsonl", tmp_path / "pairs.jsonl")
     assert "neither yes nor no" in capsys.readouterr().err
 
 
@@ -116,8 +116,8 @@ def test_the_summary_can_be_read_by_a_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ending(monkeypatch, SimpleNamespace(summary=SUMMARY))
-    module.prefer(tmp_path, "q.jsonl", tmp_path / "pairs.jsonl", as_json=True)
-    found = json.loads(capsys.readouterr().out)
+    module.prefer(str(tmp_path), "q.jsonl", tmp_path / "pairs.jsonl", as_json=True)
+    found = json.loads(capsys.readouterr().out)["result"]
     assert found["pairs"] == 11
     assert found["records"].endswith("pairs.jsonl.records.jsonl")
 
@@ -127,7 +127,7 @@ def test_a_stopped_run_says_how_to_go_on(
 ) -> None:
     ending(monkeypatch, SimpleNamespace(summary=None, done=3, total=10, signal=15))
     with pytest.raises(typer.Exit) as caught:
-        module.prefer(tmp_path, "q.jsonl", tmp_path / "pairs.jsonl")
+        module.prefer(str(tmp_path), "q.jsonl", tmp_path / "pairs.jsonl")
     assert caught.value.exit_code == 143
     said = capsys.readouterr()
     assert said.out == ""

@@ -26,8 +26,8 @@ SECRET = "hf_" + "aB3dE5gH7j" * 3
 # Every option of every command; a new one is a change of the surface and belongs into CHANGELOG.md.
 OPTIONS = {
     (): {"--version", "--install-completion", "--show-completion"},
-    ("finetune",): {"--dry-run"},
-    ("ask",): {"--image", "--max-new-tokens", "--sample", "--seed"},
+    ("finetune",): {"--dry-run", "--json"},
+    ("ask",): {"--image", "--max-new-tokens", "--sample", "--seed", "--json"},
     ("chat",): {"--image", "--max-new-tokens", "--sample", "--seed"},
     ("prefer",): {
         "--prompts",
@@ -42,10 +42,10 @@ OPTIONS = {
         "--seed",
         "--json",
     },
-    ("push",): {"--public", "--dry-run", "--revision", "--message", "--unproven"},
-    ("pull",): set(),
+    ("push",): {"--public", "--dry-run", "--revision", "--message", "--unproven", "--json"},
+    ("pull",): {"--json"},
     ("verify",): {"--json"},
-    ("merge",): {"--onto", "--dtype", "--shard-size", "--no-measure"},
+    ("merge",): {"--onto", "--dtype", "--shard-size", "--no-measure", "--json"},
     ("export",): {"--to", "--out", "--onto", "--outtype", "--converter", "--json"},
     ("combine",): {
         "--weights",
@@ -57,20 +57,21 @@ OPTIONS = {
         "--json",
     },
     ("doctor",): {"--json"},
-    ("explain",): {"--markdown"},
+    ("explain",): {"--markdown", "--json"},
     ("data",): set(),
-    ("data", "check"): {"--format", "--image-root"},
+    ("data", "check"): {"--format", "--image-root", "--json"},
     ("data", "show"): {"--row"},
+    ("data", "convert"): {"--to", "--out", "--format", "--image-root"},
     ("model",): set(),
     ("model", "show"): {"--size", "--json"},
     ("recipe",): set(),
-    ("recipe", "list"): {"--markdown"},
+    ("recipe", "list"): {"--markdown", "--json"},
     ("recipe", "show"): set(),
-    ("recipe", "check"): set(),
+    ("recipe", "check"): {"--json"},
     ("recipe", "explain"): {"--markdown"},
     ("recipe", "new"): {"--from"},
     ("zoo",): set(),
-    ("zoo", "list"): set(),
+    ("zoo", "list"): {"--json"},
     ("zoo", "show"): set(),
     ("zoo", "verify"): {"--json"},
     ("zoo", "run"): {"--image"},
@@ -179,7 +180,7 @@ def test_every_command_is_in_the_help() -> None:
         commands()
         == {"finetune", "ask", "chat", "prefer", "push", "pull", "verify", "merge"} | {"export", "combine"} | light
     )
-    assert commands("data") == {"check", "show"}
+    assert commands("data") == {"check", "convert", "show"}
     assert commands("model") == {"show"}
     assert commands("recipe") == {"list", "show", "check", "explain", "new"}
     assert commands("zoo") == {"list", "show", "verify", "run"}

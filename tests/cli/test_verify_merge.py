@@ -30,7 +30,7 @@ def run(*words: str | Path) -> Result:
 
 
 def statuses(result: Result) -> dict[str, str]:
-    return {check["name"]: check["status"] for check in json.loads(result.stdout)["checks"]}
+    return {check["name"]: check["status"] for check in json.loads(result.stdout)["result"]["checks"]}
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_a_finished_run_is_what_it_says(finished: Path) -> None:
     assert "is what it says it is" in done.stdout
     told = run("verify", finished / "run" / "adapter", "--json")
     assert told.exit_code == 0
-    assert json.loads(told.stdout)["verified"] is True
+    assert json.loads(told.stdout)["result"]["verified"] is True
 
 
 @pytest.mark.slow

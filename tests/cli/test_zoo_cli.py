@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qlmm.cli.app import app
-from qlmm.cli.arguments import zoo_folder
+from qlmm.cli.arguments import adapter_folder
 from qlmm.core.errors import QlmmError
 from qlmm.recipe.zoo import shipped
 from tests.zoo_runs import Zoo, finished_run
@@ -52,7 +52,7 @@ def test_verify_counts_what_fails_and_ends_with_1(zoo: Zoo, tmp_path: Path) -> N
     (entry / "probe.json").write_text("changed")
     told = run("zoo", "verify", "--json")
     assert told.exit_code == 1
-    facts = json.loads(told.stdout)
+    facts = json.loads(told.stdout)["result"]
     assert facts["verified"] is False
     assert [(one["name"], one["verified"]) for one in facts["entries"]] == [("mine", False)]
     assert "probe.json" in facts["entries"][0]["checks"][0]["found"]
@@ -77,14 +77,16 @@ def test_an_unknown_name_is_refused(zoo: Zoo, tmp_path: Path, words: tuple[str, 
 
 def test_other_commands_take_the_name(zoo: Zoo, tmp_path: Path) -> None:
     zoo.add(finished_run(tmp_path))
-    folder = Path(zoo_folder("zoo:mine"))
+    folder = adapter_folder("zoo:mine")
     assert (folder / "tokenizer.json").is_file()
     assert folder.is_relative_to(zoo.home)
     assert folder.name == "mine"
-    assert zoo_folder("runs/x/adapter") == "runs/x/adapter"
     nothing = "zoo:nothing"
     for words in (
         ("ask", nothing, "what?"),
+        ("chat", nothing),
+        ("push", nothing, "user/name"),
+        ("prefer", nothing, "--prompts", "p.jsonl", "--out", "pairs.jsonl"),
         ("verify", nothing),
         ("merge", nothing, "out"),
         ("export", nothing, "--to", "peft", "--out", "out"),

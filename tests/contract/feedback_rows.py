@@ -103,7 +103,10 @@ BAD: dict[str, list[tuple[Mapping[str, Any], str]]] = {
         ({**FACTORY, "conversations": [ASK, ANSWER, ANSWER]}, "turn 3 is `assistant` where `user` belongs"),
         ({**FACTORY, "conversations": [ASK, {"from": "gpt", "value": " "}]}, "empty answer"),
         ({**FACTORY, "conversations": [ASK, {"from": "bing", "value": "A"}]}, "unknown speaker `bing` in turn 2"),
-        ({**FACTORY, "images": ["a"]}, "0 <image> markers for 1 pictures"),
-        ({**FACTORY, "videos": [["a"]]}, "0 <video> markers for 1 videos"),
+        (
+            {**FACTORY, "videos": [["a"]], "conversations": [{"from": "human", "value": "<video><video>"}, ANSWER]},
+            "2 <video> markers for 1 videos",
+        ),
+        ({**FACTORY, "conversations": [ASK, {**ANSWER, "weight": 0}]}, "no answer is learned"),
     ],
 }

@@ -40,6 +40,14 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         "transformers.Trainer",
+        "_get_grad_norm",
+        ("model", "grad_norm"),
+        "gradients are looked at where nothing is clipped too; the first callback comes after it",
+    ),
+    Hook("transformers.Trainer", "_get_output_dir", ("trial",), "a checkpoint gets its name once it is sealed"),
+    Hook("transformers.Trainer", "_save_checkpoint", ("model", "trial"), "what a full disk leaves half is removed"),
+    Hook(
+        "transformers.Trainer",
         "_get_train_sampler",
         ("train_dataset",),
         "rows come in the order of the mixture; there is no argument for a sampler",

@@ -167,8 +167,11 @@ BAD: dict[str, list[tuple[Mapping[str, Any], str]]] = {
         ({**RANKING, "rejected": ASK}, "the rejected answer is `user`'s"),
         ({**RANKING, "rejected": {"from": "gpt", "value": " "}}, "the rejected answer is empty"),
         ({**RANKING, "rejected": {"from": "gpt", "value": "A "}}, "are the same"),
-        ({**RANKING, "images": ["a"]}, "0 <image> markers for 1 pictures"),
-        ({**RANKING, "conversations": [{"from": "human", "value": "<image>"}]}, "1 <image> markers for 0 pictures"),
-        ({**RANKING, "videos": [["a"]]}, "0 <video> markers for 1 videos"),
+        (
+            {**RANKING, "images": ["a", "b"], "conversations": [{"from": "human", "value": "<image>Q"}]},
+            "1 <image> markers for 2 pictures",
+        ),
+        ({**RANKING, "conversations": [{"from": "human", "value": "<image>"}]}, "a marker and nothing else"),
+        ({**RANKING, "chosen": {**ANSWER, "loss": False}}, "no answer is learned"),
     ],
 }

@@ -11,15 +11,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from trl.trainer.utils import add_fused_lm_head
 
 from qlmm.core.errors import ModelError, UsageError
 from qlmm.core.naming import names
 from qlmm.model.assembled.build import connector_for
-from qlmm.model.assembled.model import AssembledForConditionalGeneration, build_connector
-from qlmm.model.assembled.processor import AssembledProcessor, load_processor
+from qlmm.model.assembled.model import AssembledForConditionalGeneration, AssembledProcessor, build_connector
 from qlmm.model.assembled.vision import prepared
 from qlmm.model.contract import CONNECTORS, Connector, Fit, Takes, connector
 from qlmm.model.loading.connector_weights import begin, take_over
@@ -207,6 +206,19 @@ def test_rows_with_different_numbers_of_pictures_share_a_batch(built: Built) -> 
     assert torch.allclose(together, built.model(**alone).logits[0], atol=2e-4)
 
 
+@torch.no_grad()
+def test_pictures_and_their_places_come_together(built: Built) -> None:
+    """A bare tokenizer gives places without pictures, and the answer would be about nothing."""
+    shown, words = built.batch(TWO, pictures(2)), built.batch("a cat")
+    with pytest.raises(ValueError, match="do not match"):
+        built.model(**words, pixel_values=shown["pixel_values"])
+    if isinstance(built.model, AssembledForConditionalGeneration):
+        del shown["pixel_values"]
+        for act in (built.model, built.model.generate):
+            with pytest.raises(ValueError, match="places for pictures, and there are no pixel_values"):
+                act(**shown)
+
+
 def test_connector_saves_and_loads_bit_for_bit(built: Built, tmp_path: Path) -> None:
     module = built.model.model.multi_modal_projector
     file = tmp_path / "connector.safetensors"
@@ -223,7 +235,8 @@ def test_whole_model_saves_and_loads_bit_for_bit(built: Built, tmp_path: Path) -
         pytest.skip("stock LLaVA code has two layers; a merged export folds this connector into them")
     built.model.save_pretrained(tmp_path)
     built.processor.save_pretrained(tmp_path)
-    again, processor = type(built.model).from_pretrained(tmp_path), load_processor(tmp_path)
+    again, processor = type(built.model).from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    assert type(processor) is type(built.processor)
     batch = built.batch(TWO, pictures(2))
     reread = processor(images=pictures(2), text=TWO, return_tensors="pt")
     with torch.no_grad():

@@ -75,12 +75,12 @@ def test_the_connector_works_on_every_tower(tower: str) -> None:
 
 @pytest.mark.usefixtures("added")
 def test_the_format_reads_its_example_and_refuses_what_is_none(tmp_path: Path) -> None:
-    form = load_format("vqa")
+    form = load_format("flashcards")
     turns = form.read(form.example, ImageRoot(tmp_path))
     assert [turn.role for turn in turns] == ["user", "assistant"]
-    assert [name for name in names(FORMATS) if load_format(name).detect(form.example)] == ["vqa"]
-    with pytest.raises(Exception, match="the answer is int"):
-        form.read({**form.example, "answer": 3}, ImageRoot(tmp_path))
+    assert [name for name in names(FORMATS) if load_format(name).detect(form.example)] == ["flashcards"]
+    with pytest.raises(Exception, match="the back is int"):
+        form.read({**form.example, "back": 3}, ImageRoot(tmp_path))
 
 
 @pytest.mark.usefixtures("added")

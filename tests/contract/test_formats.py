@@ -18,13 +18,13 @@ from qlmm.data.errors import BadRow
 from qlmm.data.media.media_root import ImageRoot
 from qlmm.data.reading.dataset import detect_format, load_format
 from qlmm.data.sample import ImageRef, Turn
-from tests.contract import feedback_rows, preference_rows
+from tests.contract import feedback_rows, preference_rows, published_rows
 
 ROOT = Path(qlmm.__file__).parent
 NAMES = naming.names("qlmm.data.formats")
 # What handles rows of every format, and words that stand in its messages, whatever the columns are called.
 NEUTRAL = [ROOT / "data/contract.py", ROOT / "preference_data/prompts.py", *(ROOT / "data/reading").glob("*.py")]
-WORDS = {"chosen", "rejected", "question"}
+WORDS = {"chosen", "rejected", "question", "answer"}
 
 
 @pytest.fixture
@@ -165,6 +165,16 @@ GOLDEN: dict[str, list[tuple[Mapping[str, Any], list[tuple[Any, ...]]]]] = {
             [("user", "<a.png>", "Describe."), ("assistant", "A cat.")],
         ),
         ({"images": ["a.png", "b.png"], "text": "Cats."}, [("user", "<a.png>", "<b.png>"), ("assistant", "Cats.")]),
+        *(
+            ({"image": nothing, "text": "Pear.", "instruction": "Fruit?"}, [("user", "Fruit?"), ("assistant", "Pear.")])
+            for nothing in (None, "", [], [None], [""], [float("nan")], [{"bytes": None, "path": None}], "[]", "[null]")
+        ),
+    ],
+    "coco_captions": [
+        (
+            {"file_name": "a.png", "image_id": 3, "caption": " A cat. "},
+            [("user", "<a.png>"), ("assistant", "A cat.")],
+        )
     ],
 }
 
@@ -186,8 +196,11 @@ BAD: dict[str, list[tuple[Mapping[str, Any], str]]] = {
         ({"conversations": [{"from": "human"}, ANSWER]}, "turn 1 is not"),
         ({"conversations": ["Q", ANSWER]}, "turn 1 is not"),
         ({"conversations": [ASK, {"from": "gpt", "value": "\ud800"}]}, "surrogate"),
-        ({"conversations": [{"from": "human", "value": "<image>"}, ANSWER]}, "1 <image> markers for 0 pictures"),
-        ({"image": ["a", "b"], "conversations": [ASK, ANSWER]}, "0 <image> markers for 2 pictures"),
+        ({"conversations": [{"from": "human", "value": "<image>\n"}, ANSWER]}, "a marker and nothing else in turn 1"),
+        (
+            {"image": ["a", "b"], "conversations": [{"from": "human", "value": "<image>Q"}, ANSWER]},
+            "1 <image> markers for 2 pictures",
+        ),
         (
             {"image": "a", "conversations": [{"from": "human", "value": "<image><image>"}, ANSWER]},
             "2 <image> markers for 1 pictures",
@@ -225,21 +238,27 @@ BAD: dict[str, list[tuple[Mapping[str, Any], str]]] = {
         ({"text": "S.\nHuman: hi"}, "no answer"),
         ({"text": "S.\nHuman: hi\nAI: "}, "empty answer"),
         ({"text": "S.\nAI: yo"}, "roles out of order"),
-        ({"text": "S.\nHuman: <image>\nAI: yo"}, "1 <image> markers for 0 pictures"),
-        ({"text": "S.\nHuman: hi\nAI: yo", "image": ["a"]}, "0 <image> markers for 1 pictures"),
-        ({"text": "S.\nHuman: hi\nAI: <image>", "image": ["a"]}, "outside a Human line"),
+        ({"text": "S.\nHuman: <image>\nAI: yo"}, "a marker and nothing else in turn 2"),
+        ({"text": "S.\nHuman: hi <image> <image>\nAI: yo", "image": ["a"]}, "2 <image> markers for 1 pictures"),
+        ({"text": "S.\nHuman: hi\nAI: <image>", "image": ["a"]}, "outside a user turn"),
     ],
     "caption": [
-        ({"text": "A"}, "no `image` or `file_name` or `images`"),
+        ({"text": "A"}, "no `image` or `images` or `file_name`"),
         ({"image": "a", "text": None}, "no `text` or `caption`"),
         ({"image": "a", "text": "  "}, "empty answer"),
         ({"image": "a", "text": 5}, "the caption is int"),
-        ({"image": "", "text": "A"}, "is empty"),
+        ({"image": "", "text": "A"}, "no picture and no `instruction`"),
+        ({"image": None, "text": "A", "instruction": float("nan")}, "no picture and no `instruction`"),
+        ({"image": " ", "text": "A"}, "is empty"),
         ({"image": "/etc/passwd", "text": "A"}, "is absolute"),
     ],
 }
-GOLDEN |= preference_rows.GOLDEN | feedback_rows.GOLDEN
-BAD |= preference_rows.BAD | feedback_rows.BAD
+BAD["coco_captions"] = [
+    ({"file_name": "a.png", "caption": "A"}, "no `image_id`"),
+    ({"file_name": "a.png", "image_id": 1, "caption": 5}, "the caption is int"),
+]
+GOLDEN |= preference_rows.GOLDEN | feedback_rows.GOLDEN | published_rows.GOLDEN
+BAD |= preference_rows.BAD | feedback_rows.BAD | published_rows.BAD
 
 
 def test_every_format_file_is_covered() -> None:

@@ -120,7 +120,7 @@ def test_kto_takes_one_loss_by_name() -> None:
         ("kto", {"extra": {"loss_type": "kto"}}, "T001", "`loss_type` is set by qlmm itself", "own key"),
         ("kto", {"extra": {"desirable_weigth": 0.1}}, "T001", "is not a field of TRL's KTOConfig", "desirable_weight"),
         ("kto", {"extra": {"label_smoothing_factor": 0.1}}, "T001", "cannot be passed on", "leave it out"),
-        ("orpo", {"extra": {"use_liger_kernel": True}}, "T001", "cannot be passed on", "leave it out"),
+        ("orpo", {"extra": {"use_liger_kernel": True}}, "T001", "it replaces the forward pass", "leave it out"),
         ("orpo", {"extra": {"simpo_gamma": 1.0}}, "T001", "is not a field of TRL's ORPOConfig", "leave it out"),
         ("simpo", {"extra": {"cpo_alpha": 1.0}}, "T001", "`cpo_alpha` is set by qlmm itself", "own key"),
         ("simpo", {"extra": {"generate_during_eval": True}}, "T001", "cannot be passed on", "leave it out"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import AutoModelForImageTextToText
 
 from qlmm.core.errors import ModelError
 from qlmm.model.inspection.memory import trained_sizes
@@ -15,7 +17,7 @@ from qlmm.model.numerics.quantization import check_experts, skip_names
 from qlmm.model.parts.experts import fused_experts, routers
 from qlmm.model.parts.known_names import CONNECTOR_IN_TOWER, CROSS_ATTENTION, OTHER, UNSPLIT
 from qlmm.model.parts.split import Parts, linear_names, split
-from qlmm.model.peft.adapter import Placement, attach, fill_bare, place, save_adapter
+from qlmm.model.peft.adapter import Placement, attach, fill_bare, place, rehearse, save_adapter
 from qlmm.recipe.schema import AdapterSection
 from tests.families.build import NotOffline, family, names, tiny_model
 
@@ -144,26 +146,49 @@ def test_every_parameter_has_one_part_and_only_the_decoder_is_quantised(name: st
 
 
 @pytest.mark.parametrize("name", _built())
-def test_lora_in_every_part_goes_where_it_is_meant_to_and_nowhere_else(name: str) -> None:
-    model, parts = parts_of(name)
-    section = AdapterSection(connector="lora", vision="frozen" if parts.discrete else "lora", dropout=0.0, r=2)
-    placement = place(model, parts, section)  # type: ignore[arg-type]  # a transformers model
-    if name in REFUSED_BY_PEFT:
-        with pytest.raises(ModelError, match="M033"):
-            attach(model, placement, section, seed=0)  # type: ignore[arg-type]  # as above
-        return
-    wrapped = attach(model, placement, section, seed=0)  # type: ignore[arg-type]  # as above
-    trained = {parts.of(key) for key, parameter in wrapped.named_parameters() if parameter.requires_grad}
-    adaptable = {part for part in ("vision", "connector") if _linear(model, parts, part)}
-    adaptable -= {"vision"} if parts.discrete else set()
-    assert trained == {"language", *adaptable}
-    assert not any("modules_to_save" in key for key, _ in wrapped.named_parameters())
+def test_a_part_is_trained_as_asked_and_no_other_or_it_is_refused(name: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(family(name).config)
+    parts, wrong = split(model), list[str]()
+    for part, way in product(("connector", "vision"), ("full", "lora")):
+        asked = {"language": "frozen", "connector": "frozen", part: way}
+        section = AdapterSection.model_validate(asked | {"dropout": 0.0, "r": 2})
+        try:
+            wrapped = rehearse(model, place(model, parts, section), section)
+        except ModelError as error:
+            if not _rightly(error, model, parts, part, way) and name not in REFUSED_BY_PEFT:
+                wrong.append(str(error))
+            continue
+        trained = {parts.of(key) for key, parameter in wrapped.named_parameters() if parameter.requires_grad}
+        assert trained == {part} == place(model, parts, section).asked
+        assert way == "full" or not any("modules_to_save" in key for key, _ in wrapped.named_parameters())
+    assert not wrong
+
+
+def _rightly(error: ModelError, model: nn.Module, parts: Parts, part: str, way: str) -> bool:
+    """Whether a refusal names the key and another way, and the part cannot be trained in this way indeed."""
+    (problem,) = error.problems
+    if problem.code == "M038":
+        return (part, way) == ("vision", "full")
+    cannot = not parts.has(part) or (part == "vision" and parts.discrete)  # type: ignore[arg-type]  # a part's name
+    cannot = cannot or (way == "lora" and not _linear(model, parts, part))
+    named = problem.key == f"adapter.{part}" and f"adapter.{part}=frozen" in str(problem.help)
+    return cannot and named and problem.code in ("M037", "M039")
 
 
 def _linear(model: nn.Module, parts: Parts, part: str) -> bool:
     modules = parts.modules(part)  # type: ignore[arg-type]  # one of the part names
     own = [inner for module in modules for inner in linear_names(model, module) if parts.of(inner) == part]
     return any("head.attention.out_proj" not in inner for inner in own)
+
+
+def test_what_a_refusal_proposes_is_possible() -> None:
+    model, parts = parts_of("gemma3")
+    with pytest.raises(ModelError, match=r"M039.*Gemma3ForConditionalGeneration has no linear layer") as caught:
+        place(model, parts, AdapterSection(connector="lora"))  # type: ignore[arg-type]  # a transformers model
+    assert caught.value.problems[0].help == "set adapter.connector=full or adapter.connector=frozen"
+    placement = place(model, parts, AdapterSection(connector="full"))  # type: ignore[arg-type]  # as above
+    assert placement.whole == ("model.multi_modal_projector",)
 
 
 def test_no_row_of_the_tables_is_there_for_nothing() -> None:

@@ -130,7 +130,6 @@ def trainer_for(run: TinyRun, objective: str, losses: Mapping[str, float], rows:
         "training.steps=1",
         "adapter.dropout=0.0",
         f"data.sources=[{{path: {path}}}]",
-        f"evaluation.sources=[{{path: {path}}}]",
     )
     plan = make_plan(recipe.recipe)
     model, _ = build(plan)

@@ -85,7 +85,7 @@ def _export(trained: Trained, place: Path) -> None:
 
 
 def _ask(trained: Trained, place: Path) -> None:
-    ask(trained.adapter, "what colour is this ?", [trained.folder / "0.png"])
+    ask(str(trained.adapter), "what colour is this ?", [trained.folder / "0.png"])
 
 
 COMMANDS: dict[str, Callable[[Trained, Path], Any]] = {

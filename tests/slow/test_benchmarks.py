@@ -27,7 +27,7 @@ def test_gpu_benchmark_runs_at_a_tiny_shape(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--steps", str(STEPS), "--results", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "run proof: all 5 promises kept" in done.stdout
+    assert "all 6 promises kept" in done.stdout
     (file,) = tmp_path.iterdir()
     assert file.name.startswith("gpu-tiny-")
     found = json.loads(file.read_text())["result"]

@@ -173,7 +173,7 @@ def test_the_command_names_adapters_and_measures_them_on_the_same_rows(
     sources = ["elsewhere/combined", str(tiny.folder / "b"), str(tiny.folder / "b" / "adapter")]
     done = CliRunner().invoke(app, ["combine", *sources, "--weights", "0.5,0.3,0.2", "--out", "both", "--json"])
     assert done.exit_code == 0, done.exception
-    said = json.loads(done.stdout)
+    said = json.loads(done.stdout)["result"]
     assert list(said["losses"]) == ["combined-2", "b", "b-2", "combined"]
     assert said["rows"] == "4 rows that the runs held out, on none of which an adapter was trained"
     made = read_manifest(tmp_path / "both").combined

@@ -92,6 +92,24 @@ def changed(repo: Repo, new: dict[str, bytes], **facts: Any) -> None:
     repo.add("main", repo.files | new | {MANIFEST: json.dumps(raw | facts).encode()}, "by hand")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}, "auto_map"),
+        ("adapter_config.json", {"target_modules": "(a+)+$"}, "target_modules"),
+        ("adapter_config.json", {"r": 10**6}, "r: "),
+    ],
+)
+def test_an_adapter_that_would_run_code_or_hang_is_not_kept(
+    hub: Hub, adapter: Path, name: str, content: dict[str, Any], named: str
+) -> None:
+    pushed(adapter)
+    changed(hub.repos[REPO], {name: json.dumps(content).encode()})
+    code, said = refusal(lambda: pull(REPO))
+    assert (code, named in said) == ("H021", True)
+    assert not list(Path().glob("owl*"))
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_an_adapter_whose_hashes_are_not_all_there_is_not_kept(hub: Hub, adapter: Path, name: str) -> None:
     pushed(adapter)

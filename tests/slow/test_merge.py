@@ -24,7 +24,7 @@ from qlmm.core.files import file_sha256
 from qlmm.proof.probe import probe_rows
 from qlmm.training.plan import Plan, make_plan
 from tests.families.build import family, save, tiny_model
-from tests.families.matrix import recipe_for, template_of, write_rows
+from tests.families.matrix import keys_of, recipe_for, write_rows
 from tests.families.merging import adapter_of, merged_equals, shaken
 from tests.families.videos import videos_stood_in
 from tests.merge_cases import CASES, assembled
@@ -85,7 +85,7 @@ def test_lora_on_fused_experts_in_whatever_form_the_files_keep_them(name: str, t
     with videos_stood_in():
         save(one, tmp_path / "base")
         write_rows(tmp_path)
-        recipe = recipe_for(tmp_path, "none", template_of(one), "adapter.targets=[all-linear, experts]")
+        recipe = recipe_for(tmp_path, "none", *keys_of(one), "adapter.targets=[all-linear, experts]")
         plan = make_plan(recipe)
         assert plan.placement.experts
         assert merged_equals(plan, tmp_path) <= EXACT

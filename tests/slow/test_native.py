@@ -149,7 +149,7 @@ def test_lora_in_a_query_transformer_leaves_out_what_nothing_reads(tmp_path: Pat
 
 def test_a_tower_that_gives_tokens_cannot_be_trained(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="M037"):
-        finetune(recipe(tmp_path, "emu3", "adapter.vision=lora"))
+        finetune(recipe(tmp_path, "emu3", "adapter.vision=lora", "adapter.connector=frozen"))
 
 
 def test_batches_of_both_kinds_are_refused_where_the_processor_takes_none(tmp_path: Path) -> None:

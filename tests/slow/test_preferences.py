@@ -42,7 +42,7 @@ def recipe(tiny: TinyRun, name: str, *overrides: str) -> LoadedRecipe:
 
 def kept(outcome: Outcome) -> dict[str, bool]:
     assert outcome.proof is not None
-    return {promise.text: promise.kept for promise in outcome.proof.promises}
+    return {promise.name: promise.kept for promise in outcome.proof.promises}
 
 
 @pytest.mark.parametrize(

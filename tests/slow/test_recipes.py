@@ -198,7 +198,8 @@ def _tiny_data(recipe: Recipe, folder: Path) -> list[str]:
 def _tiny_source(key: str, source: Source, folder: Path, *, pairs: bool) -> list[str]:
     packaged = source.path.startswith(BUILTIN)
     pictures = packaged or pairs or source.image_root is not None
-    rows = _rows(source.format or ("preference" if pairs else "messages"), folder) if pictures else _text_rows()
+    first = ROWS if key.startswith("evaluation") else 0
+    rows = _rows(source.format or ("preference" if pairs else "messages"), folder, first) if pictures else _text_rows()
     file = folder / f"{key}{'' if packaged else Path(source.path).suffix or '.jsonl'}"
     file = file if file.suffix in (".json", ".jsonl") else file.with_name(f"{key}.jsonl")
     file.write_text(json.dumps(rows) if file.suffix == ".json" else "\n".join(map(json.dumps, rows)))
@@ -206,13 +207,14 @@ def _tiny_source(key: str, source: Source, folder: Path, *, pairs: bool) -> list
     return [f"{key}.path={file}", *root]
 
 
-def _rows(form: str, folder: Path) -> list[dict[str, object]]:
+def _rows(form: str, folder: Path, first: int) -> list[dict[str, object]]:
     """The format's own example, again and again, each time about another picture."""
     example = json.dumps(load_format(form).example)
     assert "cat.jpg" in example
-    for number in range(ROWS):
-        Image.new("RGB", (40, 30 + number), (20 * number, 0, 255 - 20 * number)).save(folder / f"{number}.jpg")
-    return [json.loads(example.replace("cat.jpg", f"{number}.jpg")) for number in range(ROWS)]
+    numbers = range(first, first + ROWS)
+    for number in numbers:
+        Image.new("RGB", (40, 30 + number), (10 * number, 0, 255 - 10 * number)).save(folder / f"{number}.jpg")
+    return [json.loads(example.replace("cat.jpg", f"{number}.jpg")) for number in numbers]
 
 
 def _text_rows() -> list[dict[str, object]]:

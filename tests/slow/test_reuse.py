@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -248,8 +249,12 @@ def test_the_reference_is_asked_once_per_pair(tiny: TinyRun, monkeypatch: pytest
     asked: list[int] = []
     computed: Callable[..., Any] = made.compute_ref_log_probs
     monkeypatch.setattr(made, "compute_ref_log_probs", lambda *given: (asked.append(1), computed(*given))[1])
-    (tiny.folder / "asked").mkdir()
-    made.prepare(SimpleNamespace(path=tiny.folder / "asked", record=SimpleNamespace(frozen_sha256="b")))
+    folder = tiny.folder / "asked"
+    folder.mkdir()
+    record = SimpleNamespace(frozen_sha256="b")
+    made.prepare(
+        SimpleNamespace(path=folder, saving=folder / ".part", record=record, writing=lambda what: nullcontext())
+    )
     made.train()
     # A batch is asked about when it holds a pair that was not met before: never in a later epoch of the same batches.
     lines = (tiny.folder / "asked" / "reference.jsonl").read_text(encoding="utf-8").splitlines()

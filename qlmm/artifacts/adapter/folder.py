@@ -1,6 +1,6 @@
 """An adapter folder in PEFT's layout: staged, hashed and named.
 
-Usage: ``folder = stage_adapter(model, processor, run.path, base.identity); …; publish(folder, run.path / "adapter")``
+Usage: ``folder = stage_adapter(model, processor, run.saving, base.identity); …; publish(folder, run.path / "adapter")``
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from qlmm.model.peft.adapter import save_adapter
 
 __all__ = ["file_hashes", "run_name", "stage_adapter"]
 
-_STAGE = ".adapter.part"
-
 
 def stage_adapter(
-    model: PeftModel, processor: ProcessorMixin, run: Path, base: BaseIdentity, *, bare: tuple[str, ...] = ()
+    model: PeftModel, processor: ProcessorMixin, part: Path, base: BaseIdentity, *, bare: tuple[str, ...] = ()
 ) -> Path:
-    """Write weights, configuration, processor and chat template beside their final place."""
-    stage = emptied(run / _STAGE)
+    """Write weights, configuration, processor and chat template into the folder for what is half made."""
+    part.mkdir(exist_ok=True)
+    stage = emptied(part / ADAPTER)
     save_adapter(model, stage, bare)
     processor.save_pretrained(str(stage))
     # PEFT asks the Hub for an id without its revision. An assembled base stays unnamed: PEFT could not load it.

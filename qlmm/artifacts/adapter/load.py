@@ -12,20 +12,25 @@ from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
+from qlmm.artifacts.adapter.tensors import check_finite, check_tensors
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, PROBE
 from qlmm.core.files import file_sha256
+from qlmm.core.json_files import refuse_code
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.model.image_budget.budget import agree
 from qlmm.model.loading.base import Base
 from qlmm.model.numerics.precision import Precision, again, choose
 from qlmm.model.peft.adapter import fill_bare, to_fp32
+from qlmm.model.peft.config_file import read_config
 from qlmm.recipe.schema import BaseSection, DataSection, Source
 
 __all__ = ["LoadedAdapter", "LoadedBase", "check_base", "check_files", "load", "load_base", "plain_base"]
 
 # Without these an adapter silently answers with an untrained connector, or not at all.
 REQUIRED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+# Their keys are words of a language.
+VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +64,16 @@ def load(folder: str | Path, *, precision: Precision | None = None, base: Base |
     The default precision is that of the run where this machine can, else the machine's best.
 
     Raises:
-        ModelError: A001 to A003 for a folder that is not a whole adapter, A004 for a base that is not the one it was
-            trained on.
+        ModelError: A001 to A003, A015 for a folder that is not a whole adapter, A004, A017 for a base that is not the
+            one it was trained on, M007, M151, M152 for one that is not whole.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
+    check_finite(folder)
     base = base or Base.resolve(manifest.recipe.base)
     check_base(manifest, base)
+    check_tensors(folder, manifest, base)
     where = precision or again(manifest.precision)
     model = base.load(where, seed=manifest.seed)
     wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
@@ -99,7 +106,8 @@ def check_files(folder: Path, manifest: Manifest, called: str | None = None) -> 
     """Compare an adapter's files with its manifest; `called` is the adapter's name in messages, else the folder.
 
     Raises:
-        ModelError: A003 naming the files that are missing or differ, or whose hash nobody wrote down.
+        ModelError: A003 naming the files that are missing or differ, or whose hash nobody wrote down; A038, M004 for
+            settings that PEFT or transformers would build or run too much from.
     """
     called = called or str(folder)
     help = "fetch the adapter again, or take it from the run directory it was made in"
@@ -112,6 +120,10 @@ def check_files(folder: Path, manifest: Manifest, called: str | None = None) -> 
     unknown = [name for name in (*REQUIRED, PROBE) if name not in manifest.files and (folder / name).is_file()]
     if unknown:
         raise ModelError.one("A003", f"{called}: {MANIFEST} has no hash of {', '.join(unknown)}", help=help)
+    for path in sorted(folder.rglob("*.json")):
+        if path.name not in VOCABULARIES:
+            refuse_code(path)
+    read_config(folder)
     return f"{len(manifest.files)} files are as they were written"
 
 

@@ -7,14 +7,16 @@ Usage: ``shared = without_places(json.loads(manifest))``
 
 from __future__ import annotations
 
+import html
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 from pydantic import JsonValue
 
-from qlmm.core.secrets import find, redact
+from qlmm.core.secrets import STYLE, find, redact
 from qlmm.data.reading.readers import BUILTIN, HUB_ID, SUFFIXES
 
 __all__ = ["is_data_set", "name_of", "places_in", "secrets_in", "without_places"]
@@ -23,6 +25,8 @@ __all__ = ["is_data_set", "name_of", "places_in", "secrets_in", "without_places"
 _PERSON = re.compile(r"(?<![\w.~])(?:/home/|/Users/|[A-Za-z]:[\\/]+Users[\\/]+)[\w.-]+")
 # `/` alone may be a token, and `/data` a piece of anything.
 FEWEST_PARTS = 3
+_ESCAPED, _MARKED = re.compile(r"\\(?=[^A-Za-z0-9\s])"), re.compile(r"\\(?=[^A-Za-z0-9\s])|[*`]|<[^<>]{0,80}>")
+_LETTER = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))")
 
 
 def name_of(path: str) -> str:
@@ -45,7 +49,7 @@ def without_places(value: JsonValue, key: str = "") -> JsonValue:
     if not isinstance(value, str) or key == "revision":
         return value
     name = name_of(redact(value))
-    if key == "path" and is_data_set(name) and (name != value or Path(name).exists()):
+    if key == "path" and is_data_set(name) and (name != value or os.path.exists(name)):
         # Rows in a folder of this machine must not pass for a data set of the Hub.
         return f"./{name}"
     return name
@@ -59,7 +63,12 @@ def is_data_set(path: str) -> bool:
 def secrets_in(text: str, commits: Iterable[str] = ()) -> list[str]:
     """The kinds of access keys that a text seems to contain; known commits do not count."""
     known = set(commits)
-    return sorted({secret.kind for secret in find(text) if text[secret.start : secret.end] not in known})
+    # As a reader of Markdown, HTML or JSON gets it, too.
+    plain = _LETTER.sub(lambda match: chr(int(match[1] or match[2], 16)), html.unescape(text))
+    plain = STYLE.sub(" ", plain)
+    forms = (text, _ESCAPED.sub("", plain), _MARKED.sub("", plain))
+    found = [(secret.kind, one[secret.start : secret.end]) for one in forms for secret in find(one)]
+    return sorted({kind for kind, key in found if key not in known})
 
 
 def places_in(name: str, text: str) -> list[str]:

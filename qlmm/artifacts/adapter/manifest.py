@@ -10,12 +10,13 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from qlmm.artifacts.adapter.local_paths import without_places
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import LOCAL_RECIPE, MANIFEST
 from qlmm.core.files import atomic_write
+from qlmm.core.json_files import read_small
 from qlmm.core.secrets import redact
 from qlmm.core.version import __version__
 from qlmm.data.fingerprint import DataFingerprint
@@ -26,13 +27,22 @@ from qlmm.recipe.schema import Recipe
 __all__ = ["Combination", "CombinedSource", "Manifest", "read_manifest", "versions", "write_manifest"]
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+LONGEST_NAME = 200  # bytes; file systems take 255 in a name, and a hidden copy has a longer one
 
 
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
         raise ValueError(f"{name!r} leads out of the folder")
+    if not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        raise ValueError("a file's name is too long, or has control characters")
     return name
+
+
+def _with_own(found: dict[str, str]) -> dict[str, str]:
+    if "qlmm" not in found:
+        raise ValueError("the version of qlmm is missing")
+    return found
 
 
 class CombinedSource(BaseModel):
@@ -75,6 +85,7 @@ class Manifest(BaseModel):
         precision: what the run computed in; a reload computes the same way.
         frozen_sha256: one hash over every frozen tensor of the base as the run saw it, quantised form included.
         data: fingerprint of the rows, per source.
+        exact: whether the run had the same versions, settings of the environment and device from its start to its end.
         proof: the run proof, as in ``run.json``; None for an adapter made of others.
         files: sha256 of the folder's other files.
         combined: for an adapter made of others; None for a run's own.
@@ -86,12 +97,13 @@ class Manifest(BaseModel):
     base: BaseIdentity
     recipe: Recipe
     precision: Literal["bf16", "fp16", "fp32"]
-    seed: int
+    seed: int = Field(ge=0, lt=2**32)
     frozen_sha256: str
     data: DataFingerprint
     steps: int
+    exact: bool = True
     proof: Proof | None = None
-    versions: dict[str, str]
+    versions: Annotated[dict[str, str], AfterValidator(_with_own)]
     files: dict[Annotated[str, AfterValidator(_inside)], str]
     combined: Combination | None = None
 
@@ -135,15 +147,20 @@ def read_manifest(folder: Path, *, local: bool = True) -> Manifest:
         hint = f"did you mean {near}?" if (near / MANIFEST).is_file() else "name the adapter folder of a finished run"
         raise ModelError.one("A001", f"{folder} is not an adapter made by qlmm: it has no {MANIFEST}", help=hint)
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(read_small(path))
         if not (local and (folder / LOCAL_RECIPE).is_file()):
             return manifest
-        recipe = Recipe.model_validate_json((folder / LOCAL_RECIPE).read_bytes())
+        recipe = Recipe.model_validate_json(read_small(folder / LOCAL_RECIPE))
         here = manifest.model_copy(update={"recipe": recipe})
         # Only as long as both recipes are the same but for their places.
         return here if here.shared().recipe == manifest.recipe else manifest
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        help = "fetch the adapter again, or take it from the run directory it was made in"
-        raise ModelError.one("A002", f"{path} is damaged: {place or 'file'}: {first['msg']}", help=help) from error
+        raise _damaged(path, ".".join(map(str, first["loc"])) or "file", first["msg"]) from error
+    except OSError as error:
+        raise _damaged(path, "file", str(error.strerror)) from error
+
+
+def _damaged(path: Path, place: str, why: str) -> ModelError:
+    help = "fetch the adapter again, or take it from the run directory it was made in"
+    return ModelError.one("A002", f"{path} is damaged: {place}: {why}", help=help)

@@ -7,8 +7,6 @@ Usage: ``check_tensors(folder, manifest, base)``
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,16 +19,18 @@ from safetensors import SafetensorError, safe_open
 from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.safetensors_stream import DTYPE_NAMES
 from qlmm.core.errors import ModelError
-from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.model.loading.base import Base, Blueprint
+from qlmm.model.numerics.finite import is_finite
 from qlmm.model.parts.split import PEFT_PREFIX, PartName, Parts
-from qlmm.model.peft.adapter import attach, place
+from qlmm.model.peft.adapter import place, rehearse
+from qlmm.model.peft.config_file import read_config
 
-__all__ = ["adapter_weights", "check_tensors", "found_tensors"]
+__all__ = ["adapter_weights", "check_finite", "check_tensors", "found_tensors"]
 
 MOST_NAMED = 3
-# LoRA is always trained; a module that is only carried along stays in the precision of its run.
-_LORA, _WHOLE = ("F32",), ("F32", "BF16", "F16")
+# What was trained is stored in fp32; what is only carried along, or counted, stays in the precision of its run.
+_TRAINED, _CARRIED = ("F32",), ("F32", "BF16", "F16")
 
 # A tensor's shape, and the dtype it has or those that it may have.
 Facts = tuple[tuple[int, ...], tuple[str, ...]]
@@ -53,6 +53,21 @@ def check_tensors(folder: Path, manifest: Manifest, base: Base) -> str:
         help = "the adapter was trained on another base, or its file was changed; fetch both again"
         raise ModelError.one("A017", message, help=help)
     return f"{len(found)} tensors fit the base by name, shape and dtype"
+
+
+def check_finite(folder: Path) -> str:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        ModelError: A015 with the tensors, A003 when the file cannot be read.
+    """
+    with adapter_weights(folder) as file:
+        names = list(file.keys())
+        wrong = [name for name in names if not is_finite(file.get_tensor(name))]
+    if wrong:
+        help = "train again with a lower training.learning_rate; such an adapter answers nonsense"
+        raise ModelError.one("A015", f"{len(wrong)} tensors have NaN or infinity, such as {wrong[0]}", help=help)
+    return f"{len(names)} tensors, all of them finite"
 
 
 @contextmanager
@@ -88,28 +103,30 @@ def _expected_tensors(folder: Path, manifest: Manifest, shape: Blueprint) -> dic
     """
     section = manifest.recipe.adapter
     placement = place(shape.model, shape.parts, section, earlier=_whole(folder, shape.parts))
-    # Initialisations that decompose weights change no name and no shape, and have nothing to decompose here.
-    plain = section if section.variant == "dora" else section.model_copy(update={"variant": "plain"})
-    with torch.device("meta"):
-        wrapped = attach(copy.deepcopy(shape.model), placement, plain, seed=0)
+    wrapped = rehearse(shape.model, placement, section)
     state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     values = dict(wrapped.named_parameters())
+    trained = {_stored(name) for name, value in values.items() if value.requires_grad}
     state |= {f"{PEFT_PREFIX}{name}": values[f"{PEFT_PREFIX}{name}"] for name in placement.bare}
-    return {name: (tuple(value.shape), _dtypes(name, value)) for name, value in state.items()}
+    return {name: (tuple(value.shape), _dtypes(value, trained=name in trained)) for name, value in state.items()}
 
 
-def _dtypes(name: str, value: torch.Tensor) -> tuple[str, ...]:
+def _stored(name: str) -> str:
+    """What PEFT calls a parameter in its file."""
+    return name.replace(".modules_to_save.default.", ".").replace(".default", "")
+
+
+def _dtypes(value: torch.Tensor, *, trained: bool) -> tuple[str, ...]:
     """What a tensor may be stored as; a batch norm counts its batches in integers."""
     if not value.is_floating_point():
         return (DTYPE_NAMES[value.dtype],)
-    return _LORA if ".lora_" in name else _WHOLE
+    return _TRAINED if trained else _CARRIED
 
 
 def _whole(folder: Path, parts: Parts) -> frozenset[PartName]:
     """The parts that PEFT's configuration lists as stored whole."""
-    modules = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8")).get("modules_to_save") or []
     try:
-        return frozenset(parts.of(module) for module in modules)
+        return frozenset(parts.of(module) for module in read_config(folder).modules_to_save or ())
     except KeyError as error:
         help = "is this the adapter's base?"
         raise ModelError.one("A017", f"the base has no {error.args[0]}, which the adapter has", help=help) from error

@@ -14,17 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from qlmm.artifacts.adapter.allowed_files import check_no_pickle
 from qlmm.artifacts.adapter.load import check_base, check_files, load
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
-from qlmm.artifacts.adapter.tensors import adapter_weights, check_tensors
+from qlmm.artifacts.adapter.tensors import check_finite, check_tensors
 from qlmm.core.errors import ModelError, QlmmError, Unavailable
 from qlmm.model.loading.base import Base
 from qlmm.proof.probe import check_answers
 
-__all__ = ["Check", "Verdict", "check_adapter", "check_finite", "check_fits", "run_check", "verify"]
+__all__ = ["Check", "Verdict", "check_adapter", "check_fits", "run_check", "verify"]
 
 Status = Literal["ok", "failed", "not checked"]
 
@@ -109,21 +107,6 @@ def check_fits(folder: Path, manifest: Manifest, base: Base) -> None:
         apart = len(ours.items() ^ theirs.items())
         message = f"the base's tokenizer differs from the one the adapter was trained with, in {apart} entries"
         raise ModelError.one("A032", message, help="fetch the base and the adapter again")
-
-
-def check_finite(folder: Path) -> str:
-    """Refuse weights that are not numbers.
-
-    Raises:
-        ModelError: A015 with the tensors, A003 when the file cannot be read.
-    """
-    with adapter_weights(folder) as file:
-        names = list(file.keys())
-        wrong = [name for name in names if not torch.isfinite(file.get_tensor(name)).all()]
-    if wrong:
-        help = "train again with a lower training.learning_rate; such an adapter answers nonsense"
-        raise ModelError.one("A015", f"{len(wrong)} tensors have NaN or infinity, such as {wrong[0]}", help=help)
-    return f"{len(names)} tensors, all of them finite"
 
 
 def run_check(name: str, look: Callable[[], str]) -> Check:

@@ -22,9 +22,11 @@ from qlmm.artifacts.adapter.manifest import Manifest
 from qlmm.artifacts.cards.loading_examples import usage
 from qlmm.artifacts.cards.sections import marked, renewed, table
 from qlmm.core.errors import ModelError
+from qlmm.core.secrets import shareable, visible
 from qlmm.core.units import share
 from qlmm.data.reading.readers import HUB_ID
 from qlmm.proof.records import Answer, PartProof, Proof
+from qlmm.proof.verdicts import COMPARED, verdicts
 
 __all__ = ["MOST_PICTURES", "base_table", "card", "data_table", "metadata", "picture_name", "placed", "public_ids"]
 
@@ -47,10 +49,16 @@ def card(manifest: Manifest, proof: Proof, answers: Sequence[Answer] = ()) -> st
     """
     manifest = manifest.shared()
     measured = [_trained(proof), _losses(proof), _pairs(proof), _answers(answers), _promises(proof)]
-    sections = [_title(manifest), "" if proof.holds else UNPROVEN, marked("base", base_table(manifest, {})), *measured]
+    sections = [
+        _title(manifest),
+        "" if proof.holds else UNPROVEN,
+        _verdicts(proof),
+        marked("base", base_table(manifest, {})),
+        *measured,
+    ]
     sections += [marked("data", data_table(manifest, {})), f"## Use\n\n{marked('use', usage(manifest, None))}"]
     front = _metadata(manifest, proof).to_yaml()
-    return f"---\n{front}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+    return visible(f"---\n{front}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n")
 
 
 def metadata(manifest: Manifest, relation: str, library: str, tags: Sequence[str], **more: Any) -> ModelCardData:
@@ -94,7 +102,7 @@ def placed(text: str, manifest: Manifest, repo: str, licences: Mapping[str, str]
     if unproven and UNPROVEN not in body:
         body = f"\n{UNPROVEN}\n{body}"
     written.text = body
-    return str(written)
+    return visible(str(written))
 
 
 def public_ids(manifest: Manifest) -> tuple[list[str], list[str]]:
@@ -202,7 +210,7 @@ def _answers(answers: Sequence[Answer]) -> str:
     """The first held-out rows, without a choice: good ones alone would prove nothing."""
     rows = [
         (
-            f"![held-out picture {number}]({picture_name(number)})",
+            f"![held-out picture {number}]({picture_name(number)})" + (" (trained on)" if a.picture_trained else ""),
             *map(_words, (a.question, a.expected, a.before, a.after)),
         )
         for number, a in enumerate(answers[:MOST_PICTURES], 1)
@@ -213,7 +221,8 @@ def _answers(answers: Sequence[Answer]) -> str:
 
 def _words(text: str) -> str:
     """Text of a row or a model as one escaped line of a table."""
-    line = " ".join(text.split())
+    # A key is looked for before marks stand in it.
+    line = " ".join(shareable(text).split())
     cut = line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "…"
     return _MARKUP.sub(r"\\\1", cut) or "—"
 
@@ -221,6 +230,15 @@ def _words(text: str) -> str:
 def _promises(proof: Proof) -> str:
     lines = "\n".join(f"- {'kept' if p.kept else '**BROKEN**'}: {p.name} ({p.detail})" for p in proof.promises)
     return f"## Proof\n\n{lines or 'Nothing was checked.'}"
+
+
+def _verdicts(proof: Proof) -> str:
+    found = verdicts(proof)
+    useful = "unknown" if found.useful is None else "yes" if found.useful else "**NO**"
+    lines = [f"- sound: {'yes' if found.sound else '**NO**'}, {found.sound_because}"]
+    lines += [f"- useful: {useful}, {found.useful_because}"]
+    lines += [f"  - {COMPARED[one.result]} {one.against}: {one.detail}" for one in proof.comparisons]
+    return "## Verdict\n\n" + "\n".join(lines)
 
 
 def data_table(manifest: Manifest, licences: Mapping[str, str]) -> str:

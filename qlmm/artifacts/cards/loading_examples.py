@@ -5,7 +5,10 @@ Usage: ``text = usage(manifest, "user/name")``
 
 from __future__ import annotations
 
+from json import dumps
+
 from qlmm.artifacts.adapter.manifest import Manifest
+from qlmm.core.command_line import line, ours
 from qlmm.model.loading.identity import PartIdentity
 from qlmm.model.peft.vllm_lora import max_lora_rank, refused_lora, trained_whole
 from qlmm.recipe.schema import AdapterSection
@@ -26,18 +29,19 @@ def usage(manifest: Manifest, repo: str | None) -> str:
 
 def _ours(repo: str | None) -> str:
     folder = repo.partition("/")[2] if repo else FOLDER
-    python = f'```python\nimport qlmm\n\nloaded = qlmm.load("{folder}")  # model, processor, manifest\n```'
-    fetch = f"qlmm pull {repo}\n" if repo else ""
-    return f'```bash\n{fetch}qlmm ask {folder} --image picture.png "What is this?"\n```\n\n{python}'
+    python = f"```python\nimport qlmm\n\nloaded = qlmm.load({dumps(folder)})  # model, processor, manifest\n```"
+    fetch = f"{ours('pull', repo)}\n" if repo else ""
+    ask = ours("ask", folder, "What is this?", image="picture.png")
+    return f"```bash\n{fetch}{ask}\n```\n\n{python}"
 
 
 def _peft(base: PartIdentity, place: str) -> str:
-    pinned = f', revision="{base.asked_revision}"' if base.asked_revision else ""
+    pinned = f", revision={dumps(base.asked_revision)}" if base.asked_revision else ""
     return (
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
-        f'base = AutoModelForImageTextToText.from_pretrained("{base.name}"{pinned})\n'
-        f'model = PeftModel.from_pretrained(base, "{place}")\n'
-        f'processor = AutoProcessor.from_pretrained("{place}")\n```'
+        f"base = AutoModelForImageTextToText.from_pretrained({dumps(base.name)}{pinned})\n"
+        f"model = PeftModel.from_pretrained(base, {dumps(place)})\n"
+        f"processor = AutoProcessor.from_pretrained({dumps(place)})\n```"
     )
 
 
@@ -58,7 +62,9 @@ def _vllm(base: PartIdentity, adapter: AdapterSection, place: str) -> str:
             f"vLLM applies LoRA of the language model; whether it applies that of the {' and '.join(parts)} depends on "
             "its version and on the model. Merge the adapter into its base to be sure."
         )
-    pinned = f" --revision {base.asked_revision}" if base.asked_revision else ""
-    options = f"--enable-lora --max-lora-rank {max_lora_rank(adapter.r)} --lora-modules adapter={place}"
-    command = f"vllm serve {base.name}{pinned} {options}"
+    pinned = ("--revision", base.asked_revision) if base.asked_revision else ()
+    rank, named = max_lora_rank(adapter.r), f"adapter={place}"
+    command = line(
+        "vllm", "serve", base.name, *pinned, "--enable-lora", "--max-lora-rank", rank, "--lora-modules", named
+    )
     return f"With vLLM, which takes LoRA of the language model (not tried by the run):\n\n```bash\n{command}\n```"

@@ -23,6 +23,7 @@ from qlmm.artifacts.adapter.allowed_files import (
 from qlmm.artifacts.adapter.load import check_files
 from qlmm.artifacts.adapter.local_paths import places_in, secrets_in
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
+from qlmm.artifacts.adapter.tensors import check_finite
 from qlmm.artifacts.cards.adapter_card import card, placed
 from qlmm.core.errors import ModelError, Problem
 from qlmm.core.filenames import ADAPTER_WEIGHTS, CARD, LOCAL_RECIPE, MANIFEST, PROBE, UNPROVEN
@@ -80,8 +81,8 @@ def pack(folder: Path, repo: str, *, unproven: bool) -> Package:
     """Choose and check what of an adapter's folder is sent; `unproven` sends one that proves nothing.
 
     Raises:
-        ModelError: A001 to A003 for a folder that is not a whole adapter, H010 for one that proves nothing, H011 for
-            files that must not be sent, H015 for a card that cannot be read.
+        ModelError: A001 to A003 or A015 for a folder that is not a whole adapter, H010 for one that proves nothing,
+            H011 for files that must not be sent, H015 for a card that cannot be read.
     """
     manifest = read_manifest(folder, local=False)
     refuse_files(folder, _dangers(folder))
@@ -95,6 +96,7 @@ def pack(folder: Path, repo: str, *, unproven: bool) -> Package:
         raise ModelError.one("H010", f"{folder} is not proven: {why}", help=help)
     names = [name for name in files_below(folder) if allowed(name, manifest)]
     check_contents(folder, names)
+    check_finite(folder)
     texts = {name: _text(folder, name) for name in names if _is_text(name)}
     written = texts.get(CARD) or card(manifest, proof)
     texts[CARD] = placed(written, manifest, repo, {}, unproven=not proven)
@@ -121,6 +123,8 @@ def _dangers(folder: Path) -> Iterator[str]:
             yield f"{name} is a pickle by its name, which runs code where it is read"
         elif _SECRET.fullmatch(name):
             yield f"{name} looks like a file of access keys"
+        elif secrets_in(name):
+            yield "a file has an access key for its name"
 
 
 def _incomplete(manifest: Manifest) -> Iterator[Problem]:

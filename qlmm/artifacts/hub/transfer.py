@@ -27,6 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntr
 from qlmm.artifacts.adapter.allowed_files import allowed, check_contents
 from qlmm.artifacts.adapter.load import check_files
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
+from qlmm.artifacts.adapter.tensors import check_finite
 from qlmm.artifacts.cards.adapter_card import public_ids
 from qlmm.artifacts.hub.connection import LOG_IN, TIMEOUT_S, Hub, checked_name, hub_client
 from qlmm.artifacts.hub.package import Content, Package
@@ -283,6 +284,7 @@ def _verify(stage: Path, manifest: Manifest, shown: str) -> None:
     try:
         check_files(stage, manifest, shown)
         check_contents(stage, manifest.files)
+        check_finite(stage)
     except ModelError as error:
         help = "nothing was kept; whoever made it has to push it again"
         raise ModelError([Problem("H021", one.message, help=help) for one in error.problems]) from error

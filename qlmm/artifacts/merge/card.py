@@ -28,12 +28,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 processor = AutoProcessor.from_pretrained("PATH")
 model = AutoModelForImageTextToText.from_pretrained("PATH")"""
 _OURS = """\
-from pathlib import Path
+{own}from {module} import {name}
+from transformers import AutoProcessor
 
-{own}from qlmm.model.assembled.processor import load_processor
-from {module} import {name}
-
-processor = load_processor(Path("PATH"))
+processor = AutoProcessor.from_pretrained("PATH")
 model = {name}.from_pretrained("PATH")"""
 
 

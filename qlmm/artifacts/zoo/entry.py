@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qlmm.artifacts.adapter.manifest import Manifest, read_manifest
+from qlmm.core.command_line import ours
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.core.units import share
@@ -60,7 +61,7 @@ class Entry:
     @property
     def command(self) -> str:
         """Makes the adapter again."""
-        return f"qlmm finetune {PREFIX}{self.folder.name}"
+        return ours("finetune", f"{PREFIX}{self.folder.name}")
 
     @property
     def base(self) -> dict[str, str]:

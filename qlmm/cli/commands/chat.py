@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qlmm.cli.arguments import Adapter, Images, MaxNewTokens, Sample, Seed
+from qlmm.cli.arguments import Adapter, Images, MaxNewTokens, Sample, Seed, adapter_folder
 from qlmm.cli.output.console import out
 from qlmm.core.errors import QlmmError, UsageError
 
@@ -24,7 +24,7 @@ def chat(
     """Talk to a fine-tuned model."""
     from qlmm.cli.conversation import Conversation
 
-    conversation = Conversation.begin(adapter, image, max_new_tokens, sample, seed)
+    conversation = Conversation.begin(adapter_folder(adapter), image, max_new_tokens, sample, seed)
     if out.answerable:
         out.note(COMMANDS)
     while (line := out.read("you> ")) is not None and line.strip() != "/quit":

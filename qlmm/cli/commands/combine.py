@@ -9,6 +9,7 @@ import typer
 
 from qlmm.cli.arguments import AsJson, Folder, ImageRoot
 from qlmm.cli.output.console import out
+from qlmm.core.command_line import ours
 from qlmm.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,4 +66,4 @@ def _show(made: Combined) -> None:
     rows = made.facts.measured_on
     out.print(f"measured on {rows}" if made.facts.losses else f"note: {rows}; --rows FILE measures on others")
     out.print(f"proof: read back in a fresh process, logits differ by {made.facts.reload:.3g} at most")
-    out.print(f'next: qlmm ask {made.folder!s} --image picture.png "What is this?"')
+    out.print(f"next: {ours('ask', made.folder, 'What is this?', image='picture.png')}")

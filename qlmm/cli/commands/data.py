@@ -1,17 +1,19 @@
-"""``qlmm data check`` and ``qlmm data show``: look at rows before training on them."""
+"""``qlmm data check``, ``show`` and ``convert``: look at rows before training on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from qlmm.cli.arguments import ImageRoot, Overrides, Recipe, loaded_recipe
-from qlmm.cli.output.console import out, visible
-from qlmm.core.errors import Problem, QlmmError, UsageError
-from qlmm.core.secrets import redact
+from qlmm.cli.arguments import AsJson, ImageRoot, Overrides, Recipe, loaded_recipe
+from qlmm.cli.output.console import out
+from qlmm.core.errors import DataError, Problem, QlmmError, UsageError
+from qlmm.core.secrets import redact, visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from qlmm.data.sample import Example, Preference
     from qlmm.recipe import schema
 
-__all__ = ["check", "group", "show"]
+__all__ = ["check", "convert", "group", "show"]
 
 group = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -38,6 +40,7 @@ def check(
     overrides: Overrides = None,
     format: Annotated[str | None, typer.Option(help="Format of a file of rows; unset: detected.")] = None,
     image_root: ImageRoot = None,
+    as_json: AsJson = False,
 ) -> None:
     """List every problem of the rows; count tokens."""
     from qlmm.builtin import registry as builtin
@@ -66,14 +69,16 @@ def check(
     except OtherKind as error:
         raise redirected(error) from None
     except NoRowLeft as error:
+        if as_json:
+            raise
         # An error shows the first problems only; here all are wanted.
         _print_problems(error.problems)
         raise typer.Exit(EXIT_PROBLEMS) from None
-    _print_problems(report.problems)
-    _print_counts(report)
-    if recipe is not None:
-        _print_tokens(recipe, report)
-    out.print(f"{len(report.problems)} problems" if report.problems else "no problems")
+    fitted = _fitted(recipe, report) if recipe is not None else None
+    if as_json:
+        out.json(_facts(report, fitted), DataError(report.problems) if report.problems else None)
+    else:
+        _print_report(report, fitted)
     if report.problems:
         raise typer.Exit(EXIT_PROBLEMS)
 
@@ -92,6 +97,7 @@ def show(
     from qlmm.data.reading.dataset import load_samples
     from qlmm.data.sample import Feedback, Preference
     from qlmm.training.objective import objective, redirected
+    from qlmm.training.rows import thinking
 
     asked = loaded_recipe(recipe, overrides).recipe
     data, kind = asked.data, objective(asked.training.objective).rows
@@ -105,7 +111,7 @@ def show(
         raise UsageError.one("U031", f"there is no row {row}", help=f"rows are 1 to {len(samples)}")
     sample = samples[row - 1]
 
-    encoder = _encoder(asked)
+    encoder = thinking(_encoder(asked), data, samples)
     out.print(f"row {row} of {len(samples)}, from {sample.origin}")
     for ref in sample.images:
         width, height = size(ref)
@@ -118,6 +124,28 @@ def show(
     (lengths,) = encoder.measure([sample])
     out.print(f"tokens: {lengths.total} ({lengths.visual} visual, {lengths.supervised} learned)", "")
     out.print(_coloured(traced(encoder, sample)))
+
+
+@group.command(epilog="Example: qlmm data convert captions.csv --to messages")
+def convert(
+    target: Annotated[str, typer.Argument(metavar="FILE", help="A file or folder of rows.")],
+    to: Annotated[Literal["messages"], typer.Option(help="What to write: TRL's columns, pairs and verdicts too.")],
+    out_file: Annotated[Path | None, typer.Option("--out", help="File to write; unset: beside FILE.")] = None,
+    format: Annotated[str | None, typer.Option(help="Format of the rows; unset: detected.")] = None,
+    image_root: ImageRoot = None,
+) -> None:
+    """Write rows as they were understood, in plain columns."""
+    from qlmm.builtin import registry as builtin
+    from qlmm.data.reading.convert import convert as write
+    from qlmm.data.reading.dataset import load_samples
+    from qlmm.recipe.schema import Source
+
+    source = Source(path=target, format=format, image_root=image_root)
+    samples = load_samples([source], kind=None, resolve=builtin.path).samples
+    file = out_file or Path(target).with_name(f"{Path(target).name.split('.')[0]}.{to}.jsonl")
+    written = write(samples, file)
+    beside = f", {written:,} pictures beside it" if written else ""
+    out.print(f"{file}: {len(samples):,} rows{beside}")
 
 
 def _print_pair(encoder: Encoder, pair: Preference) -> None:
@@ -151,6 +179,15 @@ def _print_problems(problems: Sequence[Problem]) -> None:
         out.print(redact(problem.render()), "")
 
 
+def _print_report(report: Report, fitted: Fitted[Example] | None) -> None:
+    _print_problems(report.problems)
+    _print_counts(report)
+    out.print(*(_token_lines(fitted) if fitted is not None else ()))
+    warnings = len(report.loaded.warnings)
+    warned = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    out.print(f"{len(report.problems) or 'no'} problems{warned}")
+
+
 def _print_counts(report: Report) -> None:
     from qlmm.data.sample import Feedback, Preference
 
@@ -168,20 +205,43 @@ def _print_counts(report: Report) -> None:
     out.print(f"pictures: {report.pictures:,} decoded")
     if report.twins:
         out.print(f"repeated: {report.twins:,} rows are copies of another row")
+    out.print(*(visible(redact(line)) for line in report.loaded.unused))
+    for warning in report.loaded.warnings:
+        out.print(visible(redact(f"warning: {warning}")))
     out.print(f"fingerprint: {report.loaded.fingerprint}")
 
 
-def _print_tokens(recipe: schema.Recipe, report: Report) -> None:
-    """Token counts, where the base's processor is at hand; rows are checked all the same where it is not."""
+def _fitted(recipe: schema.Recipe, report: Report) -> Fitted[Example] | None:
+    """The rows with their tokens, where the base's processor is at hand; rows are checked all the same without it."""
+    from qlmm.training.rows import thinking
+
     try:
-        fitted = _encoder(recipe).fit(report.usable)
+        return thinking(_encoder(recipe), recipe.data, report.usable).fit(report.usable)
     except QlmmError as error:
         out.warn(f"tokens were not counted: {error.text}")
-        return
-    out.print(*_token_lines(recipe, fitted))
+        return None
 
 
-def _token_lines(recipe: schema.Recipe, fitted: Fitted[Example]) -> list[str]:
+def _facts(report: Report, fitted: Fitted[Example] | None) -> dict[str, object]:
+    """What a script may want of checked rows."""
+    from qlmm.data.encoding.length_limit import Spread
+
+    facts: dict[str, object] = {
+        "sources": [asdict(source) | {"bad": source.bad} for source in report.loaded.sources],
+        "pictures": report.pictures,
+        "repeated": report.twins,
+        "unused": report.loaded.unused,
+        "warnings": report.loaded.warnings,
+        "fingerprint": report.loaded.fingerprint,
+    }
+    if fitted is not None:
+        facts["tokens"] = asdict(Spread.of([lengths.total for lengths in fitted.lengths]))
+        facts["learned_tokens"] = asdict(Spread.of([lengths.supervised for lengths in fitted.lengths]))
+        facts["left_out"] = len(fitted.dropped)
+    return facts
+
+
+def _token_lines(fitted: Fitted[Example]) -> list[str]:
     from qlmm.data.encoding.length_limit import Spread
 
     tokens = [lengths.total for lengths in fitted.lengths]
@@ -192,7 +252,7 @@ def _token_lines(recipe: schema.Recipe, fitted: Fitted[Example]) -> list[str]:
         f"learned per row: median {learned.median:,}, p95 {learned.p95:,}, max {learned.max:,}",
     ]
     if fitted.shortened:
-        lines.append(f"shortened to data.max_length ({recipe.data.max_length:,}): {fitted.shortened:,} rows")
+        lines.append(f"shortened to data.max_length: {fitted.shortened:,} rows")
     if fitted.dropped:
         lines.append(f"left out: {len(fitted.dropped):,} rows")
         lines += [f"  {one.origin}: {one.text}" for one in fitted.dropped[:MOST_DROPPED_NAMED]]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qlmm.cli.arguments import AnyAdapter, AsJson, Folder, Onto
+from qlmm.cli.arguments import Adapter, AsJson, Folder, Onto
 from qlmm.cli.output.console import out
 
 __all__ = ["export"]
@@ -17,7 +17,7 @@ EXAMPLE = "Example: qlmm export runs/owl_lora --to vllm --out served"
 
 
 def export(  # noqa: PLR0917  every parameter is an option of the command
-    adapter: AnyAdapter,
+    adapter: Adapter,
     to: Annotated[str, typer.Option(metavar="TARGET", help="hf, peft, vllm, gguf or ollama.")],
     folder: Folder,
     onto: Onto = "trained",

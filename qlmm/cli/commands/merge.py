@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from qlmm.cli.arguments import AnyAdapter, Onto
+from qlmm.cli.arguments import Adapter, AsJson, Onto
 from qlmm.cli.output.console import out
 from qlmm.core.errors import UsageError
 from qlmm.core.units import memory
@@ -25,8 +26,8 @@ EXAMPLE = "Example: qlmm merge runs/owl_lora/adapter merged --dtype bf16"
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
-def merge(
-    adapter: AnyAdapter,
+def merge(  # noqa: PLR0917  every parameter is an option of the command
+    adapter: Adapter,
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     onto: Onto = "trained",
     dtype: Annotated[
@@ -39,13 +40,18 @@ def merge(
     no_measure: Annotated[
         bool, typer.Option("--no-measure", help="Do not load the models to measure what merging costs.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Merge an adapter into its base."""
     size = shard_bytes(shard_size) if shard_size is not None else None
     from qlmm.artifacts.merge.merge import Settings
     from qlmm.artifacts.merge.merge import merge as run
 
-    _show(run(adapter, folder, Settings(onto, dtype, size, not no_measure), out.note))
+    merged = run(adapter, folder, Settings(onto, dtype, size, not no_measure), out.note)
+    if as_json:
+        out.json(asdict(merged) | {"folder": str(merged.folder)})
+    else:
+        _show(merged)
 
 
 def shard_bytes(text: str) -> int:

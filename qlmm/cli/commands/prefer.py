@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qlmm.cli.arguments import Adapter, AsJson, ImageRoot, MaxNewTokens, Seed, zoo_folder
+from qlmm.cli.arguments import Adapter, AsJson, ImageRoot, MaxNewTokens, Seed, adapter_folder
 from qlmm.cli.output.console import out
+from qlmm.core.filenames import RUN_RECORD
 from qlmm.core.units import clock, share
+from qlmm.recipe.zoo import PREFIX as ZOO
 
 if TYPE_CHECKING:
     from qlmm.preference_data.prefer import PromptDone
@@ -30,7 +32,8 @@ def prefer(  # noqa: PLR0913, PLR0917  every parameter is an option of the comma
     prompts: Annotated[str, typer.Option(metavar="FILE", help="Questions, in any format that can be trained on.")],
     pairs: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file of pairs to write.")],
     judge: Annotated[
-        str | None, typer.Option(metavar="ADAPTER|ID", help="What judges: an adapter or a model; unset: ADAPTER.")
+        str | None,
+        typer.Option(metavar="ADAPTER|ID", help="What judges: an adapter or a model; unset: ADAPTER."),
     ] = None,
     image_root: ImageRoot = None,
     answers: Annotated[int, typer.Option(help="Answers drawn per question.")] = 10,
@@ -48,13 +51,15 @@ def prefer(  # noqa: PLR0913, PLR0917  every parameter is an option of the comma
     settings = Settings(answers, temperature, per_prompt, max_new_tokens, seed, limit)
     # Refused in a moment, before the libraries that load a model are imported.
     settings.check()
-    read_manifest(adapter)
-    judge = zoo_folder(judge) if judge is not None else None
+    folder = adapter_folder(adapter)
+    read_manifest(folder)
+    if judge is not None and (judge.startswith(ZOO) or Path(judge, RUN_RECORD).is_file()):
+        judge = str(adapter_folder(judge))
     from qlmm.preference_data import prefer as making
 
     try:
         outcome = making.prefer(
-            adapter, prompts, pairs, judge=judge, image_root=image_root, settings=settings, listener=_note_prompt
+            folder, prompts, pairs, judge=judge, image_root=image_root, settings=settings, listener=_note_prompt
         )
     except KeyboardInterrupt:
         out.note(f"stopped at once; {GO_ON}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qlmm.cli.arguments import Markdown, Overrides, Recipe, complete_recipe, loaded_recipe
+from qlmm.cli.arguments import AsJson, Markdown, Overrides, Recipe, complete_recipe, loaded_recipe
 from qlmm.cli.output.console import out
 from qlmm.core import naming
+from qlmm.core.command_line import ours
 from qlmm.core.errors import Problem, RecipeError
 from qlmm.core.secrets import redact
 
@@ -23,7 +25,7 @@ group = typer.Typer(help="Find, check, understand and copy recipes.", no_args_is
 
 
 @group.command("list")
-def list_recipes(markdown: Markdown = False) -> None:
+def list_recipes(markdown: Markdown = False, as_json: AsJson = False) -> None:
     """List the shipped recipes."""
     from qlmm.recipe import library
 
@@ -31,6 +33,9 @@ def list_recipes(markdown: Markdown = False) -> None:
         out.stream(library.readme())
         return
     abouts = [library.header(path) for path in library.shipped().values()]
+    if as_json:
+        out.json([asdict(about) for about in abouts])
+        return
     width = max((len(about.name) for about in abouts), default=0)
     out.print(*(f"{about.name:<{width}}  {about.summary}" for about in abouts))
 
@@ -45,7 +50,7 @@ def show(recipe: Recipe) -> None:
 
 
 @group.command(epilog="Example: qlmm recipe check owl_lora training.steps=20")
-def check(recipe: Recipe, overrides: Overrides = None) -> None:
+def check(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check a recipe, listing every problem."""
     from qlmm.recipe.explain import explained
 
@@ -56,6 +61,9 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
     origins = [item.origin for item in explained(loaded)]
     overridden, default = origins.count("override"), origins.count("default")
     given = len(origins) - overridden - default
+    if as_json:
+        out.json({"recipe": loaded.file, "given": given, "overridden": overridden, "default": default})
+        return
     out.print(f"{loaded.file}: ok, {given} keys given, {overridden} overridden, {default} at their default")
 
 
@@ -94,7 +102,7 @@ def new(
 
     path = library.copy(name, source, Path())
     out.print(str(path))
-    out.note(f"edit it, then: qlmm recipe check {path} && qlmm finetune {path} --dry-run")
+    out.note(f"edit it, then: {ours('recipe check', path)} && {ours('finetune', path, dry_run=True)}")
 
 
 def _unknown_names(loaded: LoadedRecipe) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import typer
 
-from qlmm.cli.arguments import AnyAdapter, AsJson
+from qlmm.cli.arguments import Adapter, AsJson, adapter_folder
 from qlmm.cli.output.console import out
 
 __all__ = ["verify"]
@@ -14,16 +14,16 @@ __all__ = ["verify"]
 EXAMPLE = "Example: qlmm verify runs/owl_lora"
 
 
-def verify(adapter: AnyAdapter, as_json: AsJson = False) -> None:
+def verify(adapter: Adapter, as_json: AsJson = False) -> None:
     """Check that an adapter is what it says."""
     from qlmm.artifacts.adapter.verify import verify as check
-    from qlmm.artifacts.zoo.find import find_adapter
     from qlmm.cli.output.screens import checks_screen
 
-    verdict = check(find_adapter(adapter), tell=out.note)
+    verdict = check(adapter_folder(adapter), tell=out.note)
     if as_json:
         checks = [asdict(one) for one in verdict.checks]
-        out.json({"adapter": str(verdict.folder), "verified": verdict.holds, "checks": checks})
+        facts = {"adapter": str(verdict.folder), "verified": verdict.holds, "checks": checks}
+        out.json(facts, exit_code=int(not verdict.holds))
     else:
         out.screen(checks_screen(verdict.checks))
         failed = any(one.status == "failed" for one in verdict.checks)

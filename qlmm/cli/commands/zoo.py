@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qlmm.cli.arguments import AsJson
-from qlmm.cli.output.console import out, visible
+from qlmm.cli.output.console import out
 from qlmm.core.filenames import CARD
+from qlmm.core.secrets import visible
 from qlmm.core.units import share
 
 if TYPE_CHECKING:
@@ -36,12 +37,16 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter of the zoo
 
 
 @group.command("list")
-def list_entries() -> None:
+def list_entries(as_json: AsJson = False) -> None:
     """List the adapters and what they reached."""
     from rich.table import Column, Table
 
     from qlmm.artifacts.zoo.entry import entries
 
+    if as_json:
+        known = entries().items()
+        out.json([{"name": name, "base": one.base, **one.facts.model_dump(mode="json")} for name, one in known])
+        return
     columns = [Column("name", no_wrap=True), Column("what it is, and its base", ratio=1)]
     table = Table(*columns, Column("weights", no_wrap=True), "held-out result", box=None, pad_edge=False)
     for name, entry in entries().items():
@@ -87,7 +92,7 @@ def verify(
             {"name": name, "verified": one.holds, "checks": [asdict(check) for check in one.checks]}
             for name, one in verdicts.items()
         ]
-        out.json({"verified": holds, "entries": listed})
+        out.json({"verified": holds, "entries": listed}, exit_code=int(not holds))
     else:
         for name, one in verdicts.items():
             out.print(name)
@@ -118,7 +123,7 @@ def run(
     folder = complete(entry_folder(name).name, out.note)
     rows = probe_rows(folder)
     if image is not None:
-        ask(folder, question or _question(rows[0]), [image])
+        ask(str(folder), question or _question(rows[0]), [image])
     else:
         _ask_own(load_adapter(folder), rows, question)
 

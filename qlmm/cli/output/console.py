@@ -14,10 +14,11 @@ import io
 import re
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from qlmm.core import env
-from qlmm.core.secrets import redact
+from qlmm.core.secrets import redact, shareable, visible
+from qlmm.core.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from qlmm.core.errors import QlmmError
 
-__all__ = ["Out", "out", "visible"]
+__all__ = ["Out", "out"]
 
 NARROWEST = 40
 FALLBACK = "qlmm_ascii"
@@ -33,8 +34,6 @@ IN_ASCII = str.maketrans(
     {"✓": "+", "✗": "x", "…": "...", "–": "-", "—": "-", "→": "->", "×": "x", "·": ".", "≤": "<=", "≥": ">="}
     | {"⟦": "[[", "⟧": "]]", "“": '"', "”": '"', "‘": "'", "’": "'", "│": "|", "─": "-", "━": "-", "╸": "-", "╺": "-"}
 )
-# Everything a terminal acts on rather than shows, tab and line feed excepted.
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 ERROR_STYLES = (
     (r"(?m)^error\[\w+\]", "bold red"),
     (r"(?m)^  --> .*$", "blue"),
@@ -55,16 +54,16 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(FALLBACK, _in_ascii)
 
 
-def visible(text: str) -> str:
-    """Text from data or a model with its control characters spelt out, so that it cannot steer the terminal."""
-    return CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\r\n", "\n"))
-
-
 class Out:
     """One object for everything the command line prints; streams and environment are read at each use."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
+        self._json_of: str | None = None
+
+    def want_json(self, command: str | None) -> None:
+        """Take note that the result of a command, or why there is none, is wanted as JSON; None: it is not."""
+        self._json_of = command
 
     def print(self, *results: str | RenderableType) -> None:
         """Results, to stdout: text exactly as it is, one per line; styled text as rich renders it."""
@@ -74,11 +73,25 @@ class Out:
             else:
                 self.console().print(result)
 
-    def json(self, value: Any) -> None:
-        """A result as indented JSON, to stdout; plain ASCII, so that any pipe can carry it."""
+    def json(self, result: object, error: QlmmError | None = None, *, exit_code: int = 0) -> None:
+        """A result in the JSON object that all commands share, to stdout; plain ASCII, which any pipe can carry."""
         import json
+        from dataclasses import asdict
 
-        self.stream(json.dumps(value, indent=2) + "\n")
+        envelope = {
+            "qlmm": __version__,
+            "command": self._json_of,
+            "exit_code": exit_code if error is None else error.exit_code,
+            "problems": [asdict(problem) for problem in error.problems] if error is not None else [],
+            "result": result,
+        }
+        self._json_of = None
+        self.stream(redact(json.dumps(envelope, indent=2)) + "\n")
+
+    def no_result(self, error: QlmmError | None, exit_code: int) -> None:
+        """The JSON object of a command that ended without its result, where JSON is wanted and nothing was printed."""
+        if self._json_of is not None:
+            self.json(None, error, exit_code=exit_code)
 
     def stream(self, text: str) -> None:
         """A piece of a result, to stdout, at once and without a line end: an answer as it is generated."""
@@ -90,7 +103,7 @@ class Out:
         """One line about what is going on, to stderr; beside a progress bar, which it must not tear."""
         from rich.text import Text
 
-        line = Text.assemble((prefix, "bold yellow"), visible(redact(message)))
+        line = Text.assemble((prefix, "bold yellow"), shareable(message))
         console = self._bar.console if self._bar is not None else self.console(stderr=True)
         console.print(line, soft_wrap=True)
 
@@ -103,7 +116,7 @@ class Out:
         from rich.text import Text
 
         self.close()
-        text = Text(visible(redact(str(error))))
+        text = Text(shareable(str(error)))
         for pattern, style in ERROR_STYLES:
             text.highlight_regex(pattern, style=style)
         self.console(stderr=True).print(text, soft_wrap=True)

@@ -13,7 +13,18 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 
 from qlmm.cli.output.console import out
-from qlmm.core.events import Answered, Evaluated, Event, Finished, PairsEvaluated, Resumed, Saved, StepDone, Warned
+from qlmm.core.events import (
+    Answered,
+    Evaluated,
+    Event,
+    Finished,
+    PairsEvaluated,
+    Resumed,
+    Saved,
+    StepDone,
+    StepSkipped,
+    Warned,
+)
 from qlmm.core.units import clock, memory, rate, share
 
 if TYPE_CHECKING:
@@ -103,6 +114,8 @@ def line(event: Event) -> str:
             rates = " ".join(f"{part} {value:.1e}" for part, value in event.rates.items())
             tail = "" if any(key in event.metrics for key, _, _ in PREFERENCE) else f"  lr {rates}"
             text = f"step {step:>{len(str(total))}}/{total}  {numbers(event)}{tail}"
+        case StepSkipped(_, why):
+            text = f"not taken: {why}"
         case Evaluated(step, losses):
             listed = ", ".join(f"{PICTURES.get(key, key)} {value:.3f}" for key, value in losses.items())
             text = f"step {step}: held-out loss {listed}"

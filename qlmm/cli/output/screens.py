@@ -13,10 +13,21 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from qlmm.cli.output.console import visible
-from qlmm.core.secrets import redact
+from qlmm.core.secrets import shareable, visible
 from qlmm.core.units import memory, share
-from qlmm.proof.records import Answer, PairProof, PartFacts, PartProof, PictureProof, PlanFacts, Promise, Proof
+from qlmm.proof.records import (
+    Answer,
+    Comparison,
+    PairProof,
+    PartFacts,
+    PartProof,
+    PictureProof,
+    PlanFacts,
+    Promise,
+    Proof,
+    Verdicts,
+)
+from qlmm.proof.verdicts import COMPARED, verdicts
 
 if TYPE_CHECKING:
     from qlmm.artifacts.adapter.verify import Check
@@ -30,6 +41,7 @@ GAINED = "gained by the right picture over a shuffled one"
 HEADING = "bold"
 QUIET = "dim"
 ROUND_EPOCHS = 10
+USEFUL = {True: ("yes", "bold green"), False: ("NO", "bold yellow"), None: ("unknown", "yellow")}
 STATUSES = {"ok": ("ok", "green"), "failed": ("FAILED", "bold red"), "not checked": ("not checked", "yellow")}
 RUN_FILES = (
     ("adapter", "adapter"),
@@ -67,14 +79,16 @@ def plan_screen(facts: PlanFacts) -> Group:
 
 
 def proof_screen(proof: Proof) -> Group:
-    """Movement per part, held-out loss and pairs by picture, and each promise with its verdict."""
+    """Movement per part, held-out loss and pairs by picture, promises, comparisons, and the two verdicts."""
     blocks: list[RenderableType] = [_movement(proof.parts), ""]
     if proof.before is not None or proof.after is not None:
         blocks += [_pictures(proof.before, proof.after), ""]
     if proof.pairs_before is not None or proof.pairs_after is not None:
         blocks += [_held_out_pairs(proof.pairs_before, proof.pairs_after), ""]
-    blocks += [_promises(proof.promises), "", _verdict(proof), ""]
-    return Group(*blocks)
+    blocks += [_promises(proof.promises), ""]
+    if proof.comparisons:
+        blocks += [_comparisons(proof.comparisons), ""]
+    return Group(*blocks, _verdicts(verdicts(proof)), "")
 
 
 def answers_screen(answers: Sequence[Answer]) -> Group:
@@ -82,7 +96,8 @@ def answers_screen(answers: Sequence[Answer]) -> Group:
     table = _table("held-out picture", "expected", "before", "after")
     for number, answer in enumerate(answers, 1):
         texts = (answer.expected, answer.before, answer.after)
-        table.add_row(f"{number}.png", *(_text(" ".join(text.split())) for text in texts))
+        seen = " (trained on)" if answer.picture_trained else ""
+        table.add_row(f"{number}.png{seen}", *(_text(" ".join(text.split())) for text in texts))
     return Group(table, "")
 
 
@@ -123,7 +138,7 @@ def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
 
 def _text(value: str) -> Text:
     """Words from a recipe, from data or from a run: no key is shown, and nothing in them steers the terminal."""
-    return Text(visible(redact(value)))
+    return Text(shareable(value))
 
 
 def _table(*columns: str) -> Table:
@@ -239,7 +254,18 @@ def _promises(promises: Sequence[Promise]) -> Table:
     return table
 
 
-def _verdict(proof: Proof) -> Text:
-    kept = sum(promise.kept for promise in proof.promises)
-    count = f"all {kept}" if proof.holds else f"{kept} of {len(proof.promises)}"
-    return Text(f"run proof: {count} promises kept", "bold green" if proof.holds else "bold red")
+def _comparisons(comparisons: Sequence[Comparison]) -> Table:
+    table = Table.grid("", Column(max_width=38), Column(style=QUIET, overflow="fold"), padding=(0, 2, 0, 0))
+    for one in comparisons:
+        mark = Text("✓", "bold green") if one.result == "better" else Text("✗", "bold yellow")
+        table.add_row(mark, f"{COMPARED[one.result]} {one.against}", _text(one.detail))
+    return table
+
+
+def _verdicts(found: Verdicts) -> Table:
+    """Did the run do what it was asked, and was that of use?"""
+    table = Table.grid(Column(style=HEADING), "", Column(overflow="fold"), padding=(0, 2, 0, 0))
+    sound = Text("yes", "bold green") if found.sound else Text("NO", "bold red")
+    table.add_row("sound", sound, found.sound_because)
+    table.add_row("useful", Text(*USEFUL[found.useful]), found.useful_because)
+    return table

@@ -8,7 +8,7 @@ Usage: ``DataLoader(rows(len(samples)), collate_fn=Collator(samples, encoder), b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,22 +36,25 @@ def rows(count: int) -> list[dict[str, int]]:
 
 
 class Collator:
-    """Turns row numbers into a training batch, and remembers where its rows came from.
+    """Turns row numbers into a training batch.
 
-    ``last_origins`` are those of the batch made last; the process that trains sees them only without workers. With a
-    ``processor_digest``, batches list under ``pictures`` a name made of it and the encoded bytes of each picture shown.
+    With a ``processor_digest``, batches list under ``pictures`` a name made of it and the encoded bytes of each picture
+    shown.
     """
 
     def __init__(self, samples: Sequence[Example], encoder: Encoder) -> None:
         self._samples = samples
         self._encoder = encoder
-        self.last_origins: tuple[Origin, ...] = ()
         self.processor_digest: str | None = None
         self._digests: dict[Path, str] = {}
 
     def __len__(self) -> int:
         """How many rows there are; an epoch may be made of fewer or more."""
         return len(self._samples)
+
+    def origins(self, rows: Iterable[int]) -> list[Origin]:
+        """Where rows came from."""
+        return [self._samples[row].origin for row in rows]
 
     def _digest(self, image: ImageRef) -> str:
         """Hash of a picture's bytes; a file is read once a run."""
@@ -70,7 +73,6 @@ class Collator:
                 for rows that the processor refuses.
         """
         samples = [self._samples[feature["row"]] for feature in features]
-        self.last_origins = tuple(sample.origin for sample in samples)
         try:
             batch = self._batch(samples)
         except BadImage as bad:

@@ -25,6 +25,7 @@ from jinja2 import TemplateError
 from qlmm.compat.transformers_private import render_jinja_template
 from qlmm.core.errors import DataError, ModelError, Where
 from qlmm.data.contract import Processor
+from qlmm.data.encoding.guarded_template import guarded_template
 from qlmm.data.encoding.marked_tokenizer import CUT, HOLE, MARKS, Segment
 from qlmm.data.sample import ImageRef, Role, Sample, Turn
 
@@ -32,6 +33,7 @@ __all__ = ["Renderer"]
 
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 QUESTION, ANSWER = "a question", "an answer"
+LONGEST_TEXT = 1 << 24  # characters, of which a tokenizer makes millions of tokens
 NAME_A_TEMPLATE = (
     "name a template in the recipe: base.chat_template: chatml, vicuna, owl, plain, blip2, paligemma, or a .jinja file"
 )
@@ -54,13 +56,16 @@ class _Message(TypedDict):
 class Renderer:
     """A processor's chat template, made fit for training."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, *, thinks: bool = False) -> None:
         """Choose the template and its form of content; D030 without one, D031 where it cannot show an answer."""
+        self.thinks = thinks
         added = processor.tokenizer.added_tokens_decoder.values()
         self._ends = sorted({token.content for token in added if token.special}, key=len, reverse=True)
         self._end = str(processor.tokenizer.eos_token)
         self._names: dict[str, str] = dict(processor.tokenizer.special_tokens_map)
         self.template = _training_template(processor)
+        # Only such templates ask in two ways.
+        self.may_think = "enable_thinking" in self.template
         self._marked = bool(MARKERS.search(self.template))
         self._control = re.compile("(?!)")
         self._flat, self.placeholder = self._form(processor)
@@ -88,7 +93,11 @@ class Renderer:
         shown = text.count(self.placeholder) if self.placeholder else min(given, 1)
         if shown != given:
             raise DataError.one("D033", f"the chat template shows {shown} of this row's {given} pictures", where=where)
-        return list(self._cut(text, spans))
+        learned = [turn.learned for turn in sample.turns if turn.role == "assistant"]
+        if not all(learned) and len(spans) != len(learned):
+            message = f"the chat template shows {len(spans)} of {len(learned)} answers, of which some are not learned"
+            raise DataError.one("D033", message, where=where, help=NAME_A_TEMPLATE)
+        return list(self._cut(text, spans, [number for number, one in enumerate(learned) if not one]))
 
     def answer(self, sample: Sample) -> list[Segment]:
         """The last answer and an end token alone: what a decoder learns whose encoder reads the rest."""
@@ -140,15 +149,18 @@ class Renderer:
 
     def _written(self, messages: Sequence[_Message], *, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
         """The template's text, and the spans of its generation markers."""
-        texts, spans = render_jinja_template(
-            conversations=[list(messages)],
-            chat_template=self.template,
-            return_assistant_tokens_mask=self._marked,
-            add_generation_prompt=prompt,
-            # Templates of models that think: rows have no thoughts, so that neither training nor asking opens one.
-            enable_thinking=False,
-            **self._names,
-        )
+        with guarded_template():
+            texts, spans = render_jinja_template(
+                conversations=[list(messages)],
+                chat_template=self.template,
+                return_assistant_tokens_mask=self._marked,
+                add_generation_prompt=prompt,
+                # Templates of models that think open a thought in the prompt, or an empty one where none is wanted.
+                enable_thinking=self.thinks,
+                **self._names,
+            )
+        if len(texts[0]) > LONGEST_TEXT:
+            raise TemplateError(f"it makes {len(texts[0]):,} characters of it")
         return texts[0], [(start, end) for start, end in spans[0] if start < end] if self._marked else []
 
     def _ended(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
@@ -172,8 +184,12 @@ class Renderer:
                 return after[: after.index(token) + len(token)]
         return None
 
-    def _cut(self, text: str, spans: Sequence[tuple[int, int]]) -> Iterator[Segment]:
-        answers = [(self._answer_start(text, start), end) for start, end in spans]
+    def _cut(self, text: str, spans: Sequence[tuple[int, int]], excepted: Sequence[int] = ()) -> Iterator[Segment]:
+        """The segments of a text; answers of the ``excepted`` numbers begin one, and are not learned."""
+        answers = [
+            (first := self._answer_start(text, start), first if number in excepted else end)
+            for number, (start, end) in enumerate(spans)
+        ]
         starts = {0, *(start for start, _ in answers), *(match.end() for match in re.finditer(CUT, text))}
         for start, end in pairwise([*sorted(starts), len(text)]):
             piece = text[start:end].removesuffix(CUT)
@@ -208,15 +224,18 @@ class Renderer:
 
     def _form(self, processor: Processor) -> tuple[bool, str]:
         """Whether the template takes content as one string, and the placeholder it writes for a picture."""
+        why = ""
         for flat in (False, True):
             self._flat, self.placeholder = flat, _image_token(processor)
             try:
                 with_picture, without = (self._plainly(pictures) for pictures in (1, 0))
-            except (TemplateError, TypeError, ValueError, LookupError, _Changed):
+            except (TemplateError, _Changed) as error:
+                why = f": {error}" if isinstance(error, TemplateError) else ""
                 continue
+            why = ""
             if all(_shows(*written) for written in (with_picture, without)):
                 return flat, _placeholder(processor, with_picture[0], without[0])
-        message = "the chat template cannot show a picture, a question and a marked answer"
+        message = f"the chat template cannot show a picture, a question and a marked answer{why}"
         raise ModelError.one("D031", message, help=NAME_A_TEMPLATE)
 
     def _plainly(self, pictures: int, *, prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
@@ -286,8 +305,9 @@ def _training_template(processor: Processor) -> str:
     from trl import get_training_chat_template
 
     try:
-        patched = get_training_chat_template(owner)
-    except (ValueError, TypeError, TemplateError, LookupError):
+        with guarded_template():
+            patched = get_training_chat_template(owner)
+    except TemplateError:
         patched = None
     return str(patched or template)
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
-from qlmm.core.errors import ModelError
+from qlmm.core.errors import ModelError, Where
 from qlmm.data.contract import Processor
 from qlmm.data.encoding.chat_template import Renderer
 from qlmm.data.encoding.length_limit import Fitted, Lengths, fit
@@ -41,6 +41,7 @@ class Encoder:
         slot_id: the token that features of pictures go into.
         takes_text_only: whether rows may lack a picture, as far as the processor goes.
         takes_both: whether rows with and without a picture may stand in one batch.
+        thinks: whether questions invite a thought before the answer.
     """
 
     def __init__(self, trial: Trial, *, max_length: int, shortens: bool, decoder: bool) -> None:
@@ -54,6 +55,7 @@ class Encoder:
         self._trial = trial
         self._shortens = shortens
         self._decoder = decoder
+        self.thinks = trial.renderer.thinks
 
     @classmethod
     def make(
@@ -63,6 +65,7 @@ class Encoder:
         max_length: int = 2048,
         overlong: Literal["drop", "shorten"] = "drop",
         decoder: bool = False,
+        thinking: bool = False,
     ) -> Encoder:
         """An encoder for a processor that was tried and can do what training needs.
 
@@ -71,6 +74,7 @@ class Encoder:
             max_length: most tokens in a row, visual ones included.
             overlong: what ``fit`` does with longer rows.
             decoder: whether answers go to a decoder of their own (T5) instead of following the question.
+            thinking: whether questions invite a thought, for templates that know both ways.
 
         Raises:
             ModelError: D030, D031 without a usable chat template; D034 without a padding token; D037 when the processor
@@ -78,10 +82,28 @@ class Encoder:
         """
         if processor.tokenizer.pad_token_id is None:
             raise ModelError.one("D034", "the tokenizer has no padding token", help="its end token can serve")
-        trial = Trial(MarkedProcessor(processor, whole=decoder), Renderer(processor))
+        trial = Trial(MarkedProcessor(processor, whole=decoder), Renderer(processor, thinks=thinking))
         if not decoder:
             trial.check_prompt()
         return cls(trial, max_length=max_length, shortens=overlong == "shorten", decoder=decoder)
+
+    def thinking(self) -> Encoder:
+        """The same encoder, with questions that invite a thought."""
+        overlong: Literal["drop", "shorten"] = "shorten" if self._shortens else "drop"
+        return Encoder.make(
+            self.processor, max_length=self.max_length, overlong=overlong, decoder=self._decoder, thinking=True
+        )
+
+    def check_asked(self, samples: Sequence[Sample]) -> None:
+        """ModelError D045 unless the tokens before a row's last answer are those that its question is asked with."""
+        for sample in samples if self._renderer.may_think and not self._decoder else ():
+            (row,) = self.read([sample])
+            (asked,) = self._marked.read([marked(self._renderer.segments(_open(sample), prompt=True))])
+            if row.ids[: row.answer.index(True)] != asked.ids:
+                where = Where(sample.origin.file, sample.origin.line)
+                message = "this row's answer stands behind another prompt than its question is asked with"
+                help = "leave data.thinking unset where answers have thoughts, or name another base.chat_template"
+                raise ModelError.one("D045", message, where=where, help=help)
 
     def batch(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """A right-padded training batch.
@@ -159,7 +181,7 @@ class Encoder:
             return Lengths(text, visual, sum(sum(row.answer) for row in rows))
         if self._decoder:
             answer = len(self._answer_ids(sample))
-            return Lengths(text + answer, visual, answer)
+            return Lengths(text + answer, visual, answer if sample.turns[-1].learned else 0)
         return Lengths(text, visual, sum(rows[0].learned))
 
     def visual_tokens(self, images: Sequence[ImageRef]) -> int:

@@ -12,10 +12,13 @@ from __future__ import annotations
 import copy
 from bisect import bisect_right
 from collections.abc import Sequence
+from inspect import signature
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers.image_utils import make_flat_list_of_images
 
 from qlmm.core.errors import DataError, ModelError
 from qlmm.data.contract import Processor
@@ -23,9 +26,11 @@ from qlmm.data.encoding.marked_tokenizer import CUT, REST, MarkedRow, MarkedToke
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
-__all__ = ["FAILURES", "HELP", "MarkedProcessor"]
+__all__ = ["FAILURES", "HELP", "MarkedProcessor", "stating_channels"]
+
+# Heights of a picture that read as a number of colours.
+AMBIGUOUS = (1, 3)
 
 HELP = "name a chat template that this base was trained with: base.chat_template"
 # What processors have been seen to raise for rows they cannot take.
@@ -83,11 +88,33 @@ class MarkedProcessor:
 
 def _with_tokenizer(processor: Processor, stand_in: _MarkReader) -> Any:
     """A copy of a processor with the stand-in for its tokenizer, and one for a second tokenizer, if there is one."""
-    own = copy.copy(processor)
+    own: Any = copy.copy(processor)
     others = [name for name, value in vars(processor).items() if isinstance(value, PreTrainedTokenizerBase)]
     for name in others:
         vars(own)[name] = stand_in if name == "tokenizer" else _InstructionReader(vars(processor)[name])
+    if (image_processor := vars(own).get("image_processor")) is not None:
+        vars(own)["image_processor"] = stating_channels(image_processor)
     return own
+
+
+def stating_channels(image_processor: Any) -> Any:
+    """An image processor that knows which axis has the colours.
+
+    A few guess it from the shape: a picture that is one or three pixels high is then scrambled or refused. Of larger
+    ones nothing is stated, since Emu3 pads pictures of several sizes only where it guesses.
+    """
+    if "input_data_format" not in signature(image_processor.preprocess).parameters:
+        return image_processor
+
+    def preprocess(images: Any = None, *args: Any, **kwargs: Any) -> Any:
+        shown = make_flat_list_of_images(images) if images is not None else []
+        if any(isinstance(one, Image.Image) and one.height in AMBIGUOUS for one in shown):
+            kwargs.setdefault("input_data_format", "channels_last")
+        return image_processor.preprocess(images, *args, **kwargs)
+
+    stating = copy.copy(image_processor)
+    stating.preprocess = preprocess
+    return stating
 
 
 class _StandIn:

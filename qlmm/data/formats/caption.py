@@ -7,15 +7,16 @@ Usage: ``FORMAT.read(row, ImageRoot("images"))``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from qlmm.data.contract import Format, Media, RawRow, present
 from qlmm.data.errors import BadRow
-from qlmm.data.sample import Part, Turn
+from qlmm.data.row_keys import OTHER_NAMES, PICTURES
+from qlmm.data.sample import Turn
+from qlmm.data.shown import pictures
+from qlmm.data.tracked import named
 
 __all__ = ["FORMAT"]
 
-PICTURE = ("image", "file_name", "images")
+PICTURE = (*PICTURES, *OTHER_NAMES)
 TEXT = ("text", "caption")
 
 
@@ -24,18 +25,16 @@ def _first(row: RawRow, keys: tuple[str, ...]) -> object:
 
 
 def _parse(row: RawRow, images: Media) -> list[Turn]:
-    value = _first(row, PICTURE)
-    pictures: Sequence[object] = value if isinstance(value, (list, tuple)) else [value]
-    if not pictures:
-        raise BadRow("no picture")
-    caption, instruction = _text("caption", _first(row, TEXT)), _text("instruction", row.get("instruction") or "")
-    asked: list[Part] = [images.ref(picture) for picture in pictures]
-    return [Turn("user", (*asked, instruction.strip())), Turn("assistant", (caption.strip(),))]
+    shown, instruction = pictures(row, images), _text("instruction", _first(row, ("instruction",)) or "").strip()
+    if not shown and not instruction:
+        raise BadRow("no picture and no `instruction`: there is nothing to answer")
+    caption = _text("caption", _first(row, TEXT)).strip()
+    return [Turn("user", (*shown, instruction)), Turn("assistant", (caption,))]
 
 
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise BadRow(f"the {key} is {type(value).__name__}, not text")
+        raise BadRow(f"the {key} is {named(value)}, not text")
     return value
 
 
@@ -44,7 +43,7 @@ FORMAT = Format(
     "and an optional instruction column.",
     example={"image": "cat.jpg", "caption": "A cat."},
     required=("|".join(PICTURE), "|".join(TEXT)),
-    detect=lambda row: _first(row, PICTURE) is not None and _first(row, TEXT) is not None,
+    detect=lambda row: any(key in row for key in PICTURE) and _first(row, TEXT) is not None,
     parse=_parse,
     media=PICTURE,
 )

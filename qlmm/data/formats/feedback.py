@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from qlmm.data.contract import Format, Media, RawRow, present
 from qlmm.data.errors import BadRow
-from qlmm.data.formats.messages import MEDIA, answered, list_of, read_messages
+from qlmm.data.formats.messages import answered, list_of, read_messages
+from qlmm.data.row_keys import MEDIA
 from qlmm.data.sample import Turn
 
 __all__ = ["FORMAT"]

@@ -14,11 +14,12 @@ import re
 
 from qlmm.data.contract import Format, Media, RawRow
 from qlmm.data.errors import BadRow
-from qlmm.data.sample import ImageRef, Part, Turn
+from qlmm.data.row_keys import MEDIA
+from qlmm.data.sample import Turn
+from qlmm.data.shown import Said, beside, placed
 
 __all__ = ["FORMAT"]
 
-MARKER = "<image>"
 SPEAKER = re.compile(r"(?:\A|\n)(Human|AI): ")
 
 
@@ -26,29 +27,16 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
     text = row["text"]
     if not isinstance(text, str):
         raise BadRow("`text` is not text")
-    pictures = images.refs(row.get("image"))
     system, *lines = SPEAKER.split(text)
-    spoken = list(zip(lines[::2], lines[1::2], strict=True))
-    markers = text.count(MARKER)
-    if markers != len(pictures):
-        raise BadRow(f"{markers} {MARKER} markers for {len(pictures)} pictures")
-    if MARKER in system or any(MARKER in line for speaker, line in spoken if speaker == "AI"):
-        raise BadRow(f"{MARKER} outside a Human line: only users show pictures")
-    left = iter(pictures)
-    turns = [Turn("system", (system,))] if system.strip() else []
-    for speaker, line in spoken:
+    said = [Said("system", (system,))] if system.strip() else []
+    for speaker, line in zip(lines[::2], lines[1::2], strict=True):
         if speaker == "AI":
-            turns.append(Turn("assistant", (line,)))
-            continue
-        parts: tuple[Part, ...] = tuple(
-            next(left) if number % 2 else piece for number, piece in enumerate(re.split(f"({MARKER})", line))
-        )
-        if turns and turns[-1].role == "user":  # Human lines in a row are one turn
-            before = turns.pop().parts
-            gap = () if isinstance(before[-1], ImageRef) or before[-1] == "" else ("\n",)
-            parts = (*before, *gap, *parts)
-        turns.append(Turn("user", parts))
-    return turns
+            said.append(Said("assistant", (line,)))
+        elif said and said[-1].role == "user":  # Human lines in a row are one turn
+            said[-1] = Said("user", (f"{said[-1].pieces[0]}\n{line}",))
+        else:
+            said.append(Said("user", (line,)))
+    return placed(said, beside(row, images))
 
 
 def _detect(row: RawRow) -> bool:
@@ -69,5 +57,5 @@ FORMAT = Format(
     parse=_parse,
     # A text with a speaker on every line is more than a caption.
     precedence=1,
-    media=("image",),
+    media=MEDIA,
 )

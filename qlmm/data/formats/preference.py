@@ -14,10 +14,13 @@ from itertools import takewhile
 
 from qlmm.data.contract import Format, Media, RawRow, present
 from qlmm.data.errors import BadRow
-from qlmm.data.formats.messages import MEDIA, list_of, read_messages
+from qlmm.data.formats.messages import list_of, read_messages
+from qlmm.data.row_keys import MEDIA
 from qlmm.data.sample import Turn
 
 __all__ = ["FORMAT"]
+
+PROMPTS = ("prompt", "messages")
 
 
 def _parse(row: RawRow, images: Media) -> list[Turn]:
@@ -27,8 +30,8 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
         # An answer that both share is not a prompt.
         alike = min(alike, len(chosen) - 1, len(rejected) - 1)
         prompt, chosen, rejected = chosen[:alike], chosen[alike:], rejected[alike:]
-    elif present(row, "prompt"):
-        prompt = list_of(row["prompt"], "prompt", "user")
+    elif key := next((key for key in PROMPTS if present(row, key)), None):
+        prompt = list_of(row[key], key, "user")
     else:
         raise BadRow("no `prompt`, and `chosen` and `rejected` do not both begin with it")
     return read_messages([*prompt, _only(chosen, "chosen"), _only(rejected, "rejected")], row, images)
@@ -47,12 +50,13 @@ def _only(answer: Sequence[object], side: str) -> object:
 
 def _detect(row: RawRow) -> bool:
     sides = [row[side] for side in ("chosen", "rejected") if present(row, side)]
-    return bool(sides) and (present(row, "prompt") or any(isinstance(side, list) for side in sides))
+    return bool(sides) and (any(present(row, key) for key in PROMPTS) or any(isinstance(side, list) for side in sides))
 
 
 FORMAT = Format(
     doc="TRL's preference columns: prompt, chosen and rejected, each text or [{role: user|assistant|system, content: "
-    "text or parts}]; the prompt may instead begin both chosen and rejected; image, images and videos as in messages.",
+    "text or parts}]; the prompt may be called messages, or instead begin both chosen and rejected; image, "
+    "images and videos as in messages.",
     example={
         "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}],
         "chosen": [{"role": "assistant", "content": "A cat."}],

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from qlmm.data.contract import Format, Media, RawRow, present
 from qlmm.data.errors import BadRow
-from qlmm.data.formats.messages import MEDIA, read_messages
+from qlmm.data.formats.messages import read_messages
+from qlmm.data.row_keys import MEDIA
 from qlmm.data.sample import Turn
+from qlmm.data.tracked import named
 
 __all__ = ["FORMAT"]
 
@@ -21,7 +23,7 @@ ROLES = {"question": "user", "chosen": "assistant", "rejected": "assistant"}
 def _parse(row: RawRow, images: Media) -> list[Turn]:
     for key in ROLES:
         if not isinstance(row[key], str):
-            raise BadRow(f"`{key}` is {type(row[key]).__name__}, not text")
+            raise BadRow(f"`{key}` is {named(row[key])}, not text")
     return read_messages([{"role": role, "content": row[key]} for key, role in ROLES.items()], row, images)
 
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from qlmm.data.contract import Format, Media, RawRow, present
 from qlmm.data.formats import llava, messages
-from qlmm.data.formats.messages import MEDIA, list_of, read_messages
-from qlmm.data.formats.sharegpt_ranking import shared
+from qlmm.data.row_keys import MEDIA
 from qlmm.data.sample import Turn
 
 __all__ = ["FORMAT"]
 
 
 def _parse(row: RawRow, images: Media) -> list[Turn]:
-    whole = present(row, "conversations")
-    return read_messages(shared(row) if whole else list_of(row["messages"], "messages", "user"), row, images)
+    return list((llava if present(row, "conversations") else messages).FORMAT.parse(row, images))
 
 
 def _detect(row: RawRow) -> bool:

@@ -12,9 +12,11 @@ import binascii
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from qlmm.data.contract import absent, unpacked
 from qlmm.data.errors import BadRow
 from qlmm.data.media.images import BadImage, frames, thinned
 from qlmm.data.sample import ImageRef
@@ -25,7 +27,9 @@ LONGEST_NAME = 4096
 ONLY_RELATIVE = "name pictures relative to the picture folder (`image_root`), with forward slashes"
 NO_NETWORK = "qlmm fetches no pictures while reading data: download them and name local files"
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|(?:data|file|https?):", re.IGNORECASE)
-INLINE = re.compile(r"data:image/[\w.+-]+;base64,")
+INLINE = re.compile(r"data:image/[^,]{1,80};base64,")
+# Base64 that begins as the files of JPEG, PNG, GIF, WEBP and TIFF do: longer than a name, and no dot in it.
+RAW = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK)[A-Za-z0-9+/\s]{48,}[=\s]*")
 # Modes that PNG can store as they are; TIFF stores the others.
 IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 # Pillow 12 cannot read back the YCbCr that it writes into TIFF. Reading ends in RGB anyway.
@@ -50,28 +54,40 @@ class ImageRoot:
         except (OSError, ValueError) as error:
             raise BadRow(f"picture path {_quoted(name)} cannot be a file name: {error}", ONLY_RELATIVE) from None
         if not real.startswith(os.path.join(self._real, "")):
-            raise BadRow(f"picture path {_quoted(name)} leads out of {self.folder} through a link", ONLY_RELATIVE)
+            how = (
+                f"is absolute and not in {self.folder}"
+                if name.startswith("/")
+                else f"leads out of {self.folder} through a link"
+            )
+            raise BadRow(f"picture path {_quoted(name)} {how}", ONLY_RELATIVE)
         return Path(real)
 
+    def _spelled(self, name: str) -> Path:
+        """The picture of a name, also where accents are one letter in the name and two in the file's, or vice versa."""
+        path = self.resolve(name)
+        if name.isascii() or os.path.exists(path):
+            return path
+        others = (self.resolve(unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))
+        return next((other for other in others if os.path.exists(other)), path)
+
     def refs(self, value: object) -> list[ImageRef]:
-        """The pictures of a column that may have none (null or empty text), one, or a list."""
+        """The pictures of a column that may have none, one, or a list; each of the list may be absent."""
         return [self.ref(one) for one in _listed(value)]
 
     def ref(self, value: object) -> ImageRef:
-        """A picture from a name, inline base64, encoded bytes, ``{bytes, path}`` or a Pillow image; else BadRow."""
+        """A picture from a name, base64, encoded bytes, ``{bytes, path}`` or a Pillow image; else BadRow."""
         if isinstance(value, ImageRef):
             return value
         if isinstance(value, str):
             inline = INLINE.match(value)
-            return _inline(value[inline.end() :]) if inline else ImageRef(path=self.resolve(value))
-        if isinstance(value, bytes):
-            return ImageRef(data=value)
+            return _inline(value) if inline or RAW.fullmatch(value) else ImageRef(path=self._spelled(value))
         if isinstance(value, Mapping):
-            if value.get("bytes") is not None:
-                return ImageRef(data=bytes(value["bytes"]))
-            if isinstance(value.get("path"), str):
-                return self.ref(value["path"])
-        encoded = _encoded(value)
+            path, encoded = value.get("path"), value.get("bytes")
+            if not absent(encoded):
+                return _encoded_bytes(encoded)
+            if isinstance(path, str):
+                return self.ref(path)
+        encoded = bytes(value) if isinstance(value, (bytes, bytearray)) else _encoded(value)
         if encoded is None:
             raise BadRow(f"a picture must be a file name, bytes or a Pillow image, not {type(value).__name__}")
         return ImageRef(data=encoded)
@@ -97,9 +113,24 @@ class ImageRoot:
 
 
 def _listed(value: object) -> Sequence[object]:
-    if value is None or value == "":
-        return ()
-    return value if isinstance(value, (list, tuple)) else (value,)
+    """The pictures that a column names, as a list that may be written as text, without those that are absent."""
+    value = unpacked(value)
+    return [one for one in (value if isinstance(value, (list, tuple)) else [value]) if not _nothing(one)]
+
+
+def _nothing(value: object) -> bool:
+    return absent(value) or (isinstance(value, Mapping) and all(absent(value.get(key)) for key in ("bytes", "path")))
+
+
+def _encoded_bytes(value: object) -> ImageRef:
+    """A picture from what stands in its ``bytes``: bytes, base64, or one number per byte."""
+    if isinstance(value, (bytes, bytearray)):
+        return ImageRef(data=bytes(value))
+    if isinstance(value, str):
+        return _inline(value)
+    if isinstance(value, (list, tuple)) and all(type(one) is int and 0 <= one < 256 for one in value):
+        return ImageRef(data=bytes(value))
+    raise BadRow(f"the `bytes` of a picture are {type(value).__name__}, neither bytes nor base64")
 
 
 def _refusal(name: str) -> tuple[str, str] | None:
@@ -110,7 +141,6 @@ def _refusal(name: str) -> tuple[str, str] | None:
         "has a drive letter": bool(re.match(r"[A-Za-z]:", name)),
         "contains a NUL": "\0" in name,
         "contains a backslash": "\\" in name,
-        "is absolute": name.startswith("/"),
         "begins with ~": name.startswith("~"),
         "contains `..`": ".." in name.split("/"),
     }
@@ -124,8 +154,10 @@ def _quoted(name: str) -> str:
 
 
 def _inline(text: str) -> ImageRef:
+    """A picture in base64, in one line or several, with or without what a data URL has before it."""
+    text = "".join(INLINE.sub("", text, count=1).split())
     try:
-        return ImageRef(data=base64.b64decode(text, validate=True))
+        return ImageRef(data=base64.b64decode(text + "=" * (-len(text) % 4), validate=True))
     except (binascii.Error, ValueError) as error:
         raise BadRow(f"inline picture is not base64: {error}") from None
 

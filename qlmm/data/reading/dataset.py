@@ -19,13 +19,15 @@ from typing import Any, Generic
 
 from qlmm.core import naming
 from qlmm.core.errors import DataError, Problem
-from qlmm.data.contract import Format, RawRow
+from qlmm.data.contract import MOST_NAMES, Format, RawRow, present
 from qlmm.data.errors import BadRow, MissingPicture, NoRowLeft, OtherKind
 from qlmm.data.fingerprint import DataFingerprint, SourceCount
 from qlmm.data.media.images import BadImage, check
 from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.reading.notices import Notices
 from qlmm.data.reading.readers import Resolve, picture_folder, read_rows
 from qlmm.data.sample import Example, Feedback, ImageRef, Kind, Origin, Part, Preference, Row, Sample, Turn
+from qlmm.data.tracked import Tracked
 from qlmm.recipe.schema import Source
 
 __all__ = ["TAKEN", "Bad", "Loaded", "check_images", "detect_format", "identity", "load_format", "load_samples"]
@@ -33,6 +35,8 @@ __all__ = ["TAKEN", "Bad", "Loaded", "check_images", "detect_format", "identity"
 FORMATS = "qlmm.data.formats"
 ROWS_TO_DETECT = 20
 MOST_NAMED = 10
+# Each is kept with its reason; a file of nothing else must not fill the memory.
+MOST_BAD = 100_000
 # Kinds of rows that serve where one is wanted: a pair is feedback on two answers.
 TAKEN: dict[Kind, tuple[Kind, ...]] = {
     "conversation": ("conversation",),
@@ -59,7 +63,8 @@ class Bad:
 class Loaded(Generic[Row]):
     """All samples in order, per sample the place of its source in ``sources``, and what was left out.
 
-    ``problems`` are those of ``bad``, missing pictures of a source together.
+    ``problems`` are those of ``bad``, missing pictures of a source together. ``unused`` names the keys of rows that
+    were not read, a line a source; ``warnings`` are what the texts of rows have that is not learned as it may be meant.
     """
 
     samples: tuple[Row, ...]
@@ -68,6 +73,8 @@ class Loaded(Generic[Row]):
     problems: tuple[Problem, ...]
     sources: tuple[SourceCount, ...]
     fingerprint: str
+    unused: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def data(self) -> DataFingerprint:
@@ -81,6 +88,7 @@ class _Read:
 
     source: Source
     images: ImageRoot
+    notices: Notices
     format_name: str = "none"
     samples: list[Example] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
@@ -141,11 +149,14 @@ def load_samples(
         problems=problems,
         sources=tuple(part.count() for part in parts),
         fingerprint=_fingerprint(parts),
+        unused=tuple(line for part in parts for line in part.notices.unused()),
+        warnings=tuple(line for part in parts for line in part.notices.warnings()),
     )
 
 
 def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, check_pictures: bool) -> _Read:
-    read = _Read(source, ImageRoot(picture_folder(source, resolve=resolve), max_frames=max_frames))
+    images = ImageRoot(picture_folder(source, resolve=resolve), max_frames=max_frames)
+    read = _Read(source, images, Notices(source.path))
     rows = read_rows(source, resolve=resolve)
     first = list(islice(rows, ROWS_TO_DETECT))
     objects = [row for _, row in first if not isinstance(row, BadRow)]
@@ -156,26 +167,31 @@ def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, 
     form = load_format(read.format_name)
     if kind is not None and form.kind not in TAKEN[kind]:
         message = f"the rows are {_SAYS[form.kind]} (format {read.format_name}); wanted are {_SAYS[kind]}"
-        raise OtherKind(f"{source.path}: {message}", form.kind)
+        raise OtherKind(f"{source.path}: {message}", form.kind, _kinds_formats(kind, objects))
     for origin, row in chain(first, rows):
         try:
-            read.samples.append(_sample(form, origin, row, read.images, check_pictures))
+            read.samples.append(_sample(form, origin, row, read, check_pictures))
         except BadRow as bad:
             picture = bad.path if isinstance(bad, MissingPicture) else None
             read.bad.append(Bad(origin, bad.problem(origin), picture))
+        if len(read.bad) > MOST_BAD:
+            message = f"{source.path}: more than {MOST_BAD:,} rows are bad; the first of them follow"
+            raise DataError([Problem("D006", message), *(one.problem for one in read.bad[:MOST_NAMED])])
     return read
 
 
-def _sample(form: Format, origin: Origin, row: RawRow | BadRow, images: ImageRoot, headers: bool) -> Example:
+def _sample(form: Format, origin: Origin, row: RawRow | BadRow, read: _Read, headers: bool) -> Example:
     if isinstance(row, BadRow):
         raise row
-    turns = form.read(row, images)
+    tracked = Tracked(row)
+    turns = form.read(tracked, read.images)
     sample: Example = Sample(turns, origin)
     if form.kind == "preference":
         sample = Preference(turns[:-2], turns[-2].text, turns[-1].text, origin)
     elif form.kind == "feedback":
         sample = Feedback(turns[:-1], turns[-1].text, form.desirable(row), origin)
     check_images(sample.images, headers=headers)
+    read.notices.add(tracked, sample)
     return sample
 
 
@@ -214,10 +230,38 @@ def detect_format(path: str, rows: Sequence[RawRow], kind: Kind | None = None, *
     if found:
         return (wanted or found)[0]
     keys = ", ".join(f"`{key}`" for key in list(rows[0])[:8]) or "none"
-    known = {name: load_format(name).required for name in naming.names(FORMATS)}
-    needs = "; ".join(f"{name}: {' + '.join(required).replace('|', '/')}" for name, required in known.items())
     message = f"{path}: the rows are in no known format; their keys are {keys}"
-    raise DataError.one("D004", message, help=f"rename the keys to what a known format needs ({needs})")
+    raise DataError.one("D004", message, help=_nearest(rows[0], question=question))
+
+
+def _nearest(row: RawRow, *, question: bool) -> str:
+    """The format that a row lacks least of, and what is wrong with the row there; all formats where nothing fits."""
+    known = {name: load_format(name) for name in naming.names(FORMATS)}
+    lacking = {
+        name: [keys for keys in form.required if not any(present(row, key) for key in keys.split("|"))]
+        for name, form in known.items()
+    }
+    partly = [name for name, form in known.items() if len(lacking[name]) < len(form.required)]
+    if not partly:
+        return f"rename the keys to what a known format needs ({'; '.join(map(_needs, known))})"
+    name = min(partly, key=lambda name: (len(lacking[name]), -len(known[name].required)))
+    try:
+        known[name].read(known[name].answered(row) if question else row, ImageRoot("."))
+    except BadRow as bad:
+        return f"the nearest format is {name}: {bad.reason}; {bad.help}"
+    return f"they can be read in the format {name}: name it, `format` of this source, or --format"
+
+
+def _needs(name: str) -> str:
+    """A format and the keys that its rows must have, of several names of a key the usual ones."""
+    return f"{name}: {' + '.join('/'.join(keys.split('|')[:MOST_NAMES]) for keys in load_format(name).required)}"
+
+
+def _kinds_formats(kind: Kind, rows: Sequence[RawRow]) -> str:
+    """Which formats rows of a kind come in, and which keys the rows have instead."""
+    needs = "; ".join(_needs(name) for name in naming.names(FORMATS) if load_format(name).kind == kind)
+    keys = ", ".join(f"`{key}`" for key in list(rows[0])[:8]) if rows else "none"
+    return f"{_SAYS[kind]}, come in the formats {needs}; the keys here are {keys}"
 
 
 def _problems(part: _Read) -> Iterator[Problem]:
@@ -254,7 +298,10 @@ def identity(turns: Sequence[Turn], root: Path) -> bytes:
 
     Hashing every picture would read the whole data set; a changed picture of the same size goes unnoticed.
     """
-    parts = [[turn.role, *(_identity(one, root) for one in turn.parts)] for turn in turns]
+    parts = [
+        [turn.role, *(_identity(one, root) for one in turn.parts), *([] if turn.learned else [{"learned": False}])]
+        for turn in turns
+    ]
     return json.dumps(parts, ensure_ascii=False).encode("utf-8") + b"\n"
 
 

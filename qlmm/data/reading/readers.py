@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from qlmm.core.errors import DataError
-from qlmm.data.reading.tables import hub_rows, parquet_rows, saved_rows
+from qlmm.data.contract import messages_in_text
+from qlmm.data.errors import BadRow
+from qlmm.data.reading.tables import DEFAULT_SPLIT, hub_rows, parquet_rows, saved_rows
 from qlmm.data.reading.text_files import Row, csv_rows, json_rows
 from qlmm.recipe.schema import Source
 
@@ -21,9 +23,13 @@ __all__ = ["Resolve", "picture_folder", "read_rows"]
 Resolve = Callable[[str], Path] | None
 
 BUILTIN = "builtin:"
+MOST_NAMED = 8
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SAVED = ("dataset_dict.json", "state.json")
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".json.gz", ".jsonl.gz", ".csv.gz", ".tsv.gz")
+KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+SUFFIXES = (*KINDS, *(f"{kind}.gz" for kind in KINDS[1:]))
+# In the names of files and folders; a file of another split is not taken by chance.
+SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w.-]+)?")
 
 
@@ -39,7 +45,8 @@ def read_rows(source: Source, *, resolve: Resolve = None) -> Iterator[Row]:
             found = hub_rows(source.path, source.split)
         else:
             found = _folder_rows(path, source) if path.is_dir() else _file_rows(path, source.path)
-        yield from islice(found, source.limit)
+        for origin, row in islice(found, source.limit):
+            yield origin, row if isinstance(row, BadRow) else messages_in_text(row)
     except OSError as error:
         raise DataError.one("D003", f"{source.path} cannot be read: {error.strerror or error}") from error
 
@@ -51,7 +58,10 @@ def picture_folder(source: Source, *, resolve: Resolve = None) -> Path:
     path = _located(source, resolve)
     if path is None:
         return Path()
-    return path if path.is_dir() else path.parent
+    if not path.is_dir():
+        return path.parent
+    metadata = _metadata(path, source.split)
+    return path if metadata is None else metadata.parent
 
 
 def _located(source: Source, resolve: Resolve) -> Path | None:
@@ -63,7 +73,7 @@ def _located(source: Source, resolve: Resolve) -> Path | None:
     path = Path(source.path).expanduser()
     if path.exists():
         return path
-    if HUB_ID.fullmatch(source.path) and not source.path.endswith(SUFFIXES):
+    if HUB_ID.fullmatch(source.path) and not source.path.lower().endswith(SUFFIXES):
         return None
     raise DataError.one("D002", f"no such file or folder: {source.path}", help=_nearby(path))
 
@@ -71,26 +81,63 @@ def _located(source: Source, resolve: Resolve) -> Path | None:
 def _nearby(path: Path) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either; paths are relative to the folder you are in"
-    data = sorted(entry.name for entry in path.parent.iterdir() if entry.name.endswith(SUFFIXES))
+    data = sorted(entry.name for entry in path.parent.iterdir() if entry.name.lower().endswith(SUFFIXES))
     return f"{path.parent} has {', '.join(data[:5])}" if data else f"{path.parent} has no data file"
 
 
+def _metadata(folder: Path, split: str | None) -> Path | None:
+    """The file that describes the pictures of a folder, or of the split's folder in it; names start beside it."""
+    places = (folder, folder / (split or DEFAULT_SPLIT))
+    return next((place / name for place in places for name in METADATA if (place / name).is_file()), None)
+
+
 def _folder_rows(path: Path, source: Source) -> Iterator[Row]:
-    metadata = next((path / name for name in METADATA if (path / name).is_file()), None)
-    if metadata is not None:
-        return _file_rows(metadata, f"{source.path.rstrip('/')}/{metadata.name}")
-    if any((path / name).is_file() for name in SAVED):
+    metadata = _metadata(path, source.split)
+    if metadata is None and any((path / name).is_file() for name in SAVED):
         return saved_rows(path, source.path, source.split)
+    files = [metadata] if metadata else _shards(path, source)
+    return chain.from_iterable(
+        _file_rows(file, f"{source.path.rstrip('/')}/{file.relative_to(path).as_posix()}") for file in files
+    )
+
+
+def _shards(path: Path, source: Source) -> list[Path]:
+    """The data files of a split in a folder or in its `data` folder: one, or several that differ in numbers only."""
+    wanted = source.split or DEFAULT_SPLIT
+    for place in (path, path / "data", path / wanted):
+        listed = sorted(place.iterdir()) if place.is_dir() else []
+        found = [file for file in listed if file.is_file() and file.name.lower().endswith(SUFFIXES)]
+        first = next((kind for kind in KINDS if any(_kind(file) == kind for file in found)), None)
+        found = [file for file in found if _kind(file) == first]
+        words = {file: set(re.split("[^a-z]+", file.name.lower())) for file in found}
+        of_split = [file for file in found if wanted.lower() in words[file]]
+        others = sorted(SPLITS.intersection(*[set().union(*words.values())]))
+        if place.name != wanted:
+            if found and not of_split and (source.split or others):
+                help = f"name one: split: {others[0]}" if others else "leave `split` out"
+                raise DataError.one("D003", f"the folder {place} has no file of the split `{wanted}`", help=help)
+            found = of_split or found
+        if len({re.sub(r"\d+", "", file.name) for file in found}) > 1:
+            names = ", ".join(file.name for file in found[:MOST_NAMED])
+            raise DataError.one("D003", f"the folder {place} has several data files", help=f"name one: {names}")
+        if found:
+            return found
+    inner = sorted({file.parent.name for file in path.glob("*/*") if file.name.lower().endswith(SUFFIXES)})
     help = f"a picture folder needs {' or '.join(METADATA)} (columns file_name and text); or name one data file"
-    raise DataError.one("D003", f"the folder {source.path} has no metadata and no saved data set", help=help)
+    help = f"name one of its folders: {', '.join(inner[:MOST_NAMED])}" if inner else help
+    raise DataError.one("D003", f"the folder {source.path} has no data file, metadata or saved data set", help=help)
+
+
+def _kind(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def _file_rows(path: Path, name: str) -> Iterator[Row]:
-    kind = Path(path.name.removesuffix(".gz")).suffix
-    if kind in (".json", ".jsonl"):
+    kind = _kind(path)
+    if kind in (".json", ".jsonl", ".ndjson"):
         return json_rows(path, name)
     if kind in (".csv", ".tsv"):
-        return csv_rows(path, name, "\t" if kind == ".tsv" else ",")
+        return csv_rows(path, name)
     if kind == ".parquet":
         return parquet_rows(path, name)
     raise DataError.one("D003", f"{name}: unknown kind of file", help=f"known: {', '.join(SUFFIXES)}")

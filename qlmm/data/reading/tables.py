@@ -14,7 +14,7 @@ from qlmm.core.errors import DataError
 from qlmm.data.reading.text_files import Row
 from qlmm.data.sample import ImageRef, Origin
 
-__all__ = ["hub_rows", "parquet_rows", "saved_rows"]
+__all__ = ["DEFAULT_SPLIT", "hub_rows", "parquet_rows", "saved_rows"]
 
 BATCH = 256
 DEFAULT_SPLIT = "train"

@@ -1,4 +1,4 @@
-"""LLaVA's model classes with any connector, any tower layer and any language model, and their configuration.
+"""LLaVA's classes with any connector, any tower layer and any language model, known to transformers' Auto classes.
 
 Only the way a picture becomes inputs of the language model differs from LLaVA. Placeholders are expanded by the
 processor, as there, so a row's length is known before the model sees it. Module names are LLaVA's.
@@ -16,17 +16,30 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoProcessor,
+    BaseImageProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaModel,
     LlavaPreTrainedModel,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from qlmm.compat.transformers_models import MultiModalData
+from qlmm.model.assembled.language import IMAGE_PLACEHOLDER
 from qlmm.model.assembled.vision import final_tokens
 from qlmm.model.contract import connector, own_tower
 
-__all__ = ["AssembledConfig", "AssembledForConditionalGeneration", "AssembledModel", "ConnectorSpec", "build_connector"]
+__all__ = [
+    "AssembledConfig",
+    "AssembledForConditionalGeneration",
+    "AssembledModel",
+    "AssembledProcessor",
+    "ConnectorSpec",
+    "build_connector",
+]
 
 
 class ConnectorSpec(BaseModel):
@@ -96,6 +109,16 @@ class AssembledModel(LlavaModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    def forward(self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None, **kwargs: Any) -> Any:
+        """LLaVA's, which raises where pictures lack placeholders; this one also where placeholders lack pictures."""
+        cache, made = kwargs.get("past_key_values"), kwargs.get("mm_encoder_outputs") or {}
+        begins = cache is None or cache.get_seq_length() == 0
+        if begins and input_ids is not None and pixel_values is None and made.get("image") is None:
+            places = int((input_ids == self.config.image_token_id).sum())
+            if places:
+                raise ValueError(f"input_ids have {places} places for pictures, and there are no pixel_values")
+        return super().forward(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
+
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """The tower's output for pictures (B, 3, height, width), with B tensors (tokens, D) as ``pooler_output``.
 
@@ -134,5 +157,32 @@ class AssembledForConditionalGeneration(LlavaForConditionalGeneration):
         self.post_init()
 
 
+class AssembledProcessor(LlavaProcessor):
+    """LLaVA's processor for connectors whose token count does not follow from the picture's size."""
+
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        chat_template: str | None = None,
+        image_token: str = IMAGE_PLACEHOLDER,
+        tokens_per_image: int = 1,
+    ) -> None:
+        self.tokens_per_image = tokens_per_image
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, image_token=image_token)
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """The placeholders of one picture."""
+        return str(self.image_token) * self.tokens_per_image
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
+        """Tokens per picture, for callers that plan without preparing pictures."""
+        if image_sizes is None:
+            return MultiModalData()
+        count = len(image_sizes)
+        return MultiModalData(num_image_tokens=[self.tokens_per_image] * count, num_image_patches=[1] * count)
+
+
 AutoConfig.register(AssembledConfig.model_type, AssembledConfig)
 AutoModelForImageTextToText.register(AssembledConfig, AssembledForConditionalGeneration)
+AutoProcessor.register(AssembledConfig, AssembledProcessor)

@@ -133,9 +133,12 @@ def describe(recipe: Recipe, sizes: Sequence[tuple[int, int]] = ()) -> ModelShow
     """
     base = Base.resolve(recipe.base)
     shape = base.shape
+    # A part that the base lacks is shown as such; a run would refuse to train it.
+    lacking = {part: "frozen" for part in ("connector", "vision") if not shape.parts.has(part)}
+    section = recipe.adapter.model_copy(update=lacking)
     quantize, refused = _storage(shape, recipe.base.quantize)
-    check_variant(recipe.adapter, quantize)
-    placement = place(shape.model, shape.parts, recipe.adapter)
+    check_variant(section, quantize)
+    placement = place(shape.model, shape.parts, section)
     precision = _precision(recipe.training)
     load = Load(
         rows=1,
@@ -160,7 +163,7 @@ def describe(recipe: Recipe, sizes: Sequence[tuple[int, int]] = ()) -> ModelShow
         connector=_connector(shape.parts),
         lora=_lora(placement),
         experts=_experts(shape, placement),
-        adapter=_adapter(shape, placement, recipe.adapter),
+        adapter=_adapter(shape, placement, section),
         row_tokens=ROW_TOKENS,
         memory=estimate(shape.model, shape.parts, placement, load),
         pictures=pictures,

@@ -39,14 +39,15 @@ from qlmm.core.errors import NoTemplate, NotVisionLanguage
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.model.assembled.build import assemble, assembled_config, connector_for
 from qlmm.model.assembled.language import add_image_token, check_language, embedding_width
-from qlmm.model.assembled.processor import assembled_processor, load_processor
+from qlmm.model.assembled.processor import assembled_processor
 from qlmm.model.assembled.vision import VisionFacts, picture_size, prepared, vision_facts, vision_half
 from qlmm.model.contract import connector as find_connector
 from qlmm.model.image_budget.budget import Budget, budgeted
 from qlmm.model.loading.chat_template import chat_template, template_names
 from qlmm.model.loading.connector_weights import begin, check_fits, take_over, weights_identity
-from qlmm.model.loading.hub import Located, config_of, config_sha256, locate, locate_part, pinned, reading
+from qlmm.model.loading.hub import Located, building, config_of, config_sha256, locate, locate_part, pinned, reading
 from qlmm.model.loading.identity import BaseIdentity, PartIdentity, Role
+from qlmm.model.loading.whole import check_headers, load_whole
 from qlmm.model.numerics.precision import Precision
 from qlmm.model.numerics.quantization import QuantKind, keep_trainable, quantization, skip_names
 from qlmm.model.parts.split import Parts, split
@@ -85,7 +86,7 @@ class Base(ABC):
 
         Raises:
             UsageError: B001 and following for packaged weights that cannot be prepared, N001 for an unknown connector.
-            ModelError: M003 and following for a part that cannot be had, M010 and M101 and following for what makes
+            ModelError: M003 to M007 for a part that cannot be had, M010 and M101 and following for what makes
                 the base impossible.
         """
         if section.model is not None:
@@ -104,13 +105,17 @@ class Base(ABC):
     def published_processor(self) -> ProcessorMixin:
         """Its processor with the chat template it was published with."""
 
-    @abstractmethod
     def saved_processor(self, folder: Path) -> ProcessorMixin:
         """The processor that was saved with an adapter of this base."""
+        return AutoProcessor.from_pretrained(str(folder), trust_remote_code=False)
 
     @abstractmethod
     def _load(self, precision: Precision, quantize: QuantKind, seed: int) -> PreTrainedModel:
         """The base with its weights."""
+
+    @abstractmethod
+    def check_weights(self) -> None:
+        """Refuse (M007, M151, M152) a base that is not whole, by the headers of its files; no weight is read."""
 
     @property
     def answers_in_decoder(self) -> bool:
@@ -159,13 +164,18 @@ class Base(ABC):
         """
         own, words = budgeted(processor or self.processor, Budget.of(data))
         decoder = self.answers_in_decoder
-        return Encoder.make(own, max_length=data.max_length, overlong=data.overlong, decoder=decoder), words
+        encoder = Encoder.make(
+            own, max_length=data.max_length, overlong=data.overlong, decoder=decoder, thinking=bool(data.thinking)
+        )
+        return encoder, words
 
     def load(self, precision: Precision, *, seed: int, quantize: QuantKind | None = None) -> PreTrainedModel:
         """The base with its weights, in evaluation mode: a new model with every call.
 
-        The seed decides a fresh connector's weights bit for bit; ``quantize`` replaces the recipe's.
+        The seed decides a fresh connector's weights bit for bit; ``quantize`` replaces the recipe's. Raises as
+        `check_weights`, before a weight is read where the files are on this machine.
         """
+        self.check_weights()
         model = self._load(precision, quantize or self.section.quantize, seed)
         model.config.use_cache = False
         return model.eval()
@@ -210,7 +220,7 @@ class NativeBase(Base):
     @cached_property
     def shape(self) -> Blueprint:
         """The model of the configuration, on the meta device."""
-        with torch.device("meta"), reading(_MODEL, self.places["model"]):
+        with building(_MODEL, self.places["model"]):
             model: PreTrainedModel = AutoModelForImageTextToText.from_config(copy.deepcopy(self.config))
         return Blueprint(model, split(model))
 
@@ -221,13 +231,14 @@ class NativeBase(Base):
         with reading(_MODEL, place):
             return AutoProcessor.from_pretrained(place.path, **place.options)
 
-    def saved_processor(self, folder: Path) -> ProcessorMixin:
-        """A processor that transformers wrote."""
-        return AutoProcessor.from_pretrained(str(folder), trust_remote_code=False)
+    def check_weights(self) -> None:
+        """Compare the headers of the checkpoint's files with its class."""
+        check_headers(type(self.shape.model), self.places["model"], self.config, _MODEL)
 
     def _load(self, precision: Precision, quantize: QuantKind, seed: int) -> PreTrainedModel:
-        keep = sorted(self.unquantised)
-        return _loaded(AutoModelForImageTextToText, self.places["model"], self.config, precision, quantize, keep)
+        keep, place = sorted(self.unquantised), self.places["model"]
+        auto = AutoModelForImageTextToText
+        return _loaded(auto, place, self.config, _MODEL, precision=precision, quantize=quantize, keep=keep)
 
 
 @dataclass(frozen=True)
@@ -284,14 +295,16 @@ class AssembledBase(Base):
     @cached_property
     def shape(self) -> Blueprint:
         """The parts put together on the meta device."""
-        with torch.device("meta"):
+        with building(_VISION, self.places["vision"]):
             tower = AutoModel.from_config(copy.deepcopy(self.vision_config))
-            model = self._joined(tower, self._language_shape, seed=0)
+        language = self._language_shape
+        with torch.device("meta"):
+            model = self._joined(tower, language, seed=0)
         return Blueprint(model, split(model))
 
     @cached_property
     def _language_shape(self) -> PreTrainedModel:
-        with torch.device("meta"):
+        with building(_LANGUAGE, self.places["language"]):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(self.language_config))
         return model
 
@@ -301,18 +314,19 @@ class AssembledBase(Base):
         config: Any = self.shape.model.config
         return assembled_processor(self.image_processor, self.tokenizer, config=config, facts=self.facts)
 
-    def saved_processor(self, folder: Path) -> ProcessorMixin:
-        """A processor that either class of assembled models wrote."""
-        return load_processor(folder)
+    def check_weights(self) -> None:
+        """Compare the headers of both checkpoints' files with their classes."""
+        tower: Any = self.shape.model.base_model
+        check_headers(type(tower.vision_tower), self.places["vision"], self.vision_config, _VISION)
+        check_headers(type(self._language_shape), self.places["language"], self.language_config, _LANGUAGE)
 
     def _load(self, precision: Precision, quantize: QuantKind, seed: int) -> PreTrainedModel:
         vision, language = self.places["vision"], self.places["language"]
-        with reading(_VISION, vision):
-            config = copy.deepcopy(self.vision_config)
-            tower = AutoModel.from_pretrained(vision.path, config=config, dtype=precision.compute, **vision.options)
+        tower = load_whole(AutoModel, vision, self.vision_config, _VISION, dtype=precision.compute)
         whole = {self.shape.model.get_submodule(name) for name in self.unquantised}
         keep = [name for name, module in self._language_shape.named_modules() if module in whole]
-        llm = _loaded(AutoModelForCausalLM, language, self.language_config, precision, quantize, keep)
+        auto, config = AutoModelForCausalLM, self.language_config
+        llm = _loaded(auto, language, config, _LANGUAGE, precision=precision, quantize=quantize, keep=keep)
         return self._joined(tower.to(precision.device), llm, seed=seed)
 
     def _joined(self, tower: PreTrainedModel, language: PreTrainedModel, *, seed: int) -> PreTrainedModel:
@@ -339,17 +353,24 @@ def _part(place: Located, config: PreTrainedConfig) -> PartIdentity:
 
 
 def _loaded(
-    auto: Any, place: Located, config: PreTrainedConfig, precision: Precision, quantize: QuantKind, keep: list[str]
+    auto: Any,
+    place: Located,
+    config: PreTrainedConfig,
+    key: str,
+    *,
+    precision: Precision,
+    quantize: QuantKind,
+    keep: list[str],
 ) -> PreTrainedModel:
     """A checkpoint loaded straight onto its device, linear layers quantised except those to keep."""
-    with reading("base", place):
-        model: PreTrainedModel = auto.from_pretrained(
-            place.path,
-            config=copy.deepcopy(config),
-            dtype=precision.compute,
-            quantization_config=quantization(quantize, keep=keep, compute=precision.compute),
-            device_map={"": 0} if precision.device == "cuda" else None,
-            **place.options,
-        )
+    model = load_whole(
+        auto,
+        place,
+        config,
+        key,
+        dtype=precision.compute,
+        quantization_config=quantization(quantize, keep=keep, compute=precision.compute),
+        device_map={"": 0} if precision.device == "cuda" else None,
+    )
     keep_trainable(model)
     return model

@@ -14,22 +14,45 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import GatedRepoError, StrictDataclassError
+from pydantic import JsonValue
 from transformers import AutoConfig, PreTrainedConfig
 
 from qlmm.builtin import registry as builtin
 from qlmm.compat.transformers_private import lasting_facts
-from qlmm.core.errors import Unavailable
+from qlmm.core.errors import ModelError, Unavailable
+from qlmm.core.files import is_lfs_pointer
+from qlmm.core.json_files import read_object, refuse_code
 from qlmm.model.assembled.owl_checkpoint import OwlPart, owl_part
 from qlmm.model.contract import own_tower
 
-__all__ = ["Located", "config_of", "config_sha256", "locate", "locate_part", "pinned", "reading"]
+__all__ = ["Located", "building", "config_of", "config_sha256", "locate", "locate_part", "pinned", "reading"]
 
 # How transformers names a package that is not there, the surest way first.
 _PACKAGE = (r"pip install (?:-\S+ )*([\w.-]*\w)", r"[Pp]ackage `([\w.-]+)`", r"requires the ([\w.-]+) library")
 # Packages that an extra of qlmm brings in the version it needs.
 _EXTRAS = {"torchvision": "gpu"}
+# Where libraries look for the code of a repository.
+_CONFIGURATIONS = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
+# What is built module by module, and takes time whatever its size; the largest models have some hundreds.
+_COUNTED, _MOST_COUNTED = re.compile(r"layer|depth|block|expert|stage"), 2000
+_SIZES, _LARGEST = re.compile(r"size|dim|width|channels|heads|positions"), 1 << 24
+
+# What libraries raise for a value that they never expected.
+_WRONG_VALUES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +76,26 @@ class Located:
 
 
 def locate(name: str) -> Located:
-    """Resolve a recipe's name for a model; packaged weights are prepared on first use (errors B001 and following)."""
+    """Resolve a recipe's name for a model.
+
+    Packaged weights are prepared on first use (errors B001 and following). Raises M007 for a folder with Git LFS's
+    pointers in place of its files.
+    """
     if name.startswith(builtin.BUILTIN):
         return Located(name, str(builtin.path(name.removeprefix(builtin.BUILTIN))), None)
     if _is_folder(name):
+        _check_fetched(Path(name))
         return Located(name, name, None)
     model, _, revision = name.partition("@")
     return Located(name, model, revision or None)
+
+
+def _check_fetched(folder: Path) -> None:
+    pointers = [file.name for file in sorted(folder.iterdir()) if file.is_file() and is_lfs_pointer(file)]
+    if pointers:
+        message = f"{folder} has Git LFS pointers in place of {', '.join(pointers)}"
+        help = f"run `git lfs pull` in {folder}, or fetch the model with `hf download`"
+        raise ModelError.one("M007", message, help=help)
 
 
 def locate_part(name: str, part: OwlPart) -> Located:
@@ -154,22 +190,60 @@ def config_of(located: Located, key: str) -> PreTrainedConfig:
         if Path(located.path).is_file():
             message = f"{located.name} is a file, not a model folder"
             raise Unavailable.one("M003", message, help="name the folder that it lies in", key=key)
+        stated = _stated(located)
+        for name in _CONFIGURATIONS:
+            refuse_code(_known_place(located, name))
+        _refuse_sizes(located, stated, key)
         # Importing a tower's file makes its class known to transformers' Auto classes.
-        own_tower(_stated_kind(located))
-        config: PreTrainedConfig = AutoConfig.from_pretrained(located.path, **located.options)
+        own_tower(str(stated.get("model_type", "")))
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(located.path, **located.options)
+        except _WRONG_VALUES as error:
+            raise ValueError(f"a value of its configuration is wrong: {error}") from error
     return config
 
 
-def _stated_kind(located: Located) -> str:
-    """The `model_type` of a configuration that transformers may not know yet; empty where there is none."""
+@contextmanager
+def building(key: str, located: Located) -> Iterator[None]:
+    """Build a model on the meta device; what its configuration makes fail is M003, and all else as in `reading`."""
+    with torch.device("meta"), reading(key, located):
+        try:
+            yield
+        except _WRONG_VALUES as error:
+            raise ValueError(f"a value of its configuration is wrong: {error}") from error
+
+
+def _stated(located: Located) -> dict[str, JsonValue]:
+    """A configuration as it is written, before transformers reads it; empty where there is none."""
     file = Path(located.path) / "config.json"
     if file.is_file():
-        stated = json.loads(file.read_text("utf-8"))
-    elif _is_folder(located.path):
-        return ""
-    else:
-        stated, _ = PreTrainedConfig.get_config_dict(located.path, revision=located.revision)
-    return str(stated.get("model_type", ""))
+        return read_object(file)
+    if _is_folder(located.path):
+        return {}
+    stated: dict[str, JsonValue] = PreTrainedConfig.get_config_dict(located.path, revision=located.revision)[0]
+    return stated
+
+
+def _known_place(located: Located, name: str) -> Path:
+    """Where a file of a model lies, if it is in its folder or in the cache."""
+    cached = None if _is_folder(located.path) else try_to_load_from_cache(located.path, name, revision=located.revision)
+    return Path(cached) if isinstance(cached, str) else Path(located.path) / name
+
+
+def _refuse_sizes(located: Located, value: JsonValue, key: str, name: str = "") -> None:
+    """Refuse (M008) numbers by which a model without weights takes minutes to build."""
+    if isinstance(value, dict):
+        for inner, one in value.items():
+            _refuse_sizes(located, one, key, inner)
+    elif isinstance(value, list):
+        for one in value[:_MOST_COUNTED]:
+            _refuse_sizes(located, one, key, name)
+    elif isinstance(value, int | float):
+        counted = _COUNTED.search(name) is not None and "size" not in name
+        most = _MOST_COUNTED if counted else _LARGEST if _SIZES.search(name) else None
+        if most is not None and not abs(value) <= most:
+            message = f"{located.name} has {name} {value}, and at most {most:,} is possible"
+            raise ModelError.one("M008", message, key=key, help="fetch its config.json again, or choose another model")
 
 
 def pinned(located: Located) -> Located:

@@ -7,8 +7,8 @@ Usage: ``for difference in manifest.base.differs(base.identity): …``
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -97,6 +97,6 @@ def _of_part(role: Role, recorded: PartIdentity | None, present: PartIdentity | 
         found.append(Difference(role, "configuration", recorded, present))
     if recorded.revision and present.revision and recorded.revision != present.revision:
         found.append(Difference(role, "revision", recorded, present))
-    if recorded.name != present.name and not (Path(recorded.id).exists() or Path(present.id).exists()):
+    if recorded.name != present.name and not (os.path.exists(recorded.id) or os.path.exists(present.id)):
         found.append(Difference(role, "id", recorded, present))
     return found

@@ -11,6 +11,7 @@ Usage: ``wrapped = attach(model, place(model, split(model), recipe.adapter), rec
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,16 @@ from qlmm.model.parts.split import PEFT_PREFIX, PartName, Parts
 from qlmm.model.peft.targets import expert_targets, language_targets, linear_targets, pattern, unread, whole_modules
 from qlmm.recipe.schema import AdapterSection
 
-__all__ = ["Placement", "attach", "check_variant", "fill_bare", "place", "save_adapter", "to_fp32"]
+__all__ = [
+    "Placement",
+    "attach",
+    "check_variant",
+    "fill_bare",
+    "place",
+    "rehearse",
+    "save_adapter",
+    "to_fp32",
+]
 
 ANOTHER = "choose another base; docs/families.md lists the classes that work"
 
@@ -51,7 +61,7 @@ class Placement:
         bare: parameters without a module that are stored with the adapter, trained or carried.
         trains_bare: whether they are trained, in place.
         unread: parameters inside `whole` that no output depends on; they stay as they are.
-        asked: the parts the recipe asks to train.
+        asked: the parts the recipe asks to train, which a run promises.
         rank: of LoRA.
     """
 
@@ -83,12 +93,14 @@ def place(
     as they are: they do not switch with the adapter, as a reference must.
 
     Raises:
-        ModelError: M030 when a target matches no linear layer; M031 when nothing at all would be trained; M034 when
-            experts are asked for that are not there, or with dropout; M036 when LoRA is asked for in a part of
-            `earlier`; M037, M038 when the tower cannot be trained as asked.
+        ModelError: M030 when a target matches no linear layer; M034 when experts are asked for that are not there, or
+            with dropout; M036 when LoRA is asked for in a part of `earlier`; M037 to M039 when a part cannot be trained
+            as asked.
     """
     choices: dict[PartName, str] = {"connector": section.connector, "vision": section.vision}
-    full = [part for part, choice in choices.items() if choice == "full" and parts.has(part)]
+    asked = {part for part, choice in choices.items() if choice != "frozen"}
+    _check_parts(model, parts, asked)
+    full = [part for part, choice in choices.items() if choice == "full"]
     by_part: dict[PartName, list[str]] = {
         part: linear_targets(model, parts, part) for part, choice in choices.items() if choice == "lora"
     }
@@ -96,16 +108,21 @@ def place(
     if section.language == "lora":
         by_part["language"] = language_targets(model, parts, section.targets)
         experts = expert_targets(model, parts, section)
-    asked = {*full, *(part for part, names in by_part.items() if names or (part == "language" and experts))}
+        asked.add("language")
     if both := earlier & by_part.keys():
         part = min(both)
         message = f"the {part} was trained whole in that adapter, which LoRA in the {part} cannot continue"
         help = f"set adapter.{part}=full to go on, or adapter.{part}=frozen to carry it along"
         raise ModelError.one("M036", message, help=help, key="adapter.start_from")
-    _check_asked(model, parts, asked)
+    wholly = {part: whole_modules(model, parts, part) for part in full}
+    trains_bare = "connector" in full and not keep_bare
+    for part in asked - {"language"}:
+        found = wholly[part] or (part == "connector" and trains_bare and parts.bare) if part in full else by_part[part]
+        if not found:
+            raise _untrainable(model, part, choices[part])
     carried = sorted(earlier - set(full))
     names = [name for part in by_part.values() for name in part]
-    whole = tuple(name for part in full for name in whole_modules(model, parts, part))
+    whole = tuple(name for part in wholly.values() for name in part)
     return Placement(
         parts=parts,
         lora=tuple(names),
@@ -115,20 +132,33 @@ def place(
         whole=whole,
         carried=tuple(name for part in carried for name in whole_modules(model, parts, part)),
         bare=parts.bare if "connector" in {*full, *carried} else (),
-        trains_bare="connector" in full and not keep_bare,
+        trains_bare=trains_bare,
         unread=unread(model, whole),
         asked=frozenset(asked),
         rank=section.r,
     )
 
 
-def _check_asked(model: PreTrainedModel, parts: Parts, asked: set[PartName]) -> None:
+def _check_parts(model: PreTrainedModel, parts: Parts, asked: set[PartName]) -> None:
+    """Refuse to train a part that the model lacks, or that passes no gradient."""
+    kind = type(model).__name__
+    for part in sorted(asked):
+        if not parts.has(part):
+            help = f"set adapter.{part}=frozen, or choose another base"
+            raise ModelError.one("M039", f"{kind} has no {part} of its own to train", help=help, key=f"adapter.{part}")
     if "vision" in asked and parts.discrete:
-        message = f"the tower of {type(model).__name__} turns pictures into tokens, which no gradient passes"
+        message = f"the tower of {kind} turns pictures into tokens, which no gradient passes"
         raise ModelError.one("M037", message, help="set adapter.vision=frozen", key="adapter.vision")
-    if not asked:
-        message = "the recipe leaves nothing to train: this base has no connector of its own, and the rest is frozen"
-        raise ModelError.one("M031", message, help="set adapter.language=lora")
+
+
+def _untrainable(model: PreTrainedModel, part: PartName, choice: str) -> ModelError:
+    """The error for a part that cannot be trained in the way that the recipe asks for, with the ways that are left."""
+    if choice == "lora":
+        why, ways = "has no linear layer that LoRA could go into", f"adapter.{part}=full or adapter.{part}=frozen"
+    else:
+        why, ways = "is a bare parameter, which a reference cannot stand beside", f"adapter.{part}=frozen"
+    message = f"the {part} of {type(model).__name__} {why}"
+    return ModelError.one("M039", message, help=f"set {ways}", key=f"adapter.{part}")
 
 
 def check_variant(section: AdapterSection, quantize: QuantKind) -> None:
@@ -183,6 +213,14 @@ def attach(model: PreTrainedModel, placement: Placement, section: AdapterSection
             parameter.requires_grad_(True)
     to_fp32(wrapped)
     return wrapped
+
+
+def rehearse(model: PreTrainedModel, placement: Placement, section: AdapterSection) -> PeftModel:
+    """A copy of a model on the meta device with its adapter: what PEFT makes of it, raising as `attach`."""
+    # Initialisations that decompose weights change no name and no shape, and have nothing to decompose here.
+    plain = section if section.variant == "dora" else section.model_copy(update={"variant": "plain"})
+    with torch.device("meta"):
+        return attach(copy.deepcopy(model), placement, plain, seed=0)
 
 
 def _check_adapted(wrapped: PeftModel, placement: Placement) -> None:

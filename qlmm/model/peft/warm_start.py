@@ -8,22 +8,25 @@ Usage: ``earlier = Earlier.read(Path("runs/owl_pretrain/adapter"), parts); earli
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel, set_peft_model_state_dict
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST
+from qlmm.core.files import file_sha256
+from qlmm.core.json_files import read_object, refuse_code
 from qlmm.model.loading.identity import BaseIdentity
+from qlmm.model.numerics.finite import not_finite
 from qlmm.model.parts.split import PEFT_PREFIX, PartName, Parts
 from qlmm.model.peft.adapter import Placement
+from qlmm.model.peft.targets import unread
 from qlmm.recipe.schema import AdapterSection
 from qlmm.recipe.zoo import start_folder
 
@@ -40,7 +43,7 @@ class Earlier:
 
     @classmethod
     def read(cls, folder: Path, parts: Parts) -> Earlier:
-        """Look at an adapter's tensor names; no weight is read.
+        """Look at an adapter's tensor names, and whether its weights are finite.
 
         Raises:
             UsageError: Z001 when the zoo has no adapter of that name.
@@ -51,6 +54,8 @@ class Earlier:
             help = "name the adapter folder of a finished run, such as runs/owl_pretrain/adapter"
             raise _refused("M050", f"{folder} has no {ADAPTER_WEIGHTS}", help)
         names = list(_shapes(path))
+        if wrong := not_finite(path.parent):
+            raise _damaged(path, "; ".join(wrong[:3]))
         lora = [name for name in names if ".lora_" in name]
         try:
             whole = {parts.of(name) for name in names if ".lora_" not in name}
@@ -87,7 +92,10 @@ class Earlier:
                 raise _refused("M054", message, "take adapter.alpha and adapter.variant from that adapter's recipe")
 
     def check_fits(self, model: PreTrainedModel, parts: Parts, placement: Placement) -> None:
-        """Compare names and shapes with a model without weights; raises M052 with the first tensor that differs."""
+        """Compare names and shapes with a model without weights; raises M052 with the first tensor that differs.
+
+        Raises M050 for an adapter that was changed since it was written, or has LoRA in fewer bits, or NaN.
+        """
         found = _shapes(self.path)
         whole = {name: shape for name, shape in found.items() if ".lora_" not in name}
         expected = {
@@ -105,6 +113,35 @@ class Earlier:
                 raise _does_not_fit(self.path, f"it has LoRA for {layer}, which this recipe does not adapt")
             if kind.startswith("A.") and shape[0] != placement.rank:
                 raise _does_not_fit(self.path, f"its LoRA has rank {shape[0]}, not {placement.rank}")
+        if missing := self._missing_lora(found, parts, placement):
+            raise _does_not_fit(self.path, f"{missing[0]} is missing")
+        self._check_values(model, parts)
+
+    def _missing_lora(self, found: Iterable[str], parts: Parts, placement: Placement) -> list[str]:
+        """LoRA tensors of the layers that the recipe adapts, in the parts that have LoRA in the adapter."""
+        have = {parts.of(name.partition(".lora_")[0]) for name in found if ".lora_" in name}
+        layers = [layer for layer in placement.lora if parts.of(layer) in have]
+        wanted = [f"{PEFT_PREFIX}{layer}.lora_{half}.weight" for layer in layers for half in "AB"]
+        return [name for name in wanted if name not in found]
+
+    def _check_values(self, model: PreTrainedModel, parts: Parts) -> None:
+        """Refuse weights that were changed since the manifest was written, and trained ones in fewer bits."""
+        manifest = _read(self.path.with_name(MANIFEST))
+        stated, asked = _section(manifest, "files"), _section(_section(manifest, "recipe"), "adapter")
+        if stated.get(ADAPTER_WEIGHTS) not in (None, file_sha256(self.path)):
+            raise _damaged(self.path, f"it was changed since {MANIFEST} was written")
+        full = [part for part in self.whole if asked.get(part) == "full"]
+        passed_by = {name for part in full for name in unread(model, parts.modules(part))}
+        trained = {
+            f"{PEFT_PREFIX}{name}"
+            for name, _ in model.named_parameters()
+            if parts.of(name) in full and name not in passed_by
+        }
+        with safe_open(str(self.path), framework="pt") as file:
+            names = [name for name in file.keys() if ".lora_" in name or name in trained]  # noqa: SIM118  no mapping
+            short = [name for name in names if file.get_slice(name).get_dtype() != "F32"]
+        if short:
+            raise _damaged(self.path, f"{short[0]} is not in fp32")
 
     def fill(self, model: PeftModel) -> None:
         """Put the adapter's weights into a freshly attached one; raises M052 with the first that does not fit."""
@@ -113,17 +150,20 @@ class Earlier:
             raise _does_not_fit(self.path, f"there is no place for {result.unexpected_keys[0]}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, JsonValue]:
     """A JSON file of the adapter's folder, empty where there is none."""
     if not path.is_file():
         return {}
+    refuse_code(path)
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        return read_object(path)
+    except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    if not isinstance(found, dict):
-        raise _damaged(path, "it is not a JSON object")
-    return found
+
+
+def _section(found: dict[str, JsonValue], key: str) -> dict[str, JsonValue]:
+    section = found.get(key)
+    return section if isinstance(section, dict) else {}
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

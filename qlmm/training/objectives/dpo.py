@@ -26,6 +26,9 @@ _READ_BY = {"label_smoothing": {"exo_pair", "robust", "aot", "aot_unpaired"}, "d
 _DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 _OF_DIVERGENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 
+# What sorts a batch, keeps a mean over batches, or means over the tokens of one (TRL 1.16).
+_OVER_A_BATCH = {"aot", "aot_unpaired", "bco_pair", "sft"}
+
 
 def _check(training: TrainingSection) -> None:
     """Refuse parameters that TRL's losses do not read, or cannot take."""
@@ -70,9 +73,9 @@ OBJECTIVE = Objective(
     losses=LOSSES,
     mixed=True,
     reference=True,
-    fixed=WHOLE_ROWS,
-    defaults=NO_BALANCING,
+    fixed={**WHOLE_ROWS, **NO_BALANCING},
     passes=2,
+    separable=lambda training: training.losses.keys().isdisjoint(_OVER_A_BATCH),
     check=_check,
     first_loss=_first_loss,
     promises=kept_reference,

@@ -7,7 +7,7 @@ Usage: ``training: {objective: orpo}`` in a recipe
 
 from __future__ import annotations
 
-from qlmm.training.objective import LIGER, OF_LIKELIHOOD, Objective, lazily, pair_collator
+from qlmm.training.objective import OF_LIKELIHOOD, Objective, lazily, pair_collator
 
 __all__ = ["OBJECTIVE"]
 
@@ -18,7 +18,9 @@ OBJECTIVE = Objective(
     collator=pair_collator,
     lacks="needs a reference, and objective orpo has none",
     names=frozenset({"beta"}),
-    withheld=OF_LIKELIHOOD | LIGER,
+    withheld=OF_LIKELIHOOD,
     positive=frozenset({"beta"}),
     passes=2,
+    # The likelihood of the chosen answers is a mean over the tokens of a batch.
+    separable=lambda training: False,
 )

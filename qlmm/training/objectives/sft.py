@@ -17,6 +17,5 @@ OBJECTIVE = Objective(
     lacks="belongs to preferences, and objective sft has one loss",
     # A class that TRL's head does not fit learns from its own logits.
     through_head=False,
-    fixed={**WHOLE_ROWS, "dataset_kwargs": {"skip_prepare_dataset": True}},
-    defaults=NO_BALANCING,
+    fixed={**WHOLE_ROWS, **NO_BALANCING, "dataset_kwargs": {"skip_prepare_dataset": True}},
 )

@@ -8,7 +8,7 @@ Usage: ``training: {objective: simpo, extra: {simpo_gamma: 1.0}}`` in a recipe
 
 from __future__ import annotations
 
-from qlmm.training.objective import LIGER, OF_LIKELIHOOD, Objective, lazily, pair_collator
+from qlmm.training.objective import OF_LIKELIHOOD, Objective, lazily, pair_collator
 
 __all__ = ["OBJECTIVE"]
 
@@ -19,7 +19,7 @@ OBJECTIVE = Objective(
     collator=pair_collator,
     lacks="needs a reference, and objective simpo has none",
     names=frozenset({"beta", "simpo_gamma", "label_smoothing"}),
-    withheld=OF_LIKELIHOOD | LIGER,
+    withheld=OF_LIKELIHOOD,
     positive=frozenset({"beta"}),
     passes=2,
     # SimPO is CPO without its likelihood term, on means over tokens.

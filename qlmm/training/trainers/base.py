@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from qlmm.core.errors import RunError
+from qlmm.core.events import Listener, StepSkipped
 from qlmm.data.batching.collators import Batch, rows
 from qlmm.data.batching.mixture import MixtureSampler
+from qlmm.model.numerics.finite import is_finite
 from qlmm.model.parts.split import PartName, Parts
 from qlmm.model.peft.adapter import add_bare
 from qlmm.model.reuse.feature_store import LIMIT_BYTES, FeatureStore
@@ -29,6 +32,7 @@ from qlmm.training.objective import refused
 from qlmm.training.plan import Plan
 from qlmm.training.rows import measured
 from qlmm.training.run_dir import RunDir
+from qlmm.training.trainers.pieces import PiecesTrainer, rows_of
 from qlmm.training.trl_settings import trainer_config
 
 __all__ = ["Masters", "PartsTrainer", "RowsForTrl"]
@@ -36,10 +40,14 @@ __all__ = ["Masters", "PartsTrainer", "RowsForTrl"]
 Masters = dict[str, torch.Tensor]
 # What TRL's constructors are given to train on, and to process it with.
 RowsForTrl = tuple[Any, Any]
+# So many steps in a row that cannot be taken are no accident of their rows.
+MOST_SKIPPED = 10
+# A loss scaler halves its scale, 65536 at first, until gradients fit; below this none ever will.
+MOST_SCALED = 40
 BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
 
 
-class PartsTrainer:
+class PartsTrainer(PiecesTrainer):
     """Mixed in before a trainer of TRL: what a vision-language model in parts needs.
 
     The constructor is a fixed sequence of steps. A subclass overrides steps and calls the one it overrides; it has no
@@ -48,7 +56,10 @@ class PartsTrainer:
     Attributes:
         grad_norms: largest gradient norm per part since they were last taken, before clipping.
         notes: what the user should know about how this run is computed.
+        listener: is given the steps that are not taken.
     """
+
+    listener: Listener
 
     # Of transformers' Trainer, which stands behind this class.
     model: Any
@@ -64,6 +75,9 @@ class PartsTrainer:
         self._tower: FrozenTower | None = None
         self.grad_norms: dict[str, float] = {}
         self.notes: list[str] = []
+        self._run: RunDir | None = None
+        self._wrong, self._in_a_row = "", 0
+        self._step_loss, self._losses = 0.0, list[float]()
         args = trainer_config(plan.recipe.training, plan.recipe.output, plan.precision, steps=plan.facts.steps)
         # Checkpointing needs inputs that ask for gradients only where it is re-entrant, which it is not unless asked.
         if not (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
@@ -82,6 +96,7 @@ class PartsTrainer:
         self.check_loss_path(model, plan)
         self.install_reuse(model, plan)
         self.lay_out_rows(model, plan)
+        self.take_pieces(plan, self.data_collator)
 
     def attach_masters(self, model: PeftModel) -> Masters:
         """Exact copies of everything that is trained, by name, before TRL touches the model."""
@@ -136,6 +151,7 @@ class PartsTrainer:
 
     def prepare(self, run: RunDir) -> None:
         """What is left to do before the first step, in the run's directory."""
+        self._run = run
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """One group per part and kind of decay: norms and biases never decay."""
@@ -161,18 +177,28 @@ class PartsTrainer:
             self.optimizer = kind(settings, **options)
         return self.optimizer
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass; a loss that is not finite ends the run before any weight moves."""
-        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]  # Trainer's
+    def training_step(self, model: torch.nn.Module, inputs: Batch, items: torch.Tensor | int | None = None) -> Any:
+        """One forward and backward pass; a loss that is not finite ends the run, or its step is not taken."""
+        loss: torch.Tensor = super().training_step(model, inputs, items)
         if not torch.isfinite(loss):
-            named = ", ".join(str(origin) for origin in self.data_collator.last_origins)
-            raise RunError.one(
-                "G001",
-                f"loss is {float(loss)} at step {self.state.global_step + 1}; no weight was changed by it",
-                help=f"rows of the batch: {named}; look at them with `qlmm data show`, "
-                "or lower the learning rates. Checkpoints sealed before are intact.",
-            )
+            named = ", ".join(map(str, self.data_collator.origins(rows_of(inputs))))
+            help = f"rows of the batch: {named}; look at them with `qlmm data show`, or lower the learning rates"
+            self._not_finite("G001", f"loss is {float(loss)}", help)
+            loss = torch.zeros_like(loss)
+        self._step_loss += float(loss)
         return loss
+
+    def _not_finite(self, code: str, what: str, help: str) -> None:
+        """End the run, or mark the step as one not to take, as `training.on_nonfinite` says."""
+        first, self._wrong = not self._wrong, self._wrong or f"{what} at step {self.state.global_step + 1}"
+        # One step counts once, whatever in it is wrong.
+        self._in_a_row += first
+        skip = self._plan.recipe.training.on_nonfinite == "skip"
+        if skip and self._in_a_row < MOST_SKIPPED:
+            return
+        row = f", the last of {self._in_a_row} in a row that were not taken" if skip else ""
+        help = f"{help}. Checkpoints sealed before are intact."
+        raise RunError.one(code, f"{self._wrong}{row}; no weight was changed by it", help=help)
 
     def fused_head_agrees(self, batch: Batch) -> bool:
         """Whether TRL's fused head gives this class's own loss, tried on one batch.
@@ -220,23 +246,59 @@ class PartsTrainer:
                 base.get_submodule(name).train()
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
-        """Measure each part's gradient, then clip all together; one that is not finite ends the run.
+        """Measure each part's gradient, then clip all together."""
+        self._measure_gradients(model)
+        total: torch.Tensor = super()._clip_grad_norm(model)  # type: ignore[misc]  # Trainer's
+        return total
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        """The norm of all gradients, clipped or not; one that is not finite ends the run, or its step is not taken.
 
         Under fp16 the loss scaler skips such steps itself.
         """
+        if grad_norm is None:
+            self._measure_gradients(model)
+        total: torch.Tensor = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]  # Trainer's
+        finite = math.isfinite(total)
+        if self.args.fp16 and not finite and not self._wrong:
+            self._in_a_row += 1
+            if self._in_a_row >= MOST_SCALED:
+                help = "set training.precision=bf16 or fp32, or lower the learning rates"
+                raise RunError.one("G002", f"gradients of {self._in_a_row} steps in a row are not finite", help=help)
+            self._losses.append(self._step_loss)
+            self._step_loss = 0.0
+            return total
+        if not finite:
+            help = "lower the learning rates, or training.extra.max_grad_norm"
+            self._not_finite("G002", f"a gradient is {float(total)}", help)
+        self._end_of_step(model)
+        return total
+
+    def _measure_gradients(self, model: torch.nn.Module) -> None:
         # Under fp16 gradients are still multiplied by the loss scale here.
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler is not None else 1.0
         for part, norm in _norms(model, self._parts).items():
             if math.isfinite(norm):
                 self.grad_norms[part] = max(self.grad_norms.get(part, 0.0), norm / scale)
-        total: torch.Tensor = super()._clip_grad_norm(model)  # type: ignore[misc]  # Trainer's
-        if not self.args.fp16 and not torch.isfinite(total):
-            raise RunError.one(
-                "G002",
-                f"a gradient is {float(total)} at step {self.state.global_step + 1}; no weight was changed by it",
-                help="lower the learning rates, or training.extra.max_grad_norm. Checkpoints sealed before are intact.",
-            )
-        return total
+
+    def _end_of_step(self, model: torch.nn.Module) -> None:
+        """Take the gradients away from a step that must not be taken: optimizers pass over what has none."""
+        if self._wrong:
+            model.zero_grad(set_to_none=True)
+            self.listener(StepSkipped(self.state.global_step + 1, self._wrong))
+        else:
+            self._in_a_row = 0
+            self._losses.append(self._step_loss)
+        self._wrong, self._step_loss = "", 0.0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the mean loss of the steps that were taken; what is not finite has no place in a checkpoint's history."""
+        if self._plan.recipe.training.on_nonfinite == "skip" and "loss" in logs:
+            del logs["loss"]
+            logs |= {"loss": fmean(self._losses)} if self._losses else {}
+        self._losses = []
+        super().log(logs, start_time)  # type: ignore[misc]  # Trainer's
+        self.state.log_history[-1] = {name: one for name, one in self.state.log_history[-1].items() if is_finite(one)}
 
     def take_grad_norms(self) -> dict[str, float]:
         """The largest gradient norm of each part since the last call: no step between two log lines goes unseen."""
@@ -250,6 +312,19 @@ class PartsTrainer:
         """Store the bare parameters too, or a continued run would start them anew."""
         super()._save(output_dir, state_dict)  # type: ignore[misc]  # Trainer's
         add_bare(self.model, Path(output_dir or self.args.output_dir), self._placement.bare)
+
+    def _get_output_dir(self, trial: object) -> str:
+        """Where checkpoints are written before they are sealed."""
+        if self._run is not None:
+            return str(self._run.saving)
+        own: str = super()._get_output_dir(trial)  # type: ignore[misc]  # Trainer's
+        return own
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        """Save; what a full disk leaves half made is removed, and the message says so."""
+        step = self.state.global_step
+        with self._run.writing(f"checkpoint {step}") if self._run is not None else nullcontext():
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]  # Trainer's
 
     def finish(self) -> float | None:
         """What is left to do when training is over; returns the drift of the reference where there is one."""

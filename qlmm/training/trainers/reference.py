@@ -23,6 +23,7 @@ from qlmm.training.plan import Plan
 from qlmm.training.run_dir import RunDir
 from qlmm.training.trainers.base import Masters, PartsTrainer, RowsForTrl
 from qlmm.training.trainers.pairs import PairsTrainer
+from qlmm.training.trainers.pieces import Items
 from qlmm.training.trainers.reference_cache import ReferenceCache
 
 __all__ = ["DpoTrainer", "KtoTrainer", "ReferenceTrainer"]
@@ -94,6 +95,7 @@ class DpoTrainer(ReferenceTrainer, PairsTrainer, DPOTrainer):
 
     def prepare(self, run: RunDir) -> None:
         """Remember the reference's log-probabilities in the run's directory, under everything that they follow from."""
+        super().prepare(run)
         plan, training = self._plan, self._plan.recipe.training
         if "reference" not in training.reuse:
             return
@@ -113,6 +115,12 @@ class DpoTrainer(ReferenceTrainer, PairsTrainer, DPOTrainer):
                 "ld_alpha": self.ld_alpha,
             },
         )
+
+    def fit_longest(self, model: torch.nn.Module, items: Items) -> None:
+        """As for every objective; values belong to the batch that a pair is first met in, which no trial is."""
+        cache, self._cache = self._cache, None
+        super().fit_longest(model, items)
+        self._cache = cache
 
     def loss(self, model: Any, inputs: Batch, outputs: bool, items: torch.Tensor | int | None) -> Any:
         """TRL's loss over pairs, with the reference's log-probabilities given."""

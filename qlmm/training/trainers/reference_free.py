@@ -65,7 +65,7 @@ class ReferenceFreeTrainer(PairsTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, with the tokens seen so far, as its other trainers have it."""
-        super().log({**logs, "num_tokens": self._tokens}, start_time)  # type: ignore[misc]  # Trainer's
+        super().log({**logs, "num_tokens": self._tokens}, start_time)
 
     def concatenated_forward(self, model: Callable[..., Any], batch: Batch) -> tuple[torch.Tensor, ...]:
         """What TRL's loss is made of, from one pass over both sides, the chosen ones first.

@@ -5,8 +5,12 @@ Usage: ``folder = adapter_folder(tmp_path); check_files(folder, read_manifest(fo
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import save_file
 
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.manifest import Manifest, versions, write_manifest
@@ -59,7 +63,8 @@ def adapter_folder(parent: Path) -> Path:
     """A folder with the files that every adapter has, and its manifest."""
     folder = parent / "adapter"
     folder.mkdir()
-    for name in ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"):
-        (folder / name).write_bytes(name.encode())
+    for name in ("adapter_config.json", "chat_template.jinja"):
+        (folder / name).write_text(json.dumps({"revision": None}) if name.endswith("json") else name, "utf-8")
+    save_file({"lora_A": torch.zeros(2)}, folder / "adapter_model.safetensors")
     write_manifest(folder, manifest(files=file_hashes(folder)))
     return folder

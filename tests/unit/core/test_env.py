@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,24 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable.name, "planted")
         assert ("planted" in env.shown(variable)) is not variable.secret
         assert variable.secret == any(word in variable.name for word in ("TOKEN", "KEY"))
+
+
+def test_variables_that_overrule_a_recipe_are_hidden_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert env.not_obeyed() == ["ACCELERATE_MIXED_PRECISION"]
+    with env.neutral():
+        assert env.not_obeyed() == []
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+    assert env.not_obeyed() == ["ACCELERATE_MIXED_PRECISION"]
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("NVIDIA_TF32_OVERRIDE", True), ("CUBLAS_WORKSPACE_CONFIG", True), ("TORCH_HOME", False), ("HF_HOME", False)],
+)
+def test_variables_that_libraries_compute_by_are_known(
+    monkeypatch: pytest.MonkeyPatch, name: str, counts: bool
+) -> None:
+    monkeypatch.setenv(name, "1")
+    assert (name in env.numeric()) is counts

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from qlmm.core.errors import UsageError
-from qlmm.core.staging import check_place, check_room, staged
+from qlmm.core.files import follow_umask
+from qlmm.core.staging import check_place, check_room, emptied, only_writer, publish, staged
 
 
 @pytest.mark.parametrize("kind", ["full", "file", "link", "dead link", "under a file"])
@@ -82,3 +85,41 @@ def test_two_do_not_make_the_same_folder(tmp_path: Path) -> None:
         with staged(tmp_path / "other"):
             pass
         assert (stage / "mine").exists()
+
+
+@pytest.fixture
+def hidden(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Files of this test are made under another umask."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("hidden", [0o077, 0o022, 0o002], indirect=True)
+def test_locks_and_checkpoints_follow_the_umask(hidden: int, tmp_path: Path) -> None:
+    with only_writer(tmp_path / "lock", AssertionError):  # type: ignore[arg-type]
+        assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o666 & ~hidden
+    (tmp_path / "checkpoint" / "deep").mkdir(parents=True, mode=0o700)
+    weights = tmp_path / "checkpoint" / "deep" / "model.safetensors"
+    weights.touch(mode=0o600)
+    follow_umask(tmp_path / "checkpoint")
+    assert weights.stat().st_mode & 0o777 == 0o666 & ~hidden
+    assert weights.parent.stat().st_mode & 0o777 == 0o777 & ~hidden
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    victim, link = tmp_path / "victim", tmp_path / "link"
+    victim.mkdir()
+    (victim / "mine").write_text("mine")
+    (victim / "mine").chmod(0o600)
+    link.symlink_to(victim)
+    (emptied(link) / "new").write_text("new")
+    assert not link.is_symlink()
+    link.rename(tmp_path / "stage")
+    (tmp_path / "stage" / "inner").symlink_to(victim / "mine")
+    follow_umask(tmp_path / "stage")
+    link.symlink_to(victim)
+    publish(tmp_path / "stage", link, replace=True)
+    assert (link / "new").read_text() == "new"
+    assert [path.name for path in victim.iterdir()] == ["mine"]
+    assert (victim / "mine").stat().st_mode & 0o777 == 0o600

@@ -161,3 +161,12 @@ def test_only_supervised_places_go_through_the_head(encoder: Encoder) -> None:
     assert losses.tolist() == pytest.approx([float(torch.log(torch.tensor(400.0)))] * int(supervised.sum()), rel=1e-5)
     assert seen["places"].tolist() == supervised.any(dim=0).nonzero().flatten().tolist()
     assert len(seen["places"]) < batch["input_ids"].shape[1] / 2
+
+
+def test_where_held_out_rows_show_one_picture_a_wrong_one_comes_from_other_rows() -> None:
+    rows = [sample(number, [colour(0)]) for number in range(2)]
+    assert swap_pictures(rows) == [None, None]
+    swapped = swap_pictures(rows, [sample(9, [colour(0)]), sample(9, []), sample(9, [colour(3)])])
+    assert [row.images if row else None for row in swapped] == [(colour(3),), (colour(3),)]
+    text = sample(0, [])
+    assert swap_pictures([text], [sample(9, [colour(3)])]) == [None]

@@ -29,11 +29,13 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     first, second = picture(tmp_path / "a.png"), picture(tmp_path / "sub" / "b.png")
     turns = (
         Turn("system", ("Be brief.",)),
-        Turn("user", (first, "What? <image>", second)),
+        Turn("user", (first, "What? <video>", second)),
         Turn("assistant", ("é",)),
         Turn("user", ("And?",)),
     )
-    pairs = [Preference(turns, "<image> a cat", "a dog\n", HERE), Preference(turns[-1:], "1", "2", HERE)]
+    # In a row without pictures, a marker is text.
+    alone = (Turn("user", ("What does <image> mean?",)),)
+    pairs = [Preference(turns, "<image> a cat", "a dog\n", HERE), Preference(alone, "1", "2", HERE)]
     write_pairs(tmp_path / "pairs.jsonl", pairs)
     found = read(tmp_path / "pairs.jsonl")
     assert [one.content for one in found] == [one.content for one in pairs]

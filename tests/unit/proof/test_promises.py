@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
+from qlmm.data.batching.holdout_split import Seen
 from qlmm.proof.promises import judge, kept_reference
 from qlmm.proof.records import PartProof, Proof, ReferenceProof, ReloadProof
 
@@ -30,13 +32,28 @@ def _holds(
     reference: ReferenceProof | None = None,
     empty: int = 0,
     steps: int = 100,
+    seen: Sequence[Seen] = (),
 ) -> bool:
-    promises = judge((part,), empty_masks=empty, own=kept_reference(reference), reload=reload, steps=steps)
+    own = kept_reference(reference)
+    promises = judge((part,), empty_masks=empty, seen=seen, own=own, reload=reload, steps=steps)
     return Proof((part,), None, None, empty, reload, reference, promises=promises).holds
 
 
 def test_a_good_run_holds() -> None:
     assert _holds()
+
+
+def test_a_held_out_row_that_was_trained_on_breaks_the_proof() -> None:
+    assert _holds(seen=["nothing", "picture"])
+    assert not _holds(seen=["nothing", "row"])
+
+
+def test_pictures_that_were_trained_on_are_counted() -> None:
+    promises = judge((GOOD,), empty_masks=0, seen=["nothing", "picture", "row"], own=(), reload=RELOAD, steps=9)
+    (found,) = (one for one in promises if one.name == "no held-out row was trained on")
+    assert found.detail == "3 compared by content hash: 1 trained on, 1 with a picture that was"
+    without = judge((GOOD,), empty_masks=0, seen=(), own=(), reload=RELOAD, steps=9)
+    assert found.name not in {one.name for one in without}
 
 
 def test_a_part_asked_to_train_that_did_not_move_breaks_the_proof() -> None:
@@ -60,7 +77,7 @@ def test_a_frozen_tensor_that_changed_breaks_the_proof() -> None:
     changed = replace(GOOD, frozen_identical=False)
     assert not _holds(changed)
     for part, detail in ((changed, "changed in: connector"), (GOOD, "4 tensors, sha256")):
-        promises = judge((part,), empty_masks=0, reload=RELOAD, own=(), steps=100)
+        promises = judge((part,), empty_masks=0, seen=(), reload=RELOAD, own=(), steps=100)
         assert detail in [promise.detail for promise in promises]
 
 

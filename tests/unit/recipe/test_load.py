@@ -52,7 +52,7 @@ error[R012]: unknown key `sorces`
 9 |   sorces: [{path: x}]
   |   ^^^^^^ not a key of data
 help: did you mean `sources`?  keys: sources, text_ratio, max_length, overlong, max_bad_rows, max_pixels, \
-min_pixels, max_tiles, max_frames
+min_pixels, max_tiles, max_frames, thinking
 
 error[R013]: `data.max_length` should be greater than 0
   --> all.yaml:10:15

@@ -20,6 +20,7 @@ def test_the_tables_name_keys_of_the_schema_once() -> None:
     [
         ("training.save_every=50", "free", "training.save_every: 200 → 50"),
         ("training.keep=9", "free", "training.keep: 2 → 9"),
+        ("training.on_nonfinite=skip", "free", "training.on_nonfinite: stop → skip"),
         ("output.trackers=[wandb]", "free", "output.trackers: [] → [wandb]"),
         ("training.seed=1", "fork", "training.seed: 0 → 1"),
         ("training.steps=5", "fork", "training.steps: unset → 5"),
@@ -67,3 +68,13 @@ def test_free_changes_pass_and_others_are_refused_together(small: str) -> None:
         "runs/small was started with another training.seed: 0 → 1",
     ]
     assert "output.dir=runs/small-2" in str(caught.value)
+
+
+@pytest.mark.parametrize(("accumulation", "kinds"), [(8, {"free"}), (7, {"fork"})])
+def test_rows_a_pass_are_free_while_rows_a_step_stay_and_the_loss_allows_it(
+    small: str, accumulation: int, kinds: set[str]
+) -> None:
+    old = parse_recipe(small, "a", ["training.batch_size=4", "training.accumulation=2"]).recipe
+    new = parse_recipe(small, "b", ["training.batch_size=1", f"training.accumulation={accumulation}"]).recipe
+    assert {change.kind for change in compare(old, new, separable=True)} == kinds
+    assert {change.kind for change in compare(old, new)} == {"fork"}

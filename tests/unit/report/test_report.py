@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from qlmm.core.events import Event, Finished
-from qlmm.proof.records import Answer, PairProof, Promise
+from qlmm.proof.records import Answer, Comparison, PairProof, Promise
 from qlmm.report.report import RunReport, render_report, write_report
 from tests.run_facts import PAIRS_PROOF, PLAN, PROOF, metrics, pair_metrics, step
 
@@ -68,7 +68,8 @@ def test_it_shows_the_whole_run() -> None:
     for fact in (
         "quickstart",
         PLAN.base,
-        "run proof: all 2 promises kept",
+        "sound all 2 promises kept",
+        "useful on held-out rows better than before training",
         "+0.75 nats",
         "−0.07 before training",
         "8.26 → 3.89",
@@ -160,9 +161,24 @@ def test_a_broken_promise_is_shown_as_one() -> None:
         promises=(*PROOF.promises, Promise("frozen", False, "1 tensor differs")),
     )
     html = render_report(replace(REPORT, proof=proof))
-    assert "run proof: 2 of 3 promises kept" in html
+    assert "not sound</span> 2 of 3 promises kept" in html
     assert 'class="badge broken"' in html
     assert html.count('class="number alarm"') == 2
+
+
+def test_a_run_that_made_the_model_worse_is_not_useful_at_first_sight() -> None:
+    worse = Comparison("before training", "worse", "50.0 % of pairs won")
+    page = Page(render_report(replace(REPORT, proof=replace(PROOF, comparisons=(worse,))))).text
+    head = page.split("parameters trained")[0]
+    assert "sound all 2 promises kept" in head
+    assert "not useful on held-out rows worse than before training" in head
+    assert "Training made the model worse on held-out rows." in head
+
+
+def test_a_picture_that_was_trained_on_is_named_so() -> None:
+    seen = Page(render_report(replace(REPORT, answers=[replace(ANSWERS[0], picture_trained=True), ANSWERS[1]]))).text
+    assert seen.count("rows about this picture were trained on") == 1
+    assert "Never trained on" not in seen
 
 
 @pytest.mark.parametrize("events", [[], [step(1, float("nan"))], metrics(3)])

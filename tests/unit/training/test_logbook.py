@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 
 from qlmm.core import events
 from qlmm.core.errors import RunError
-from qlmm.core.events import Answered, Evaluated, Event, Finished, PairsEvaluated, Resumed, Saved, StepDone, Warned
+from qlmm.core.events import (
+    Answered,
+    Evaluated,
+    Event,
+    Finished,
+    PairsEvaluated,
+    Resumed,
+    Saved,
+    StepDone,
+    StepSkipped,
+    Warned,
+)
 from qlmm.training import logbook as module
 from qlmm.training.logbook import open_logbook, read_metrics
 from tests.run_facts import pair_metrics, pair_step, step
@@ -24,7 +37,8 @@ EVENTS: list[Event] = [
     Saved(2, "checkpoint-2"),
     Warned("ünüsual 🙈"),
     step(3),
-    Finished(3, 1.5),
+    StepSkipped(4, "loss is nan at step 4"),
+    Finished(4, 1.5),
 ]
 
 
@@ -130,3 +144,27 @@ def test_a_foreign_line_is_refused_with_its_place(tmp_path: Path, line: str) -> 
     assert problem.code == "L001"
     assert problem.where is not None
     assert problem.where.line == 1
+
+
+def test_a_line_that_the_disk_takes_in_part_is_taken_back(tmp_path: Path) -> None:
+    """A limit on the file's size is a disk that is full in the middle of a line."""
+    path, before = tmp_path / "metrics.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with open_logbook(path, start=0) as write:
+            write(step(1))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, before[1]))
+            with pytest.raises(OSError, match="No space left"):
+                write(step(2))
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            write(step(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert read_metrics(path) == [step(1), step(3)]
+
+
+def test_a_step_that_was_skipped_after_the_seal_is_forgotten(tmp_path: Path) -> None:
+    happened: list[Event] = [step(1), Saved(1, "checkpoint-1"), StepSkipped(2, "loss is nan at step 2"), step(3)]
+    written(tmp_path / "metrics.jsonl", happened)
+    assert len(written(tmp_path / "metrics.jsonl", [], start=1).splitlines()) == 2

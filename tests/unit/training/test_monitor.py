@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from qlmm.core.events import Saved, StepDone
+from qlmm.core.events import Listener, Saved, StepDone
 from qlmm.core.signals import stop_signals
 from qlmm.training import monitor as module
 from qlmm.training.monitor import Monitor, peak_memory_bytes
@@ -26,7 +26,8 @@ class Sealing:
     def __init__(self, told: list[Any]) -> None:
         self.told = told
 
-    def seal_checkpoint(self, step: int, keep: int) -> Path:
+    def seal_checkpoint(self, step: int, keep: int, listener: Listener) -> Path:
+        del listener
         self.told.append(("sealed", step, keep))
         return Path(f"runs/x/checkpoint-{step}")
 
@@ -99,6 +100,14 @@ def test_a_continued_run_counts_its_own_time_only(watched: Watched) -> None:
     watched.seconds += 6
     watched.log(8, loss=3.0, num_tokens=10.0)
     assert watched.told[-1].seconds_left == pytest.approx(6.0)
+
+
+def test_a_continued_run_saves_and_logs_as_its_recipe_asks_today(watched: Watched) -> None:
+    state = TrainerState(global_step=6, max_steps=10, save_steps=2, logging_steps=1)
+    args: Any = object.__new__(TrainingArguments)
+    args.save_steps, args.logging_steps = 5, 3
+    watched.monitor.on_train_begin(args, state, watched.control)
+    assert (state.save_steps, state.logging_steps) == (5, 3)
 
 
 def test_a_loss_that_is_not_a_number_is_told_as_it_is(watched: Watched) -> None:

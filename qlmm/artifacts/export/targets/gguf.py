@@ -5,7 +5,6 @@ Usage: ``qlmm export ADAPTER --to gguf --out DIR``
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,9 @@ from qlmm.artifacts.export.llamacpp.file import GgufFile, compare, need_gguf
 from qlmm.artifacts.export.llamacpp.language import plan_language
 from qlmm.artifacts.export.llamacpp.vision import plan_vision
 from qlmm.artifacts.export.targets.hf import merge_of, merged, merging_drops
+from qlmm.core.command_line import line
 from qlmm.core.errors import ModelError, RunError, UsageError
+from qlmm.data.encoding.guarded_template import guarded_template
 
 __all__ = ["EXPORT", "LANGUAGE", "VISION"]
 
@@ -70,10 +71,11 @@ def _text_template(processor: ProcessorMixin) -> str | None:
     if not isinstance(template, str):
         return None
     try:
-        shown = processor.tokenizer.apply_chat_template(
-            [{"role": "user", "content": MARK}], chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-    except (TemplateError, TypeError):
+        with guarded_template():
+            shown = processor.tokenizer.apply_chat_template(
+                [{"role": "user", "content": MARK}], chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+    except TemplateError:
         return None
     return template if MARK in shown else None
 
@@ -101,8 +103,8 @@ def write(job: Job, made: Path, way: Path) -> Written:
 
 
 def _commands(place: str) -> tuple[str, ...]:
-    files = f"-m {shlex.quote(f'{place}/{LANGUAGE}')} --mmproj {shlex.quote(f'{place}/{VISION}')}"
-    return (f'llama-mtmd-cli {files} --image picture.png -p "What is this?"',)
+    files = ("-m", f"{place}/{LANGUAGE}", "--mmproj", f"{place}/{VISION}")
+    return (line("llama-mtmd-cli", *files, "--image", "picture.png", "-p", "What is this?"),)
 
 
 def _converted(job: Job, source: Path, place: Path) -> str:

@@ -9,7 +9,6 @@ Usage: ``qlmm export ADAPTER --to ollama --out DIR``
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,9 @@ from qlmm.artifacts.export.export import Export, Job, Plan, Written
 from qlmm.artifacts.export.targets.gguf import LANGUAGE, VISION
 from qlmm.artifacts.export.targets.gguf import plan as plan_gguf
 from qlmm.artifacts.export.targets.gguf import write as write_gguf
+from qlmm.core.command_line import line
 from qlmm.core.files import atomic_write
+from qlmm.data.encoding.guarded_template import guarded_template
 
 __all__ = ["EXPORT", "Frame", "frame", "go_template"]
 
@@ -49,7 +50,7 @@ def frame(processor: ProcessorMixin) -> Frame | None:
         whole = _shown(processor, ROLES, asks=True)
         ended = _shown(processor, ROLES[:3], asks=False)
         bare = _shown(processor, ROLES[1:2], asks=True)
-    except (TemplateError, TypeError):
+    except TemplateError:
         return None
     pieces = re.split(f"({'|'.join(MARKS)})", whole)
     if pieces[1::2] != list(MARKS):
@@ -74,9 +75,10 @@ def _shown(processor: ProcessorMixin, roles: Sequence[str], *, asks: bool) -> st
     """A conversation of marks; templates of processors take lists of parts, those of tokenizers plain text."""
     plain = [{"role": role, "content": mark} for role, mark in zip(roles, MARKS, strict=False)]
     parts = [one | {"content": [{"type": "text", "text": one["content"]}]} for one in plain]
-    text: str = processor.apply_chat_template(parts, tokenize=False, add_generation_prompt=asks)
-    if "'type'" in text:
-        text = processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=asks)
+    with guarded_template():
+        text: str = processor.apply_chat_template(parts, tokenize=False, add_generation_prompt=asks)
+        if "'type'" in text:
+            text = processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=asks)
     tokenizer = processor.tokenizer
     ids = tokenizer("a")["input_ids"]
     # The tokenizer puts its first token there itself.
@@ -120,7 +122,7 @@ def write(job: Job, made: Path, way: Path) -> Written:
     atomic_write(made / MODELFILE, "\n".join(lines) + "\n")
 
     def commands(place: str) -> tuple[str, ...]:
-        return (f"ollama create {job.name} -f {shlex.quote(f'{place}/{MODELFILE}')}", f"ollama run {job.name}")
+        return line("ollama", "create", job.name, "-f", f"{place}/{MODELFILE}"), line("ollama", "run", job.name)
 
     return Written(files.proof, commands)
 

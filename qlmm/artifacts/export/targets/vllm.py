@@ -11,7 +11,6 @@ Usage: ``qlmm export ADAPTER --to vllm --out DIR``
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from qlmm.artifacts.export.targets.hf import merge_of, stored
 from qlmm.artifacts.export.targets.peft import copy_carried
 from qlmm.artifacts.merge.merge import write_checkpoint
 from qlmm.artifacts.merge.tensor_plan import is_plain
+from qlmm.core.command_line import line
 from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD
 from qlmm.core.files import atomic_write
@@ -139,7 +139,7 @@ def _command(job: Job, place: str, published: Located | None) -> str:
         words += ["--revision", published.revision]
     rank = max_lora_rank(job.manifest.recipe.adapter.r)
     words += ["--enable-lora", "--lora-modules", f"{job.name}={place}/adapter", "--max-lora-rank", str(rank)]
-    return shlex.join(words)
+    return line(*words)
 
 
 EXPORT = Export("a base and a LoRA adapter beside it, for vLLM", plan, write)

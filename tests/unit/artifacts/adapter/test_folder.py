@@ -51,7 +51,7 @@ PROCESSOR = {"processor_config__json": "{}", "chat_template__jinja": "{{ message
 
 @pytest.fixture
 def staged(tmp_path: Path) -> Path:
-    return stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path, NATIVE)  # type: ignore[arg-type]  # stand-ins
+    return stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path / ".part", NATIVE)  # type: ignore[arg-type]  # stand-ins
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -62,7 +62,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def test_a_staged_adapter_is_beside_its_place_and_not_in_it(staged: Path, tmp_path: Path) -> None:
-    assert staged.parent == tmp_path
+    assert staged.parent == tmp_path / ".part"
     assert not (tmp_path / ADAPTER).exists()
     assert {path.name for path in staged.iterdir()} == {
         "adapter_model.safetensors", "adapter_config.json", "processor_config.json", "chat_template.jinja",
@@ -77,25 +77,25 @@ def test_the_base_is_named_as_plain_peft_finds_it(staged: Path) -> None:
 
 def test_a_base_in_a_folder_is_named_without_its_place(tmp_path: Path) -> None:
     base = BaseIdentity(kind="native", parts={"model": part("/somewhere/secret-project/llava")})
-    stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path, base)  # type: ignore[arg-type]  # stand-ins
+    stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path / ".part", base)  # type: ignore[arg-type]  # stand-ins
     assert json.loads((stage / "adapter_config.json").read_text())["base_model_name_or_path"] == "llava"
 
 
 def test_an_assembled_base_is_left_unnamed_since_peft_could_not_load_it(tmp_path: Path) -> None:
-    stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path, ASSEMBLED)  # type: ignore[arg-type]  # stand-ins
+    stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path / ".part", ASSEMBLED)  # type: ignore[arg-type]  # stand-ins
     config = json.loads((stage / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == (None, None)
 
 
 def test_saving_never_asks_the_hub_about_embeddings(tmp_path: Path) -> None:
     model = Saving(**MODEL)
-    stage_adapter(model, Saving(**PROCESSOR), tmp_path, NATIVE)  # type: ignore[arg-type]  # stand-ins
+    stage_adapter(model, Saving(**PROCESSOR), tmp_path / ".part", NATIVE)  # type: ignore[arg-type]  # stand-ins
     assert model.asked == {"save_embedding_layers": False}
 
 
 def test_what_an_earlier_attempt_left_is_not_mixed_in(staged: Path, tmp_path: Path) -> None:
     (staged / "stale.bin").write_text("old")
-    again = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path, NATIVE)  # type: ignore[arg-type]  # stand-ins
+    again = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path / ".part", NATIVE)  # type: ignore[arg-type]  # stand-ins
     assert not (again / "stale.bin").exists()
 
 
@@ -110,7 +110,7 @@ def test_every_file_is_hashed_but_those_that_no_manifest_names(staged: Path) -> 
 
 
 def test_files_are_readable_as_the_umask_says(umask: int, tmp_path: Path) -> None:
-    stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path, NATIVE)  # type: ignore[arg-type]  # stand-ins
+    stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path / ".part", NATIVE)  # type: ignore[arg-type]  # stand-ins
     place = publish(stage, tmp_path / ADAPTER)
     assert {path.stat().st_mode & 0o777 for path in place.iterdir()} == {0o666 & ~umask}
     assert place.stat().st_mode & 0o777 == 0o777 & ~umask
@@ -121,7 +121,7 @@ def test_files_are_readable_as_the_umask_says(umask: int, tmp_path: Path) -> Non
 @pytest.mark.usefixtures("umask")
 def test_a_processor_with_several_templates_is_published_whole(tmp_path: Path) -> None:
     """Such a processor saves all but its default template in a folder of their own."""
-    stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path, NATIVE)  # type: ignore[arg-type]  # stand-ins
+    stage = stage_adapter(Saving(**MODEL), Saving(**PROCESSOR), tmp_path / ".part", NATIVE)  # type: ignore[arg-type]  # stand-ins
     (stage / "additional_chat_templates").mkdir()
     (stage / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     assert "additional_chat_templates/tool_use.jinja" in file_hashes(stage)

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.load import check_base, check_files, load
 from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
+from qlmm.artifacts.hub.package import pack
 from qlmm.core.errors import ModelError
 from qlmm.model.loading.base import Base
 from qlmm.recipe.load import parse_recipe
@@ -59,6 +63,17 @@ def test_files_are_checked_before_anything_is_read_into_a_model(
     with pytest.raises(ModelError) as caught:
         load(folder)
     assert _code(caught) == "A003"
+
+
+def test_weights_that_are_not_finite_are_neither_loaded_nor_pushed(tmp_path: Path) -> None:
+    """Although they are as they were written."""
+    folder = adapter_folder(tmp_path)
+    save_file({"lora_A": torch.tensor([0.0, float("nan")])}, folder / "adapter_model.safetensors")
+    write_manifest(folder, read_manifest(folder).model_copy(update={"files": file_hashes(folder)}))
+    for read in (load, lambda place: pack(place, "me/owl", unproven=True)):
+        with pytest.raises(ModelError, match="lora_A") as caught:
+            read(folder)
+        assert _code(caught) == "A015"
 
 
 @pytest.fixture

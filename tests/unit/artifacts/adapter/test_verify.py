@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qlmm.artifacts.adapter.allowed_files import check_no_pickle
-from qlmm.artifacts.adapter.verify import Check, Verdict, check_finite
+from qlmm.artifacts.adapter.tensors import check_finite
+from qlmm.artifacts.adapter.verify import Check, Verdict
 from qlmm.artifacts.zoo.find import find_adapter
 from qlmm.core.errors import ModelError, QlmmError
 from tests.unit.artifacts.adapters import adapter_folder

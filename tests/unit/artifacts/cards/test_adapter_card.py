@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from huggingface_hub import ModelCard
 from qlmm.artifacts.adapter.manifest import versions
 from qlmm.artifacts.cards.adapter_card import card, picture_name, placed
 from qlmm.artifacts.cards.loading_examples import usage
-from qlmm.proof.records import Answer, PairProof, Promise
+from qlmm.proof.records import Answer, Comparison, PairProof, Promise
 from qlmm.recipe.load import parse_recipe
 from tests.run_facts import PAIRS_PROOF, PROOF
 from tests.unit.artifacts.adapters import NATIVE, RECIPE, learned, manifest
@@ -123,6 +124,16 @@ def test_held_out_pictures_are_shown_with_what_was_said() -> None:
     assert "Answers to held-out pictures" not in card(manifest(), PROOF)
 
 
+def test_a_card_has_no_key_and_no_control_character() -> None:
+    key = "hf_" + "aB3dE5gH7j" * 3
+    text = card(
+        manifest(data=learned("a\x1b]0;x\x07.jsonl", kept=3)), PROOF, [Answer(b"", key, f"*{key}*", "\x9b2J", key)]
+    )
+    assert "aB3dE5gH7j" not in text
+    assert "<redacted>".replace("<", r"\<").replace(">", r"\>") in text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -201,3 +212,15 @@ def test_only_a_native_adapter_promises_to_load_without_qlmm(kind: str, plain: b
     assert ("PeftModel.from_pretrained" in text) is plain
     assert ('revision="0123abc"' in text) is plain
     assert 'qlmm.load("PATH")' in text
+
+
+def test_the_card_has_both_verdicts_with_their_reasons() -> None:
+    worse = Comparison("before training", "worse", "50.0 % of pairs won, margin -3.000; before 100.0 %, margin +1.250")
+    text = card(manifest(), replace(PROOF, comparisons=(worse,)))
+    assert "- sound: yes, all 2 promises kept\n- useful: **NO**, worse than before training\n" in text
+    assert f"  - worse than before training: {worse.detail}\n" in text
+
+
+def test_a_picture_that_was_trained_on_is_named_so_in_the_card() -> None:
+    seen = Answer(b"", "q", "a", "b", "c", picture_trained=True)
+    assert card(manifest(), PROOF, [seen, replace(seen, picture_trained=False)]).count(" (trained on)") == 1

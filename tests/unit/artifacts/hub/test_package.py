@@ -198,8 +198,8 @@ def test_a_picture_that_nobody_named_stays_here(folder: Path) -> None:
     [
         (CARD, "trained on x:/home/somebody"),
         ("chat_template.jinja", "{# C:\\Users\\somebody\\x #}"),
-        ("adapter_config.json", '{"note": "made by:/home/somebody"}'),
-        ("adapter_config.json", '{"base": "/srv/private/somebody"}'),
+        ("adapter_config.json", '{"revision": "made by:/home/somebody"}'),
+        ("adapter_config.json", '{"base_model_name_or_path": "/srv/private/somebody"}'),
         (MANIFEST, "/Users/somebody/x"),
     ],
 )

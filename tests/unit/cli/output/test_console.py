@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from qlmm.cli.output.console import Out, out, visible
+from qlmm.cli.output.console import Out, out
 from qlmm.cli.output.progress import Progress
 from qlmm.cli.output.screens import plan_screen
 from qlmm.core.errors import Problem, RecipeError, Where
+from qlmm.core.secrets import visible
 from tests.run_facts import PLAN, step
 from tests.terminal import watched
 
@@ -32,11 +34,13 @@ ERROR = RecipeError([UNKNOWN_KEY])
 def test_results_go_to_stdout_and_talk_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     out.print("result")
     out.json({"a": 1})
+    out.no_result(ERROR, 2)
     out.note("loading")
     out.warn("odd")
     out.error(ERROR)
     said = capsys.readouterr()
-    assert said.out == 'result\n{\n  "a": 1\n}\n'
+    first, _, printed = said.out.partition("\n")
+    assert (first, json.loads(printed)["result"]) == ("result", {"a": 1})
     assert said.err.splitlines()[:2] == ["loading", "warning: odd"]
 
 

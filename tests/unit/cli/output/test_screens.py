@@ -9,7 +9,7 @@ import pytest
 
 from qlmm.cli.output.console import out
 from qlmm.cli.output.screens import done_screen, plan_screen, proof_screen
-from qlmm.proof.records import PairProof, Promise
+from qlmm.proof.records import Comparison, PairProof, Promise
 from tests.run_facts import PAIRS_PROOF, PLAN, PROOF
 
 
@@ -47,7 +47,9 @@ def test_the_proof_shows_movement_pictures_and_promises(capsys: pytest.CaptureFi
     assert "language 420 of 420 4,442,240 >99.9 % 4.1e-04 1.27 272 same" in text
     assert "gained by the right picture over a shuffled one -0.070 +0.749" in text
     assert "✓ every part asked to train moved" in text
-    assert "run proof: all 2 promises kept" in text
+    assert "sound yes all 2 promises kept" in text
+    assert "✓ better than before training held-out loss 8.260 before, 3.894 after" in text
+    assert "useful yes better than before training" in text
 
 
 def test_the_proof_of_a_preference_run_shows_which_pairs_were_won(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +85,20 @@ def test_a_broken_promise_is_unmistakable(capsys: pytest.CaptureFixture[str]) ->
     assert "✗ it moved 0 of 58" in text
     assert "0 of 58 5,123,840 0.0 %" in text
     assert "CHANGED" in text
-    assert "run proof: 0 of 1 promises kept" in text
+    assert "sound NO 0 of 1 promises kept" in text
+
+
+def test_a_run_that_was_of_no_use_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    lost = Comparison("before training", "worse", "50.0 % of pairs won, margin -3.000; before 100.0 %, margin +1.250")
+    as_good = Comparison("the commonest answer", "same", "2 of 8 answers right word for word; the commonest one gets 2")
+    out.screen(proof_screen(replace(PROOF, comparisons=(as_good, lost))))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert "sound yes all 2 promises kept" in text
+    assert "useful NO worse than before training, not better than the commonest answer" in text
+    out.screen(proof_screen(replace(PROOF, comparisons=())))
+    assert "useful unknown" in " ".join(capsys.readouterr().out.split())
 
 
 def test_done_names_what_is_there_and_what_comes_next(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

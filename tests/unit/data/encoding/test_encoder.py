@@ -310,7 +310,7 @@ class TestCollator:
         numbers = rows(3)
         batch = collate([numbers[2], numbers[0]])
         assert torch.equal(batch["input_ids"], encoder.batch([SEVERAL, SHOWN])["input_ids"])
-        assert [origin.line for origin in collate.last_origins] == [3, 1]
+        assert [origin.line for origin in collate.origins([2, 0])] == [3, 1]
 
     def test_slots_that_are_no_features_name_the_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
         encoder = Encoder.make(processor())
@@ -326,3 +326,26 @@ class TestCollator:
         with pytest.raises(RunError, match="qlmm data check") as caught:
             Collator([PLAIN, cut], Encoder.make(processor()))(rows(2))
         assert "rows.jsonl:9" in str(caught.value)
+
+
+@pytest.mark.parametrize("template", ["chatml", "vicuna", "plain", "owl"])
+def test_an_answer_that_is_not_learned_is_read_as_before_and_has_no_label(template: str) -> None:
+    """Ids are those of the row without a mask; labels, those of its other answers."""
+    encoder = Encoder.make(processor(template))
+    turns = [Turn("user", ("Q",)), Turn("assistant", ("first",)), Turn("user", ("R",)), Turn("assistant", ("second",))]
+    whole = encoder.batch([Sample(tuple(turns), Origin("rows.jsonl", 1))])
+    turns[1] = Turn("assistant", ("first",), learned=False)
+    masked = Sample(tuple(turns), Origin("rows.jsonl", 1))
+    batch = encoder.batch([masked])
+    assert torch.equal(batch["input_ids"], whole["input_ids"])
+    learned, before = batch["labels"][0] != IGNORED, whole["labels"][0] != IGNORED
+    last = encoder.completions([masked])["completion_mask"][0].bool()
+    assert torch.equal(learned, last)
+    assert 0 < learned.sum() < before.sum()
+    assert encoder.measure([masked])[0].supervised == learned.sum()
+
+
+def test_a_decoder_of_its_own_learns_no_row_whose_last_answer_is_excepted() -> None:
+    turns = (Turn("user", ("Q",)), Turn("assistant", ("A",)), Turn("user", ("R",)), Turn("assistant", ("B",), False))
+    encoder = Encoder.make(processor(), decoder=True)
+    assert encoder.fit([Sample(turns, Origin("rows.jsonl", 1))]).dropped[0].reason == "nothing to learn"

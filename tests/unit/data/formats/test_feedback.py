@@ -109,7 +109,7 @@ class TestCollator:
         assert batch["KL_also"] == {}
         assert batch["label"].dtype == torch.bool
         assert batch["label"].tolist() == [True, False, True]
-        assert [origin.line for origin in collate.last_origins] == [3, 2, 1]
+        assert [origin.line for origin in collate.origins([2, 0, 1])] == [3, 2, 1]
 
     def test_a_loss_without_comparisons_gets_none(self) -> None:
         batch = FeedbackCollator([NONE, ONE], encoder(), kl=False)(rows(2))

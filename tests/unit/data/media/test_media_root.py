@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import sys
 import threading
+import tracemalloc
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -142,5 +145,44 @@ def test_columns_hold_none_one_or_several(tree: Path) -> None:
     assert root.refs(None) == root.refs("") == root.refs([]) == []
     assert len(root.refs("in/a.png")) == 1
     assert len(root.refs(["in/a.png", b"bytes", {"bytes": None, "path": "in/a.png"}])) == 3
-    with pytest.raises(BadRow, match="not NoneType"):
-        root.refs([None])
+    nothing = [None, "", float("nan"), {"bytes": None, "path": None}, {"bytes": "", "path": ""}]
+    assert root.refs(nothing) == [ref for one in nothing for ref in root.refs(one)] == []
+    assert [ref.name for ref in root.refs('["in/a.png", null]')] == ["a.png"]
+    with pytest.raises(BadRow, match="not bool"):
+        root.refs([True])
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["one line", "wrapped"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
+def test_base64_is_a_picture_with_and_without_what_a_data_url_has(tree: Path, kind: str, wrap: bool) -> None:
+    stream = io.BytesIO()
+    Image.effect_noise((20, 20), 50).convert("RGB").save(stream, kind)
+    text = (base64.encodebytes if wrap else base64.b64encode)(stream.getvalue()).decode()
+    for value in (text, text.rstrip("=\n"), f"data:image/x;base64,{text}", {"bytes": text, "path": None}):
+        assert ImageRoot(tree).ref(value) == ImageRef(data=stream.getvalue())
+
+
+@pytest.mark.parametrize("value", [10**12, 1.5, True, [256], [-1], ["a"], {"a": 1}, "***"])
+def test_what_is_no_bytes_is_refused_and_nothing_is_allocated(tree: Path, value: object) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadRow, match=r"base64|bytes"):
+            ImageRoot(tree).ref({"bytes": value})
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert ImageRoot(tree).ref({"bytes": [137, 80]}) == ImageRef(data=b"\x89P")
+
+
+def test_absolute_names_are_taken_inside_the_root_only(tree: Path) -> None:
+    assert ImageRoot(tree).ref(str(tree / "in" / "a.png")) == ImageRoot(tree).ref("in/a.png")
+    for outside in (tree.parent / "secret.png", tree.parent / "root-twin" / "a.png", tree / "out.png", tree / "up/x"):
+        with pytest.raises(BadRow, match="is absolute and not in"):
+            ImageRoot(tree).ref(str(outside))
+
+
+def test_a_name_finds_its_file_however_its_accents_are_written(tmp_path: Path) -> None:
+    for written, named in (("NFD", "NFC"), ("NFC", "NFD")):
+        file = tmp_path / unicodedata.normalize(written, f"é{written}.png")
+        file.write_bytes(b"")
+        assert ImageRoot(tmp_path).ref(unicodedata.normalize(named, file.name)).path == file

@@ -11,9 +11,11 @@ from PIL import Image
 
 from qlmm.core.errors import DataError, UsageError
 from qlmm.data.errors import OtherKind
-from qlmm.data.reading.dataset import Loaded, load_samples
+from qlmm.data.reading import dataset
+from qlmm.data.reading.dataset import Loaded, detect_format, load_samples
 from qlmm.data.sample import Feedback, ImageRef, Preference
 from qlmm.recipe.schema import Source
+from qlmm.training.objective import redirected
 
 
 def row(text: str = "A cat.", image: str | None = "a.png") -> dict[str, Any]:
@@ -127,7 +129,7 @@ def test_an_unknown_shape_is_told_what_it_lacks(folder: Path) -> None:
 
 def test_a_named_format_wins_over_detection(folder: Path) -> None:
     source = write(folder / "a.jsonl", [{"text": "S.\nHuman: hi\nAI: yo"}]).model_copy(update={"format": "caption"})
-    with pytest.raises(DataError, match="no `image` or `file_name` or `images`"):
+    with pytest.raises(DataError, match="no `image` or `images` or `file_name`; the row has `text`"):
         load(source)
 
 
@@ -261,3 +263,49 @@ def test_the_fingerprint_does_not_depend_on_where_the_files_lie(
     (other / "a.png").write_bytes((folder / "a.png").read_bytes())
     rows = [row()]
     assert load(write(folder / "a.jsonl", rows)).fingerprint == load(write(other / "z.jsonl", rows)).fingerprint
+
+
+def test_what_is_not_learned_belongs_to_the_fingerprint(folder: Path) -> None:
+    masked = row()
+    masked["conversations"] = [*masked["conversations"], *masked["conversations"]]
+    plain = load(write(folder / "a.jsonl", [masked])).fingerprint
+    masked["conversations"][1] = {**masked["conversations"][1], "loss": False}
+    assert load(write(folder / "a.jsonl", [masked])).fingerprint != plain
+
+
+@pytest.mark.parametrize(
+    ("row", "help"),
+    [
+        ({"conversations": "Q", "image": "a.png"}, "the nearest format is llava: `conversations` is not a list"),
+        ({"prompt": "Q", "id": 1}, "the nearest format is messages: `prompt` without `completion`"),
+        ({"foo": 1}, "rename the keys to what a known format needs (alpaca: "),
+    ],
+)
+def test_rows_of_no_format_are_shown_the_nearest_and_what_they_lack(row: dict[str, Any], help: str) -> None:
+    with pytest.raises(DataError) as caught:
+        detect_format("rows.jsonl", [row])
+    assert caught.value.problems[0].code == "D004"
+    assert (caught.value.problems[0].help or "").startswith(help)
+
+
+def test_reading_ends_where_bad_rows_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "MOST_BAD", 3)
+    path = tmp_path / "rows.json"
+    path.write_text('[{"conversations": []}' + ", {}" * 50 + "]")
+    with pytest.raises(DataError, match="more than 3 rows are bad") as caught:
+        load_samples([Source(path=str(path))], max_bad_rows=1.0)
+    assert [problem.code for problem in caught.value.problems] == ["D006", *["D001"] * 4]
+
+
+def test_owners_of_pairs_are_shown_what_pairs_look_like(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": said, "worse": "B"}))
+    with pytest.raises(OtherKind) as caught:
+        load_samples([Source(path=str(tmp_path / "rows.jsonl"))], kind="preference")
+    help = redirected(caught.value).problems[0].help or ""
+    for told in (
+        "training.objective: sft",
+        "swift_ranking: messages/query + rejected_",
+        "`messages`, `worse`",
+    ):
+        assert told in help

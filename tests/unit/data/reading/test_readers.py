@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import tracemalloc
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from PIL import Image
 
 from qlmm.core.errors import DataError
 from qlmm.data.errors import BadRow
+from qlmm.data.reading import text_files
 from qlmm.data.reading.readers import picture_folder, read_rows
 from qlmm.data.reading.text_files import json_rows
 from qlmm.recipe.schema import Source
@@ -55,7 +59,14 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "lines.json": lambda p: p.write_text(lines(), "utf-8"),
     "packed.jsonl.gz": lambda p: p.write_bytes(gzip.compress(lines().encode("utf-8"))),
     "packed.json.gz": lambda p: p.write_bytes(gzip.compress(json.dumps(ROWS).encode("utf-8"))),
+    "UPPER.JSONL": lambda p: p.write_text(lines(), "utf-8"),
+    "rows.ndjson": lambda p: p.write_text(lines(), "utf-8"),
+    "packed.JSON.GZ": lambda p: p.write_bytes(gzip.compress(json.dumps(ROWS).encode("utf-8"))),
     "table.csv": lambda p: write_csv(p, ","),
+    "semicolons.csv": lambda p: write_csv(p, ";"),
+    "tabs.csv": lambda p: write_csv(p, "\t"),
+    "commas.tsv": lambda p: write_csv(p, ","),
+    "wide.csv": lambda p: (write_csv(p, "\t"), p.write_bytes(p.read_text("utf-8-sig").encode("utf-16"))),
     "table.tsv": lambda p: write_csv(p, "\t"),
     "table.parquet": write_parquet,
 }
@@ -110,9 +121,68 @@ def test_a_long_excerpt_keeps_its_column(tmp_path: Path) -> None:
 def test_a_broken_array_says_where(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text('[\n  {"a": 1},\n  {"a" 2}\n]')
-    ((origin, bad),) = list(json_rows(path, "rows.json"))
+    first, (origin, bad) = list(json_rows(path, "rows.json"))
+    assert first[1] == {"a": 1}
     assert isinstance(bad, BadRow)
     assert (origin.line, bad.column, bad.excerpt) == (3, 8, '  {"a" 2}')
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 64])
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.dictionaries(st.text(max_size=3), st.one_of(st.integers(), st.text(max_size=9)), max_size=3)))
+def test_an_array_is_the_same_however_it_is_cut(
+    rows: list[dict[str, Any]], chunk: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "cut.json"
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=chunk % 2 or None), "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "CHUNK", chunk)
+        assert [row for _, row in json_rows(path, "cut.json")] == rows
+
+
+@pytest.mark.parametrize(
+    ("body", "good", "line", "reason"),
+    [
+        (b'[{"a": 1}\n,{"a": 2}\n {"a": 3}]', 2, 3, "Expecting ',' delimiter"),
+        (b'[{"a": 1},\n{"a": "\xff"}]', 1, 2, "not UTF-8 (byte 0xff)"),
+        (b'[{"a": 1}]\n[', 1, 2, "Extra data"),
+        (b'[{"a": 1},\n{"a": ', 1, 2, "broken JSON"),
+        (b'[{"a": 1},\n' + b"[" * 100_000, 1, 2, "nested too deeply"),
+    ],
+)
+@pytest.mark.parametrize("chunk", [3, 10**6])
+def test_an_array_is_read_up_to_where_it_breaks(
+    body: bytes, good: int, line: int, reason: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if b"[[" not in body:
+        monkeypatch.setattr(text_files, "CHUNK", chunk)
+    (tmp_path / "rows.json").write_bytes(body)
+    *rows, (origin, bad) = list(json_rows(tmp_path / "rows.json", "rows.json"))
+    assert len(rows) == good
+    assert isinstance(bad, BadRow)
+    assert (origin.line, reason in bad.reason) == (line, True)
+
+
+def test_a_large_array_takes_the_memory_of_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json.gz"
+    path.write_bytes(gzip.compress(b"[" + b",".join([b'{"a": [[], {}]}'] * 2_000_000) + b"]"))
+    tracemalloc.start()
+    try:
+        read_up = 0
+        for _, row in islice(json_rows(path, "rows.json.gz"), 200_000):
+            read_up += isinstance(row, dict)
+        assert (read_up, tracemalloc.get_traced_memory()[1] < 8_000_000) == (200_000, True)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["bomb.json.gz", "bomb.jsonl.gz", "bomb.csv.gz"])
+def test_a_packed_file_may_not_grow_beyond_measure(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "FREE", 100_000)
+    (tmp_path / name).write_bytes(gzip.compress(b"[" * ("json.gz" in name) + b" " * 50_000_000))
+    ((_, bad),) = list(read_rows(Source(path=str(tmp_path / name))))
+    assert isinstance(bad, BadRow)
+    assert "unpacks to more than 100 times its size" in bad.reason
 
 
 def test_one_object_is_not_rows(tmp_path: Path) -> None:
@@ -151,6 +221,79 @@ def test_csv_rows_with_too_many_fields_are_bad(tmp_path: Path) -> None:
     bad, good = read(path)
     assert bad.reason == "more fields than the header's 2"
     assert good == {"image": "b.png", "text": "three"}
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "reason", "help"),
+    [
+        (b'a,b\n1,2\n3,"4" 5\n6,7\n', 3, "not CSV", "twice"),
+        (b'a,b\n1,"2\n2"\n3,"4\n4" 5\n6,7\n', 4, "not CSV", "twice"),
+        (b'a,b\n1,2\n3,"4\n5,6\n', 3, "not CSV", "twice"),
+        (b"a,b\n1,2\n" + b"x,y\n" * 5000 + b"1,caf\xe9\n", 5003, "not UTF-8 (byte 0xe9)", "CSV UTF-8"),
+        (b'a,b\n\n1,"2\n2"\n\n1,2,3\n', 6, "more fields", None),
+    ],
+)
+def test_the_line_that_is_wrong_is_named(body: bytes, line: int, reason: str, help: str | None, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(body)
+    ((origin, bad),) = [one for one in read_rows(Source(path=str(tmp_path / "t.csv"))) if isinstance(one[1], BadRow)]
+    assert isinstance(bad, BadRow)
+    assert (origin.line, reason in bad.reason, (help or "") in (bad.help or "")) == (line, True, True)
+
+
+def test_a_csv_field_may_be_as_long_as_a_picture(tmp_path: Path) -> None:
+    before, url = csv.field_size_limit(), "data:image/png;base64," + "A" * 1_000_000
+    (tmp_path / "t.csv").write_text(f'image,text\n"{url}",quoted\n{url},bare\n')
+    assert read(tmp_path / "t.csv") == [{"image": url, "text": "quoted"}, {"image": url, "text": "bare"}]
+    assert csv.field_size_limit() == before
+
+
+def test_messages_may_stand_in_a_column_as_text(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "It's 5?"}, {"role": "assistant", "content": "Yes \u00e4."}]
+    answers = ['[{"name": "cat"}]', "[1]", "{}", "[]", "[a", '{"role', "{'a'}"]
+    for written in (json.dumps(said), repr(said), f" {json.dumps(said)} "):
+        (tmp_path / "t.jsonl").write_text(
+            json.dumps({"messages": written, **dict(zip("abcdefg", answers, strict=True))})
+        )
+        (row,) = read(tmp_path / "t.jsonl")
+        assert row["messages"] == said
+        assert [row[key] for key in "abcdefg"] == answers
+
+
+def test_folders_of_shards_give_the_split(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split, numbers in (("train", (0, 1)), ("test", (0,))):
+        for number in numbers:
+            write_parquet(tmp_path / "data" / f"{split}-{number:05}-of-{len(numbers):05}.parquet")
+    (tmp_path / "data" / "dataset_infos.json").write_text("{}")
+    origins = [str(origin) for origin, _ in read_rows(Source(path=str(tmp_path)))]
+    assert origins == [
+        f"{tmp_path}/data/train-0000{shard}-of-00002.parquet:{row}" for shard in (0, 1) for row in (1, 2)
+    ]
+    assert read(tmp_path, split="test") == ROWS
+    with pytest.raises(DataError, match="no file of the split `dev`"):
+        read(tmp_path, split="dev")
+    (tmp_path / "data" / "train-extra.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match="several data files"):
+        read(tmp_path)
+
+
+def test_the_metadata_of_a_split_lie_in_its_folder(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "metadata.jsonl").write_text(json.dumps({"file_name": f"{split}.png", "text": "A"}))
+    assert read(tmp_path)[0]["file_name"] == "train.png"
+    assert read(tmp_path, split="test")[0]["file_name"] == "test.png"
+    assert picture_folder(Source(path=str(tmp_path), split="test")) == tmp_path / "test"
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_captions_of_coco_are_joined(indent: int | None, tmp_path: Path) -> None:
+    annotations = [{"id": 1, "image_id": 7, "caption": "A"}, {"id": 2, "image_id": 7, "caption": "B"}, {"image_id": 8}]
+    whole = {"info": {}, "images": [{"id": 7, "file_name": "a.png"}], "annotations": annotations}
+    (tmp_path / "captions.json").write_text(json.dumps(whole, indent=indent))
+    first, second, bad = read(tmp_path / "captions.json")
+    assert [first, second] == [{"file_name": "a.png", "image_id": 7, "caption": caption} for caption in "AB"]
+    assert "without a `caption`" in bad.reason
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
