@@ -51,7 +51,9 @@ _NUMERIC = (
     "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "NVIDIA_TF32_OVERRIDE", "CUBLAS_", "CUDNN_", "ROCBLAS_", "MIOPEN_",
     "MKL_CBWR", "ONEDNN_", "DNNL_", "FLASH_ATTENTION_", "XLA_",
 )  # fmt: skip
-_NO_NUMBERS = {"TORCH_HOME", "TORCH_LOGS", "TORCH_EXTENSIONS_DIR", "TORCH_SHOW_CPP_STACKTRACES", "TORCH_CUDA_ARCH_LIST"}
+_NO_NUMBERS = {"TORCH_SHOW_CPP_STACKTRACES", "TORCH_CUDA_ARCH_LIST"}
+# Where things lie; torch sets such variables itself.
+_PLACES = ("_DIR", "_HOME", "_PATH", "_LOGS")
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
 _OFF = {"", "0", "false", "no", "off"}
 
@@ -68,7 +70,8 @@ def preset(name: str, value: str) -> None:
 
 def numeric() -> dict[str, str]:
     """Variables that are set and that libraries may compute other numbers by, in order of their names."""
-    return {name: value for name, value in _starting(_NUMERIC).items() if name not in _NO_NUMBERS}
+    found = _starting(_NUMERIC).items()
+    return {name: value for name, value in found if name not in _NO_NUMBERS and not name.endswith(_PLACES)}
 
 
 def not_obeyed() -> list[str]:

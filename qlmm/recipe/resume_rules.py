@@ -22,8 +22,8 @@ from qlmm.recipe.yaml_reader import KeyPath
 __all__ = ["FREE", "NEVER", "Change", "compare", "on_resume", "refuse"]
 
 FREE = """
-training.gradient_checkpointing training.device training.workers training.log_every training.save_every training.keep
-training.on_nonfinite output.dir output.trackers evaluation.every
+training.gradient_checkpointing training.device training.workers training.stall_minutes training.log_every
+training.save_every training.keep training.on_nonfinite output.dir output.trackers evaluation.every
 """.split()  # noqa: SIM905  a table of keys
 NEVER = """
 version

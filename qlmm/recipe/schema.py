@@ -257,6 +257,12 @@ class TrainingSection(Section):
         "Trained weights are always fp32.",
     )
     workers: FromZero = Field(0, description="Processes that decode pictures.")
+    stall_minutes: PositiveFloat = Field(
+        120.0,
+        le=1e6,
+        description="Longest wait for a forward pass or an evaluation; then the process ends and prints "
+        "what every thread does.",
+    )
     seed: FromZero = Field(0, lt=2**32, description="Seed of everything random.")
     log_every: PositiveInt = Field(10, description="Steps between log lines.")
     save_every: PositiveInt = Field(200, description="Steps between sealed checkpoints.")

@@ -1,10 +1,11 @@
 """What happens at each step besides training: events, evaluations, seals, and an orderly end on a signal.
 
-Usage: ``Monitor(run, listener, keep=2, every=100, evaluate=measure_at)`` as a callback of the trainer.
+Usage: ``Monitor(run, listener, recipe.training, every=100, evaluate=measure_at)`` as a callback of the trainer.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import resource
 import sys
 import time
@@ -16,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qlmm.core.events import Listener, Saved, StepDone
 from qlmm.core.signals import Stop
+from qlmm.recipe.schema import TrainingSection
 from qlmm.training.run_dir import RunDir
 
 __all__ = ["Evaluate", "Monitor", "peak_memory_bytes"]
@@ -38,8 +40,11 @@ class Monitor(TrainerCallback):
         stop: asks for an end, which comes once the step is taken, saved and sealed.
     """
 
-    def __init__(self, run: RunDir, listener: Listener, *, keep: int, every: int, evaluate: Evaluate) -> None:
-        self._run, self._listener, self._keep, self._every, self._evaluate = run, listener, keep, every, evaluate
+    def __init__(
+        self, run: RunDir, listener: Listener, training: TrainingSection, *, every: int, evaluate: Evaluate
+    ) -> None:
+        self._run, self._listener, self._every, self._evaluate = run, listener, every, evaluate
+        self._keep, self._stall_s = training.keep, 60 * training.stall_minutes
         self.grad_norms: Callable[[], dict[str, float]] = dict
         self._rates: dict[str, float] = {}
         self.stop = Stop()
@@ -47,6 +52,7 @@ class Monitor(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clocks; a checkpoint brings its own intervals along, and those of today's recipe count."""
         state.compute_steps(args, state.max_steps)
+        self._watch()
         begun = time.monotonic()
         self._since, self._first = (begun, 0.0), (begun, state.global_step)
 
@@ -82,14 +88,33 @@ class Monitor(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate where it is due, before a save of the same step; log the last step; obey a signal."""
+        self._watch()
         if self.stop.save:
             self.stop.save, control.should_save = False, True
         if state.global_step >= state.max_steps or self.stop.by is not None:
             control.should_log = True
         if state.global_step % self._every == 0 and state.global_step < state.max_steps:
             self._evaluate(state.global_step)
+            self._watch()
         if self.stop.by is not None:
             control.should_save = control.should_training_stop = True
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Give each forward pass the whole time."""
+        self._watch()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stop watching."""
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        """End the process with the stacks of all threads if nothing happens from here on.
+
+        The watch needs no lock of Python, which a call that hangs may keep. Seals are whole at any moment.
+        """
+        # A notebook may have no such stream.
+        if sys.__stderr__ is not None:
+            faulthandler.dump_traceback_later(self._stall_s, exit=True, file=sys.__stderr__)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal the save, then let old checkpoints go."""

@@ -5,6 +5,7 @@ Usage: ``model, start = build(plan); ended = train(plan, run, model, listener, e
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def train(
         # The trainer looks at its step count only after a step: resumed at the end, it would take one too many.
         set_peft_model_state_dict(model, load_file(str(resume / ADAPTER_WEIGHTS)))
         return Ended(None, lambda: None)
-    monitor = Monitor(run, listener, keep=recipe.training.keep, every=recipe.evaluation.every, evaluate=evaluate)
+    monitor = Monitor(run, listener, recipe.training, every=recipe.evaluation.every, evaluate=evaluate)
     trainer: Any = plan.objective.trainer()(model, plan, callbacks=[monitor])
     monitor.grad_norms, trainer.listener = trainer.take_grad_norms, listener
     for note in trainer.notes:
@@ -94,4 +95,6 @@ def train(
         if (lost := trainer.batches.lost()) is None:
             raise
         raise lost from error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     return Ended(monitor.stop.by, trainer.finish)

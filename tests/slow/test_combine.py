@@ -267,8 +267,15 @@ def edited(source: Path, folder: Path, change: Callable[[Any], Any]) -> Path:
 
 
 def _adapter(manifest: Any, **changes: Any) -> Any:
-    section = manifest.recipe.adapter.model_copy(update=changes)
-    return manifest.model_copy(update={"recipe": manifest.recipe.model_copy(update={"adapter": section})})
+    return _recipe(manifest, adapter=manifest.recipe.adapter.model_copy(update=changes))
+
+
+def _recipe(manifest: Any, **sections: Any) -> Any:
+    return manifest.model_copy(update={"recipe": manifest.recipe.model_copy(update=sections)})
+
+
+def _thinking(manifest: Any) -> Any:
+    return _recipe(manifest, data=manifest.recipe.data.model_copy(update={"thinking": True}))
 
 
 def _revision(manifest: Any, revision: str) -> Any:
@@ -288,8 +295,9 @@ def _configuration(manifest: Any) -> Any:
         (_configuration, "K004"),
         (lambda manifest: _adapter(manifest, variant="dora"), "K005"),
         (lambda manifest: _adapter(manifest, r=8), "K007"),
+        (_thinking, "K008.*asked to think"),
     ],
-    ids=["weights", "configuration", "dora", "rank"],
+    ids=["weights", "configuration", "dora", "rank", "thinking"],
 )
 def test_adapters_that_do_not_belong_together_are_refused(
     change: Callable[[Any], Any], code: str, tiny: TinyRun, tmp_path: Path

@@ -65,6 +65,20 @@ def _command(folder: Path, overrides: tuple[str, ...]) -> None:
         main()
 
 
+def _stuck_command(folder: Path) -> None:
+    """A run whose collator hangs at its sixth batch."""
+    honest, calls = Collator._batch, []
+
+    def stuck(self: Collator, samples: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 6:
+            time.sleep(600)
+        return honest(self, samples)
+
+    Collator._batch = stuck  # type: ignore[method-assign]
+    _command(folder, ("training.stall_minutes=0.2", "evaluation.answers=0", "evaluation.rows=1"))
+
+
 def _started(context: ForkServerContext, folder: Path, *, after: int) -> BaseProcess:
     """A run that took a step after the one it goes on from."""
     child = context.Process(target=_command, args=(folder, LONG))
@@ -113,6 +127,17 @@ def test_sigusr1_seals_and_the_run_goes_on(tiny: TinyRun, context: ForkServerCon
     child.kill()
     child.join()
     assert len(_seals(tiny.folder)) == 1
+
+
+def test_a_step_that_hangs_ends_with_stacks_and_its_seals(tiny: TinyRun, context: ForkServerContext) -> None:
+    child = context.Process(target=_stuck_command, args=(tiny.folder,))
+    child.start()
+    child.join(timeout=120)
+    output = (tiny.folder / "output.txt").read_text()
+    assert child.exitcode == 1, output[-2000:]
+    assert "Timeout (0:00:12)!" in output
+    assert re.search(r"File .*test_steady\.py., line \d+ in stuck", output)
+    assert _seals(tiny.folder)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

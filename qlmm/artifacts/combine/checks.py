@@ -140,6 +140,9 @@ def check_same_base(sources: Sequence[Source], method: Method) -> None:
                 message = f"{first.name} and {source.name} were trained with different processors: {name} differs"
                 help = "train both with the same base.chat_template and the same pixel budget"
                 raise ModelError.one("K008", message, help=help)
+        if first.manifest.recipe.data.thinking != source.manifest.recipe.data.thinking:
+            message = f"one of {first.name} and {source.name} is asked to think before it answers, the other is not"
+            raise ModelError.one("K008", message, help="train both with the same data.thinking")
 
 
 def _check_arithmetic(source: Source) -> None:

@@ -129,7 +129,9 @@ def show(
 @group.command(epilog="Example: qlmm data convert captions.csv --to messages")
 def convert(
     target: Annotated[str, typer.Argument(metavar="FILE", help="A file or folder of rows.")],
-    to: Annotated[Literal["messages"], typer.Option(help="What to write: TRL's columns, pairs and verdicts too.")],
+    to: Annotated[
+        Literal["messages"], typer.Option(help="What to write: TRL's columns, pairs and verdicts too.")
+    ] = "messages",
     out_file: Annotated[Path | None, typer.Option("--out", help="File to write; unset: beside FILE.")] = None,
     format: Annotated[str | None, typer.Option(help="Format of the rows; unset: detected.")] = None,
     image_root: ImageRoot = None,

@@ -53,7 +53,13 @@ def test_variables_that_overrule_a_recipe_are_hidden_and_come_back(monkeypatch: 
 
 @pytest.mark.parametrize(
     ("name", "counts"),
-    [("NVIDIA_TF32_OVERRIDE", True), ("CUBLAS_WORKSPACE_CONFIG", True), ("TORCH_HOME", False), ("HF_HOME", False)],
+    [
+        ("NVIDIA_TF32_OVERRIDE", True),
+        ("CUBLAS_WORKSPACE_CONFIG", True),
+        ("TORCH_HOME", False),
+        ("HF_HOME", False),
+        ("TORCHINDUCTOR_CACHE_DIR", False),
+    ],
 )
 def test_variables_that_libraries_compute_by_are_known(
     monkeypatch: pytest.MonkeyPatch, name: str, counts: bool

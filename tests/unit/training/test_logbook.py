@@ -168,3 +168,14 @@ def test_a_step_that_was_skipped_after_the_seal_is_forgotten(tmp_path: Path) -> 
     happened: list[Event] = [step(1), Saved(1, "checkpoint-1"), StepSkipped(2, "loss is nan at step 2"), step(3)]
     written(tmp_path / "metrics.jsonl", happened)
     assert len(written(tmp_path / "metrics.jsonl", [], start=1).splitlines()) == 2
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_a_link_in_the_way_of_the_log_is_not_followed(tmp_path: Path, start: int) -> None:
+    victim, log = tmp_path / "victim", tmp_path / "metrics.jsonl"
+    victim.write_bytes(b"")
+    log.symlink_to(victim)
+    with open_logbook(log, start=start) as write:
+        write(step(3))
+    assert victim.read_bytes() == b""
+    assert not log.is_symlink()

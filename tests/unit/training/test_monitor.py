@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from qlmm.core.events import Listener, Saved, StepDone
 from qlmm.core.signals import stop_signals
+from qlmm.recipe.schema import TrainingSection
 from qlmm.training import monitor as module
 from qlmm.training.monitor import Monitor, peak_memory_bytes
 
@@ -41,7 +44,8 @@ class Watched:
         self.seconds = 100.0
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.seconds))
         sealing: Any = Sealing(self.told)
-        self.monitor = Monitor(sealing, self.told.append, keep=2, every=5, evaluate=self.measured.append)
+        training = TrainingSection(keep=2)
+        self.monitor = Monitor(sealing, self.told.append, training, every=5, evaluate=self.measured.append)
         self.monitor.grad_norms = lambda: {"language": 1.5, "connector": 2.5}
         weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
         parts = (("language", 2e-4), ("language", 2e-4), ("connector", 2e-5))
@@ -66,8 +70,22 @@ class Watched:
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    return Watched(monkeypatch)
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    yield Watched(monkeypatch)
+    faulthandler.cancel_dump_traceback_later()
+
+
+def test_every_pass_has_the_whole_time(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    armed: list[float | None] = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **_: armed.append(seconds))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: armed.append(None))
+    watched.begin()
+    watched.monitor.on_substep_end(ARGS, watched.state(0), watched.control)
+    watched.end(1)
+    watched.end(5)
+    assert armed == [7200.0] * 5, "an evaluation has a time of its own"
+    watched.monitor.on_train_end(ARGS, watched.state(5), watched.control)
+    assert armed[-1] is None
 
 
 def test_a_step_is_told_with_everything_that_was_measured(watched: Watched) -> None:
