@@ -44,7 +44,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("TRACKIO_PROJECT", "Project that trackio files runs under."),
     Variable("MLFLOW_TRACKING_URI", "Where MLflow writes.", "./mlruns"),
 )
-# Variables of the libraries below qlmm. A recipe says what accelerate's would change, so that they are not obeyed;
+# Variables of the libraries below qlmm. A recipe has what accelerate's would change, so that they are not obeyed;
 # the others change how the same numbers are computed.
 _NOT_OBEYED = ("ACCELERATE_",)
 _NUMERIC = (

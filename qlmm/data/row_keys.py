@@ -30,7 +30,7 @@ SOUND = "sound is not read"
 TOOLS = "calls of tools are not learned"
 PAIR = "a pair has its answers in `chosen` and `rejected`"
 THOUGHTS = "write thoughts into the answer's text, between <think> and </think>"
-# What a row of these keys says would be lost.
+# What these keys mean would be lost.
 REFUSED = {
     "audio": SOUND, "audios": SOUND, "tools": TOOLS, "functions": TOOLS, "tool_calls": TOOLS, "function_call": TOOLS,
     "objects": "write the boxes of objects into the texts", "reasoning_content": THOUGHTS, "thinking": THOUGHTS,
@@ -53,7 +53,7 @@ def learned(entry: Mapping[str, object], role: Role, place: str) -> bool:
 
 
 def with_keys(turns: Sequence[Turn], row: Tracked) -> list[Turn]:
-    """The turns with the row's system prompt before them, and with only the last answer learned where it says so."""
+    """Turns with the row's system prompt before them, and with only the last answer learned where the row asks it."""
     turns = [*_system(turns, row), *turns]
     last_only = row.get(LAST_ONLY)
     if last_only is not None and not isinstance(last_only, bool):
@@ -80,7 +80,7 @@ def _system(turns: Sequence[Turn], row: Tracked) -> Sequence[Turn]:
 
 
 def refuse_unread(row: Tracked, *, shows: bool) -> None:
-    """Refuse a row with a key that was not read and that changes what is learned; ``shows`` says if it has pictures."""
+    """Refuse a row with an unread key that changes what is learned; ``shows``: whether it has pictures."""
     for place in row.unread():
         key = place.rsplit(".", 1)[-1]
         if key in REFUSED:

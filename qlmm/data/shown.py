@@ -9,7 +9,7 @@
 Videos likewise, with ``<video>``; LLaVA-Video (arXiv 2410.02713) writes ``<image>`` for them. Line ends around a marker
 belong to the marker: the chat template sets picture and text apart.
 
-Usage: ``turns = placed([Said("user", ("<image>What?",)), ...], beside(row, images))``
+Usage: ``turns = placed([RawTurn("user", ("<image>What?",)), ...], beside(row, images))``
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qlmm.data.errors import BadRow
 from qlmm.data.row_keys import OTHER_NAMES, PICTURES
 from qlmm.data.sample import ImageRef, Part, Role, Turn
 
-__all__ = ["Column", "Said", "Shown", "beside", "pictures", "placed"]
+__all__ = ["Column", "RawTurn", "Shown", "beside", "pictures", "placed"]
 
 NAMES = {"image": "pictures", "video": "videos"}
 
@@ -39,7 +39,7 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RawTurn:
     """A turn whose markers are not read yet."""
 
     role: Role
@@ -111,22 +111,22 @@ def beside(row: RawRow, images: Media) -> dict[str, Column]:
     }
 
 
-def placed(said: Sequence[Said], columns: Mapping[str, Column]) -> list[Turn]:
+def placed(raw: Sequence[RawTurn], columns: Mapping[str, Column]) -> list[Turn]:
     """The turns of a conversation, with everything that its row shows in its place."""
     shows_picture = bool(columns["image"].given or columns["image"].named)
     for column in columns.values():
         marker = f"<{column.kind}>"
-        if column.kind == "video" and column.given and not shows_picture and not _asked(said, marker):
+        if column.kind == "video" and column.given and not shows_picture and not _asked(raw, marker):
             marker = "<image>"
-        said = _from_column(said, column.left(), marker) or _beside_parts(said, column.kind, marker)
-    turns = [Turn(one.role, tuple(_flat(one.pieces)), one.learned) for one in said]
+        raw = _from_column(raw, column.left(), marker) or _beside_parts(raw, column.kind, marker)
+    turns = [Turn(one.role, tuple(_flat(one.pieces)), one.learned) for one in raw]
     if not any(isinstance(part, ImageRef) for turn in turns for part in turn.parts):
-        _refuse_bare_markers(said)
+        _refuse_bare_markers(raw)
     return turns
 
 
-def _asked(said: Sequence[Said], marker: str) -> int:
-    return sum(one.markers(marker) for one in said if one.role == "user")
+def _asked(raw: Sequence[RawTurn], marker: str) -> int:
+    return sum(one.markers(marker) for one in raw if one.role == "user")
 
 
 def _flat(pieces: Sequence[str | Shown]) -> Iterator[Part]:
@@ -137,32 +137,32 @@ def _flat(pieces: Sequence[str | Shown]) -> Iterator[Part]:
             yield from piece.frames
 
 
-def _from_column(said: Sequence[Said], left: Sequence[Shown], marker: str) -> list[Said]:
+def _from_column(raw: Sequence[RawTurn], left: Sequence[Shown], marker: str) -> list[RawTurn]:
     """The turns with what is left of a column in them, at its markers or first; none where nothing is left."""
     if not left:
         return []
-    users = [place for place, one in enumerate(said) if one.role == "user"]
-    markers = _asked(said, marker)
+    users = [place for place, one in enumerate(raw) if one.role == "user"]
+    markers = _asked(raw, marker)
     if markers == len(left):
         rest = iter(left)
-        return [_at_markers(one, marker, rest) if one.role == "user" else one for one in said]
+        return [_at_markers(one, marker, rest) if one.role == "user" else one for one in raw]
     if markers or not users:
         raise BadRow(f"{markers} {marker} markers for {len(left)} {NAMES[left[0].kind]}")
-    if any(one.markers(marker) for one in said):
+    if any(one.markers(marker) for one in raw):
         raise BadRow(f"{marker} outside a user turn: only users show pictures")
-    first = said[users[0]]
+    first = raw[users[0]]
     shown = replace(first, pieces=(*left, *first.pieces))
-    return [*said[: users[0]], shown, *said[users[0] + 1 :]]
+    return [*raw[: users[0]], shown, *raw[users[0] + 1 :]]
 
 
-def _beside_parts(said: Sequence[Said], kind: Kind, marker: str) -> list[Said]:
+def _beside_parts(raw: Sequence[RawTurn], kind: Kind, marker: str) -> list[RawTurn]:
     """The turns of a row whose parts show everything: a user's markers there are the places of that turn's parts."""
-    if not any(one.shows(kind) for one in said):
-        return list(said)
-    return [_at_own_markers(one, kind, marker) if one.role == "user" else one for one in said]
+    if not any(one.shows(kind) for one in raw):
+        return list(raw)
+    return [_at_own_markers(one, kind, marker) if one.role == "user" else one for one in raw]
 
 
-def _at_own_markers(one: Said, kind: Kind, marker: str) -> Said:
+def _at_own_markers(one: RawTurn, kind: Kind, marker: str) -> RawTurn:
     own, markers = one.shows(kind), one.markers(marker)
     if not markers:
         return one
@@ -171,7 +171,7 @@ def _at_own_markers(one: Said, kind: Kind, marker: str) -> Said:
     return _at_markers(replace(one, pieces=tuple(piece for piece in one.pieces if piece not in own)), marker, iter(own))
 
 
-def _at_markers(one: Said, marker: str, rest: Iterator[Shown]) -> Said:
+def _at_markers(one: RawTurn, marker: str, rest: Iterator[Shown]) -> RawTurn:
     """A turn cut at its markers, without line ends around them, and without blank space between them and an end."""
     if not one.markers(marker):
         return one
@@ -198,9 +198,9 @@ def _trimmed(pieces: Sequence[str | Shown], place: int) -> str | Shown:
     return piece
 
 
-def _refuse_bare_markers(said: Sequence[Said]) -> None:
+def _refuse_bare_markers(raw: Sequence[RawTurn]) -> None:
     """Refuse questions of markers alone in a row that shows nothing."""
-    for number, one in enumerate(said, 1):
+    for number, one in enumerate(raw, 1):
         text = "".join(piece for piece in one.pieces if isinstance(piece, str))
         if one.role == "user" and text.strip() and not text.replace("<image>", "").replace("<video>", "").strip():
             raise BadRow(f"a marker and nothing else in turn {number}, and the row shows no picture")

@@ -63,7 +63,7 @@ class Tracked(Mapping[str, object]):
 
 
 def _empty(value: object) -> bool:
-    """Whether a value says nothing, such as those of columnar files where a row lacks a key."""
+    """Whether a value is empty, such as those of columnar files where a row lacks a key."""
     if isinstance(value, (str, bytes, list, tuple, Mapping)):
         return not value
     return value is None or (isinstance(value, float) and math.isnan(value))

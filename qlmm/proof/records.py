@@ -219,7 +219,7 @@ class Verdicts(_Fact):
     """What to make of a run.
 
     Attributes:
-        sound: every promise was kept: the run did what its recipe says.
+        sound: every promise was kept: the run did what its recipe asks.
         useful: on held-out rows the model is better than all it was compared with; None where nothing was compared.
         worse: on held-out rows the model is worse than before training.
     """
@@ -236,7 +236,7 @@ class Proof(_Fact):
     """What a run can prove about itself; absent parts were not measured.
 
     Attributes:
-        promises: whether the run did what its recipe says.
+        promises: whether the run did what its recipe asks.
         comparisons: whether that was of use, on held-out rows.
         skipped: steps that were not taken, since their loss or a gradient was not finite.
     """

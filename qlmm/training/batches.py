@@ -47,7 +47,7 @@ class _Trace(Exception):
 
 
 class _Worker(ForkProcess):
-    """A worker that is born deaf to signals: between its start and its first batch, one would end it."""
+    """A worker that starts with signals blocked: one that came before its first batch would end it."""
 
     def start(self) -> None:
         """Start with the signals blocked, which a child inherits."""

@@ -104,7 +104,7 @@ def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
         fitted,
         kept_out=len(loaded.samples) - len(learn) - len(aside),
         held_out=tuple(row for row, _ in held_out),
-        # Of the rows that are measured, whatever was left out before.
+        # Of the rows that are measured; earlier exclusions do not count.
         seen=tuple(seen_in(fitted.samples, [row for row, _ in held_out], same)),
         seen_rows=tuple(row for row, what in seen if what == "row"),
         mixture=mixture,
@@ -112,7 +112,7 @@ def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
 
 
 def thinking(encoder: Encoder, data: DataSection, samples: Sequence[Example]) -> Encoder:
-    """The encoder that asks as rows are answered: inviting a thought where the recipe says so, or a row has one."""
+    """The encoder that asks as rows are answered: inviting a thought where the recipe asks for it, or a row has one."""
     decided = data.thinking is None and any(map(_thinks, samples))
     return encoder.thinking() if decided else encoder
 

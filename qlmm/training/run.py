@@ -91,7 +91,7 @@ def train(
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
             raise no_memory(plan, trainer.state.global_step + 1, trainer.batches.at_once) from error
-        # A data loader says only which process is gone.
+        # A data loader names only which process is gone.
         if (lost := trainer.batches.lost()) is None:
             raise
         raise lost from error

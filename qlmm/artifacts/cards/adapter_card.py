@@ -36,7 +36,7 @@ NOT_STATED = "not stated"
 SEE_BASE = "see the base"
 UNPROVEN = (
     "> **Unproven.** This run did not keep its promises, or nobody checked them: the adapter may not be what its "
-    "recipe says. The list under Proof says what is known."
+    "recipe says. The list under Proof has what is known."
 )
 # What Markdown or HTML would act on instead of showing it.
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>~$&])")

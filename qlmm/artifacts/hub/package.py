@@ -92,7 +92,7 @@ def pack(folder: Path, repo: str, *, unproven: bool) -> Package:
     if not proven and not unproven:
         broken = [f"promise broken: {one.name} ({one.detail})" for one in proof.promises if not one.kept]
         why = broken[0] if broken else "no promise of its run was checked"
-        help = "train again, or add --unproven to share it as it is; its card then says so on top"
+        help = "train again, or add --unproven to share it as it is; its card then has that on top"
         raise ModelError.one("H010", f"{folder} is not proven: {why}", help=help)
     names = [name for name in files_below(folder) if allowed(name, manifest)]
     check_contents(folder, names)

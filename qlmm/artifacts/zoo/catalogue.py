@@ -57,7 +57,7 @@ def complete(name: str, tell: Tell = lambda line: None) -> Path:
     source = entry_folder(name)
     read_entry(source)
     manifest = read_manifest(source)
-    # The folder's own name is the entry's: whatever is made of it is called so.
+    # The folder's own name is the entry's: what is made of it gets that name.
     place = env.home() / "zoo" / _fingerprint(source) / source.name
     place.parent.mkdir(parents=True, exist_ok=True)
     # Another process that completes the entry is waited for, not refused.

@@ -36,7 +36,7 @@ def _of_run(run: Path) -> Path:
     if (run / ADAPTER / MANIFEST).is_file():
         return run / ADAPTER
     if (run / UNPROVEN / MANIFEST).is_file():
-        help = f"{run / 'report.html'} says which; to look at it all the same, name {run / UNPROVEN}"
+        help = f"{run / 'report.html'} names it; to look at it all the same, name {run / UNPROVEN}"
         raise UsageError.one("A012", f"the run {run} broke a promise: it has no proven adapter", help=help)
     help = "qlmm finetune with its recipe goes on"
     raise UsageError.one("A012", f"the run {run} is not finished: it has no adapter", help=help)

@@ -82,7 +82,7 @@ def _show(summary: Summary, pairs: Path, records: Path, *, as_json: bool) -> Non
     from qlmm.cli.output.screens import facts_screen
 
     if summary.heard < LITTLE_HEARD:
-        out.warn("the judge mostly says neither yes nor no: do not rely on its verdicts, name a better --judge")
+        out.warn("the judge mostly answers neither yes nor no: do not rely on its verdicts, name a better --judge")
     if as_json:
         out.json({"out": str(pairs), "records": str(records), **asdict(summary)})
         return

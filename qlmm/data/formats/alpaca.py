@@ -30,18 +30,18 @@ def asked(row: RawRow, keys: tuple[str, ...]) -> str:
 
 def with_history(row: RawRow, question: str, answers: RawRow) -> list[RawRow]:
     """Messages: the ``system`` column, the pairs of ``history``, the question, and the answers by their column."""
-    said: list[tuple[str, object]] = [("system", row["system"])] if present(row, "system") and row["system"] else []
+    raw: list[tuple[str, object]] = [("system", row["system"])] if present(row, "system") and row["system"] else []
     past = unpacked(row["history"]) if present(row, "history") else ()
     for pair in past if isinstance(past, (list, tuple)) else [past]:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise BadRow("`history` is not a list of pairs: question, answer")
-        said += zip(("user", "assistant"), pair, strict=True)
+        raw += zip(("user", "assistant"), pair, strict=True)
     for key, answer in answers.items():
         if not isinstance(answer, str):
             raise BadRow(f"`{key}` is {type(answer).__name__}, not text")
     return [
         {"role": role, "content": text}
-        for role, text in (*said, ("user", question), *(("assistant", answer) for answer in answers.values()))
+        for role, text in (*raw, ("user", question), *(("assistant", answer) for answer in answers.values()))
     ]
 
 

@@ -14,7 +14,7 @@ from qlmm.data.contract import MARK, Format, Media, RawRow, closed, role_of
 from qlmm.data.errors import BadRow
 from qlmm.data.row_keys import MEDIA, learned
 from qlmm.data.sample import Turn
-from qlmm.data.shown import Said, beside, placed
+from qlmm.data.shown import RawTurn, beside, placed
 
 __all__ = ["FORMAT", "answered", "conversation", "spoken"]
 
@@ -25,7 +25,7 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
     return placed(conversation(row), beside(row, images))
 
 
-def conversation(row: RawRow) -> list[Said]:
+def conversation(row: RawRow) -> list[RawTurn]:
     """The turns of ``conversations``, questions without blank space at their ends."""
     entries = row["conversations"]
     if not isinstance(entries, Sequence) or isinstance(entries, str):
@@ -33,7 +33,7 @@ def conversation(row: RawRow) -> list[Said]:
     return [spoken(entry, f"turn {number}") for number, entry in enumerate(entries, 1)]
 
 
-def spoken(entry: object, place: str) -> Said:
+def spoken(entry: object, place: str) -> RawTurn:
     """The turn of a ``{from, value}`` or ``{role, content}``; a BadRow names its place otherwise."""
     text = entry.get("value", entry.get("content")) if isinstance(entry, Mapping) else None
     if not isinstance(entry, Mapping) or not isinstance(text, str):
@@ -41,7 +41,7 @@ def spoken(entry: object, place: str) -> Said:
     role = role_of(entry)
     if role is None:
         raise BadRow(f"unknown speaker `{entry.get('from', entry.get('role'))}` in {place}: known are {SPEAKERS}")
-    return Said(role, (text.strip() if role == "user" else text,), learned(entry, role, place))
+    return RawTurn(role, (text.strip() if role == "user" else text,), learned(entry, role, place))
 
 
 def answered(row: RawRow) -> RawRow:

@@ -14,7 +14,7 @@ from qlmm.data.contract import MARK, Format, Media, RawRow, closed, present, rol
 from qlmm.data.errors import BadRow
 from qlmm.data.row_keys import MEDIA, learned
 from qlmm.data.sample import Role, Turn
-from qlmm.data.shown import Column, Said, Shown, beside, placed
+from qlmm.data.shown import Column, RawTurn, Shown, beside, placed
 
 __all__ = ["FORMAT", "answered", "list_of", "read_messages"]
 
@@ -50,7 +50,7 @@ def list_of(value: object, key: str, role: Role) -> Sequence[object]:
     return value
 
 
-def _said(entry: object, number: int, images: Media, columns: Mapping[str, Column]) -> Said:
+def _said(entry: object, number: int, images: Media, columns: Mapping[str, Column]) -> RawTurn:
     content = entry.get("content", entry.get("value")) if isinstance(entry, Mapping) else None
     if not isinstance(entry, Mapping) or content is None:
         raise BadRow(f"message {number} is not {{role, content}}")
@@ -61,7 +61,7 @@ def _said(entry: object, number: int, images: Media, columns: Mapping[str, Colum
     if not isinstance(content, (str, list, tuple)):
         raise BadRow(f"the content of message {number} is neither text nor a list of parts")
     pieces = [content] if isinstance(content, str) else [_piece(part, number, images, columns) for part in content]
-    return Said(role, tuple(pieces), learned(entry, role, f"message {number}"))
+    return RawTurn(role, tuple(pieces), learned(entry, role, f"message {number}"))
 
 
 def _piece(part: object, number: int, images: Media, columns: Mapping[str, Column]) -> str | Shown:

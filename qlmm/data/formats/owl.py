@@ -16,7 +16,7 @@ from qlmm.data.contract import Format, Media, RawRow
 from qlmm.data.errors import BadRow
 from qlmm.data.row_keys import MEDIA
 from qlmm.data.sample import Turn
-from qlmm.data.shown import Said, beside, placed
+from qlmm.data.shown import RawTurn, beside, placed
 
 __all__ = ["FORMAT"]
 
@@ -28,15 +28,15 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
     if not isinstance(text, str):
         raise BadRow("`text` is not text")
     system, *lines = SPEAKER.split(text)
-    said = [Said("system", (system,))] if system.strip() else []
+    raw = [RawTurn("system", (system,))] if system.strip() else []
     for speaker, line in zip(lines[::2], lines[1::2], strict=True):
         if speaker == "AI":
-            said.append(Said("assistant", (line,)))
-        elif said and said[-1].role == "user":  # Human lines in a row are one turn
-            said[-1] = Said("user", (f"{said[-1].pieces[0]}\n{line}",))
+            raw.append(RawTurn("assistant", (line,)))
+        elif raw and raw[-1].role == "user":  # Human lines in a row are one turn
+            raw[-1] = RawTurn("user", (f"{raw[-1].pieces[0]}\n{line}",))
         else:
-            said.append(Said("user", (line,)))
-    return placed(said, beside(row, images))
+            raw.append(RawTurn("user", (line,)))
+    return placed(raw, beside(row, images))
 
 
 def _detect(row: RawRow) -> bool:

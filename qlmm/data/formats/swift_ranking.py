@@ -26,22 +26,22 @@ def _parse(row: RawRow, images: Media) -> list[Turn]:
         if other and not absent(other) and other != row.get(key):
             raise BadRow(f"`rejected_{key}` are others than `{key}`: both answers must be about the same")
     if present(row, "messages"):
-        said = messages.list_of(row["messages"], "messages", "user")
+        raw = messages.list_of(row["messages"], "messages", "user")
     else:
-        said = with_history(row, asked(row, ("query",)), {"response": row.get("response")})
-    if not said:
+        raw = with_history(row, asked(row, ("query",)), {"response": row.get("response")})
+    if not raw:
         raise BadRow("no answer: the row has no messages")
-    return messages.read_messages([*said, _rejected(row, said)], row, images)
+    return messages.read_messages([*raw, _rejected(row, raw)], row, images)
 
 
-def _rejected(row: RawRow, said: Sequence[object]) -> object:
+def _rejected(row: RawRow, raw: Sequence[object]) -> object:
     """The message of the rejected answer; messages before it must be those of the chosen one."""
     if not present(row, WHOLE):
         if not isinstance(row[TEXT], str):
             raise BadRow(f"`{TEXT}` is {type(row[TEXT]).__name__}, not text")
         return {"role": "assistant", "content": row[TEXT]}
     other = messages.list_of(row[WHOLE], WHOLE, "assistant")
-    if not other or not (len(other) == 1 or list(other[:-1]) == list(said[:-1])):
+    if not other or not (len(other) == 1 or list(other[:-1]) == list(raw[:-1])):
         raise BadRow(f"`{WHOLE}` and the chosen messages differ before their last answer: there is no common question")
     if not isinstance(other[-1], Mapping):
         raise BadRow(f"`{WHOLE}` is not a list of messages")

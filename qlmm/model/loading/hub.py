@@ -39,7 +39,7 @@ _CONFIGURATIONS = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
-# What is built module by module, and takes time whatever its size; the largest models have some hundreds.
+# What is built module by module, and takes time at any size; the largest models have some hundreds.
 _COUNTED, _MOST_COUNTED = re.compile(r"layer|depth|block|expert|stage"), 2000
 _SIZES, _LARGEST = re.compile(r"size|dim|width|channels|heads|positions"), 1 << 24
 

@@ -189,9 +189,9 @@ class PartsTrainer(PiecesTrainer):
         return loss
 
     def _not_finite(self, code: str, what: str, help: str) -> None:
-        """End the run, or mark the step as one not to take, as `training.on_nonfinite` says."""
+        """End the run, or mark the step as one not to take, as `training.on_nonfinite` asks."""
         first, self._wrong = not self._wrong, self._wrong or f"{what} at step {self.state.global_step + 1}"
-        # One step counts once, whatever in it is wrong.
+        # One step counts once, however much in it is wrong.
         self._in_a_row += first
         skip = self._plan.recipe.training.on_nonfinite == "skip"
         if skip and self._in_a_row < MOST_SKIPPED:
@@ -321,7 +321,7 @@ class PartsTrainer(PiecesTrainer):
         return own
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
-        """Save; what a full disk leaves half made is removed, and the message says so."""
+        """Save; what a full disk leaves half made is removed, and the message names it."""
         step = self.state.global_step
         with self._run.writing(f"checkpoint {step}") if self._run is not None else nullcontext():
             super()._save_checkpoint(model, trial)  # type: ignore[misc]  # Trainer's
