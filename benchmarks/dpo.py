@@ -80,7 +80,7 @@ training:
   precision: {precision}
   log_every: 1
   save_every: 100000
-evaluation: {{sources: [{{path: {folder}/pairs.jsonl, limit: 1}}], rows: 1, every: 100000, answers: 0}}
+evaluation: {{sources: [{{path: {folder}/held-out.jsonl}}], rows: 1, every: 100000, answers: 0}}
 output: {{dir: {folder}/run}}
 """
 
@@ -138,17 +138,18 @@ class _Trl(DPOTrainer):
 
 
 def write_pairs(folder: Path, count: int) -> None:
-    """Pairs about noise pictures, with answers of 30 to 60 words, each of them one token."""
+    """Pairs about noise pictures, with answers of 30 to 60 words, each of them one token; one more is held out."""
     chance = random.Random(0)
     words = ["".join(chance.choices(string.ascii_lowercase, k=2)) for _ in range(200)]
     lines = []
-    for number in range(count):
+    for number in range(count + 1):
         Image.frombytes("RGB", (PICTURE, PICTURE), chance.randbytes(3 * PICTURE**2)).save(folder / f"{number}.png")
         said = [" ".join(chance.choices(words, k=chance.randint(30, 60))) for _ in range(2)]
         question = "<image>" + " ".join(chance.choices(words, k=12))
         row = {"prompt": question, "chosen": said[0], "rejected": said[1], "images": [f"{number}.png"]}
         lines.append(json.dumps(row))
-    (folder / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "pairs.jsonl").write_text("\n".join(lines[:count]), encoding="utf-8")
+    (folder / "held-out.jsonl").write_text(lines[count], encoding="utf-8")
 
 
 def plan_of(folder: Path, name: str, reuse: Sequence[str], precision: str) -> Plan:

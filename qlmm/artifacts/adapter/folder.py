@@ -32,7 +32,7 @@ def stage_adapter(
     # PEFT asks the Hub for an id without its revision. An assembled base stays unnamed: PEFT could not load it.
     whole, config = base.whole, json.loads((stage / ADAPTER_CONFIG).read_text("utf-8"))
     config["base_model_name_or_path"] = name_of(whole.name) if whole is not None else None
-    config["revision"] = whole.asked_revision if whole is not None else None
+    config["revision"] = whole.revision if whole is not None else None
     atomic_write(stage / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return stage
 

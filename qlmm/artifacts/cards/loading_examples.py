@@ -36,7 +36,7 @@ def _ours(repo: str | None) -> str:
 
 
 def _peft(base: PartIdentity, place: str) -> str:
-    pinned = f", revision={dumps(base.asked_revision)}" if base.asked_revision else ""
+    pinned = f", revision={dumps(base.revision)}" if base.revision else ""
     return (
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
         f"base = AutoModelForImageTextToText.from_pretrained({dumps(base.name)}{pinned})\n"
@@ -62,7 +62,7 @@ def _vllm(base: PartIdentity, adapter: AdapterSection, place: str) -> str:
             f"vLLM applies LoRA of the language model; whether it applies that of the {' and '.join(parts)} depends on "
             "its version and on the model. Merge the adapter into its base to be sure."
         )
-    pinned = ("--revision", base.asked_revision) if base.asked_revision else ()
+    pinned = ("--revision", base.revision) if base.revision else ()
     rank, named = max_lora_rank(adapter.r), f"adapter={place}"
     command = line(
         "vllm", "serve", base.name, *pinned, "--enable-lora", "--max-lora-rank", rank, "--lora-modules", named

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from inspect import signature
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from transformers import BatchEncoding, PreTrainedTokenizerBase
-from transformers.image_utils import make_flat_list_of_images
 
 from qlmm.core.errors import DataError, ModelError
 from qlmm.data.contract import Processor
@@ -107,14 +106,22 @@ def stating_channels(image_processor: Any) -> Any:
         return image_processor
 
     def preprocess(images: Any = None, *args: Any, **kwargs: Any) -> Any:
-        shown = make_flat_list_of_images(images) if images is not None else []
-        if any(isinstance(one, Image.Image) and one.height in AMBIGUOUS for one in shown):
+        if any(picture.height in AMBIGUOUS for picture in _pictures(images)):
             kwargs.setdefault("input_data_format", "channels_last")
         return image_processor.preprocess(images, *args, **kwargs)
 
     stating = copy.copy(image_processor)
     stating.preprocess = preprocess
     return stating
+
+
+def _pictures(images: Any) -> Iterator[Image.Image]:
+    """The pictures in lists within lists, as processors nest them."""
+    if isinstance(images, Image.Image):
+        yield images
+    elif isinstance(images, list | tuple):
+        for one in images:
+            yield from _pictures(one)
 
 
 class _StandIn:

@@ -40,11 +40,6 @@ class PartIdentity(BaseModel):
         return self.id.partition("@")[0] if self.revision else self.id
 
     @property
-    def asked_revision(self) -> str | None:
-        """The revision that the id asks for; None where it asks for none."""
-        return self.id.removeprefix(self.name).removeprefix("@") or None
-
-    @property
     def pinned(self) -> str:
         """The name with the commit, where there is one."""
         return f"{self.name}@{self.revision}" if self.revision else self.name
