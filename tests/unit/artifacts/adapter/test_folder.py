@@ -71,7 +71,10 @@ def test_a_staged_adapter_is_beside_its_place_and_not_in_it(staged: Path, tmp_pa
 
 def test_the_base_is_named_as_plain_peft_finds_it(staged: Path) -> None:
     config = json.loads((staged / "adapter_config.json").read_text())
-    assert (config["base_model_name_or_path"], config["revision"]) == ("llava-hf/llava-1.5-7b-hf", "0123abc")
+    commit = NATIVE.parts["model"].revision
+    assert (config["base_model_name_or_path"], config["revision"]) == ("llava-hf/llava-1.5-7b-hf", commit)
+    assert commit is not None
+    assert len(commit) == 40
     assert config["r"] == 4
 
 
