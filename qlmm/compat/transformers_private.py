@@ -8,15 +8,26 @@ Usage: ``kind = attention_of(model.config)``
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
-__all__ = ["attention_of", "fetched_file", "lasting_facts", "picture_tokens", "render_jinja_template"]
+__all__ = [
+    "attention_by",
+    "attention_of",
+    "fetched_file",
+    "lasting_facts",
+    "picture_tokens",
+    "render_jinja_template",
+]
 
+# The name that a function of attention has among transformers' own.
+_ATTENDING = "qlmm"
 # Facts of the place and the release that a configuration was read with, and not of the model.
 _INCIDENTAL = {"transformers_version", "_name_or_path", "_commit_hash", "dtype", "architectures"}
 
@@ -27,6 +38,25 @@ def attention_of(config: PreTrainedConfig) -> str:
     Read from transformers 5.23 (``config._attn_implementation``). Public instead: an attribute without underscore.
     """
     return str(config._attn_implementation)
+
+
+@contextmanager
+def attention_by(config: PreTrainedConfig, attend: Callable[..., Any]) -> Iterator[None]:
+    """While the block runs, a model with this configuration attends by a function, with masks made as for sdpa.
+
+    Read from transformers 5.23 (``config._attn_implementation``, which modules read at every call). Public instead:
+    ``set_attn_implementation``, once it takes a function and can be undone.
+    """
+    kept = config._attn_implementation
+    AttentionInterface.register(_ATTENDING, attend)
+    AttentionMaskInterface.register(_ATTENDING, AttentionMaskInterface()["sdpa"])
+    config._attn_implementation = _ATTENDING
+    try:
+        yield
+    finally:
+        config._attn_implementation = kept
+        # Names cannot be taken back; this one must not keep a model alive.
+        AttentionInterface.register(_ATTENDING, AttentionInterface()["sdpa"])
 
 
 def lasting_facts(config: PreTrainedConfig) -> dict[str, Any]:

@@ -249,6 +249,11 @@ class TrainingSection(Section):
         description="What is computed once instead of several times: the prompt of a pair, the reference's "
         "log-probabilities of a row, a frozen tower's features of a picture. Losses are the same without.",
     )
+    packing: bool = Field(
+        True,
+        description="Lay the rows of a pass end to end instead of padding them to the longest, where the model "
+        "computes the same that way, which is tried before the first step. Losses are the same without.",
+    )
     gradient_checkpointing: bool = Field(True, description="Trade a third more compute for less activation memory.")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="cuda: refuse to start without a GPU.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(

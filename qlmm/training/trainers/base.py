@@ -6,7 +6,7 @@ Usage: ``class SftTrainer(PartsTrainer, SFTTrainer): …``
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
@@ -26,13 +26,15 @@ from qlmm.model.parts.split import PartName, Parts
 from qlmm.model.peft.adapter import add_bare
 from qlmm.model.reuse.feature_store import LIMIT_BYTES, FeatureStore
 from qlmm.model.reuse.frozen_tower import FrozenTower
+from qlmm.model.reuse.supervised_head import SupervisedHead
 from qlmm.model.token_losses import evaluating, token_losses
 from qlmm.proof.fingerprint import processor_digest
 from qlmm.training.objective import refused
 from qlmm.training.plan import Plan
 from qlmm.training.rows import measured
 from qlmm.training.run_dir import RunDir
-from qlmm.training.trainers.pieces import PiecesTrainer, rows_of
+from qlmm.training.trainers.pieces import rows_of
+from qlmm.training.trainers.unpadded import UnpaddedTrainer
 from qlmm.training.trl_settings import trainer_config
 
 __all__ = ["Masters", "PartsTrainer", "RowsForTrl"]
@@ -47,7 +49,7 @@ MOST_SCALED = 40
 BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
 
 
-class PartsTrainer(PiecesTrainer):
+class PartsTrainer(UnpaddedTrainer):
     """Mixed in before a trainer of TRL: what a vision-language model in parts needs.
 
     The constructor is a fixed sequence of steps. A subclass overrides steps and calls the one it overrides; it has no
@@ -96,6 +98,8 @@ class PartsTrainer(PiecesTrainer):
         self.check_loss_path(model, plan)
         self.install_reuse(model, plan)
         self.lay_out_rows(model, plan)
+        self._head = SupervisedHead(model.get_base_model())
+        self.cut_padding(model, plan)
         self.take_pieces(plan, self.data_collator)
 
     def attach_masters(self, model: PeftModel) -> Masters:
@@ -148,6 +152,10 @@ class PartsTrainer(PiecesTrainer):
 
     def lay_out_rows(self, model: PeftModel, plan: Plan) -> None:
         """Change how rows lie in a batch, where the objective has a shorter layout; none here."""
+
+    def scored_by(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        """A model as TRL calls it, whose fused head scores supervised positions only."""
+        return self._head.of(model)
 
     def prepare(self, run: RunDir) -> None:
         """What is left to do before the first step, in the run's directory."""

@@ -21,6 +21,7 @@ from qlmm.model.reuse.attention_layout import AttentionLayout, LayoutHooks
 from qlmm.model.token_losses import evaluating
 from qlmm.training.plan import Plan
 from qlmm.training.trainers.base import PartsTrainer
+from qlmm.training.trainers.unpadded import telling
 
 __all__ = ["PairsTrainer"]
 
@@ -51,7 +52,15 @@ class PairsTrainer(PartsTrainer):
 
     def scored_by(self, model: Any) -> Callable[..., Any]:
         """A model as TRL calls it, for batches of either layout."""
-        return _sharing(model, self._layouts) if self._layouts is not None else model
+        return super().scored_by(_sharing(model, self._layouts) if self._layouts is not None else model)
+
+    def row_mask(self, inputs: Batch) -> torch.Tensor | None:
+        """The mask of the batch as the model is given it."""
+        return super().row_mask(inputs.get("packed", inputs))
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        """Log-probabilities of both answers' tokens."""
+        return self._log_probs(self.scored_by(self.model), batch)
 
     def _objection(self, model: PeftModel, layouts: LayoutHooks, plan: Plan) -> str | None:
         """Why pairs cannot share their prompts, tried on the longest, on one without and one with most pictures."""
@@ -61,7 +70,7 @@ class PairsTrainer(PartsTrainer):
         packed, plain = PackedCollator(plan.train, plan.encoder), PairCollator(plan.train, plan.encoder)
         try:
             with evaluating(model):
-                for row in _telling(plan):
+                for row in telling(plan):
                     ours = self._log_probs(_sharing(model, layouts), packed([{"row": row}]))
                     theirs = self._log_probs(model, plain([{"row": row}]))
                     if not torch.allclose(ours, theirs, rtol=rounding, atol=rounding):
@@ -91,14 +100,3 @@ def _sharing(model: Any, layouts: LayoutHooks) -> Callable[..., Any]:
             return model(**packed, **settings)
 
     return call
-
-
-def _telling(plan: Plan) -> set[int]:
-    """The rows on which a difference would show first: the longest, one without and one with most pictures."""
-    rows = range(len(plan.train))
-    # One row alone may hide a difference: a tiny random model with recurrent layers showed it on another row only.
-    return {
-        max(rows, key=lambda row: plan.lengths[row].total + plan.lengths[row].supervised),
-        min(rows, key=lambda row: len(plan.train[row].images)),
-        max(rows, key=lambda row: len(plan.train[row].images)),
-    }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -96,7 +97,8 @@ class PiecesTrainer:
                     steps * sum(learned) / share if share < sum(learned) else steps
                 )
                 inputs = {name: value for name, value in piece.items() if name != ROWS}
-                losses.append(super().training_step(model, inputs, items))  # type: ignore[misc]  # Trainer's
+                with self.around(inputs):
+                    losses.append(super().training_step(model, inputs, items))  # type: ignore[misc]  # Trainer's
             return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -104,6 +106,10 @@ class PiecesTrainer:
             return None
         finally:
             self.current_gradient_accumulation_steps = steps
+
+    def around(self, inputs: Batch) -> AbstractContextManager[None]:
+        """What a batch's forward and backward pass run in; nothing here."""
+        return nullcontext()
 
     def fit_longest(self, model: torch.nn.Module, items: Items) -> None:
         """Take the longest rows forward and backward, with room for the optimizer's moments, until they fit."""

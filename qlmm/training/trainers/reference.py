@@ -8,6 +8,7 @@ Usage: ``trainer = DpoTrainer(peft_model, plan, callbacks=[monitor])``
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,13 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):
 
     _also: Batch = {}  # noqa: RUF012  # replaced by every batch, never changed
 
-    def _compute_loss(self, model: torch.nn.Module, inputs: Batch, return_outputs: bool) -> Any:
+    def _compute_loss(self, model: Callable[..., Any], inputs: Batch, return_outputs: bool) -> Any:
         self._also = inputs.pop("KL_also", {})
-        return super()._compute_loss(model, inputs, return_outputs)
+        return super()._compute_loss(self.scored_by(model), inputs, return_outputs)
+
+    def row_mask(self, inputs: Batch) -> torch.Tensor | None:
+        """None: other rows' answers have masks of their own."""
+        return None
 
     def _compute_kl_logps(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor | None:
         """Log-probabilities (rows,) of other rows' answers, with all that goes with these."""

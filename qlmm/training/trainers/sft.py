@@ -30,7 +30,7 @@ class SftTrainer(PartsTrainer, SFTTrainer):
     def loss(self, model: Any, inputs: Batch, outputs: bool, items: torch.Tensor | int | None) -> Any:
         """TRL's loss through its fused head, or the same from the logits of a class that it does not fit."""
         if self._fused:
-            return super().loss(model, inputs, outputs, items)
+            return super().loss(self.scored_by(model), inputs, outputs, items)
         labels = inputs.pop("labels")
         losses = token_losses(model, inputs, labels)
         return losses.sum() / max(1, losses.numel() if items is None else int(items))
