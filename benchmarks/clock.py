@@ -7,12 +7,44 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "Timed"]
+
+
+@dataclass
+class Timed(TrainerCallback):
+    """Steps of one run, of either tool: when each ended, on the clock and in seconds of all cores, and its loss.
+
+    What a trainer does once, before its first step, is told apart.
+    """
+
+    made: float = field(default_factory=time.perf_counter)
+    ends: list[float] = field(default_factory=list)
+    worked: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clocks."""
+        self._note()
+
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        """Note a step."""
+        if "loss" in logs:
+            self._note()
+            self.losses.append(logs["loss"])
+
+    def _note(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+        self.worked.append(time.process_time())
+
 
 # Steps that are not counted: kernels are chosen and memory is first taken in them.
 WARM_UP = 3

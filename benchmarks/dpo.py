@@ -16,9 +16,7 @@ import random
 import statistics
 import string
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,10 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
+from benchmarks.clock import Timed
 from benchmarks.machine import write_result
 from benchmarks.record import record_of
 from benchmarks.shapes import PICTURE, Shape
@@ -85,46 +84,18 @@ output: {{dir: {folder}/run}}
 """
 
 
-@dataclass
-class Timed(TrainerCallback):
-    """Steps of one run, of either tool: when each ended, on the clock and in seconds of all cores, and its loss.
-
-    What a trainer does once, before its first step, is told apart.
-    """
-
-    made: float = field(default_factory=time.perf_counter)
-    ends: list[float] = field(default_factory=list)
-    worked: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Start the clocks."""
-        self._note()
-
-    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        """Note a step."""
-        if "loss" in logs:
-            self._note()
-            self.losses.append(logs["loss"])
-
-    def _note(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
-        self.worked.append(time.process_time())
-
-    def figures(self, pairs: int) -> dict[str, Any]:
-        """Pairs per second of all steps, and of those of the first and the further epochs."""
-        seconds = [end - begun for begun, end in pairwise(self.ends)]
-        epoch = len(seconds) // EPOCHS
-        return {
-            "pairs_per_s": round(pairs * len(seconds) / sum(seconds), 4),
-            "first_epoch_pairs_per_s": round(pairs / statistics.median(seconds[:epoch]), 4),
-            "later_pairs_per_s": round(pairs / statistics.median(seconds[epoch:]), 4),
-            "before_first_step_s": round(self.ends[0] - self.made, 2),
-            "core_s_per_pair": round((self.worked[-1] - self.worked[0]) / (pairs * len(seconds)), 3),
-            "losses": [round(loss, 6) for loss in self.losses],
-        }
+def figures(timed: Timed, pairs: int) -> dict[str, Any]:
+    """Pairs per second of all steps, and of those of the first and the further epochs."""
+    seconds = [end - begun for begun, end in pairwise(timed.ends)]
+    epoch = len(seconds) // EPOCHS
+    return {
+        "pairs_per_s": round(pairs * len(seconds) / sum(seconds), 4),
+        "first_epoch_pairs_per_s": round(pairs / statistics.median(seconds[:epoch]), 4),
+        "later_pairs_per_s": round(pairs / statistics.median(seconds[epoch:]), 4),
+        "before_first_step_s": round(timed.ends[0] - timed.made, 2),
+        "core_s_per_pair": round((timed.worked[-1] - timed.worked[0]) / (pairs * len(seconds)), 3),
+        "losses": [round(loss, 6) for loss in timed.losses],
+    }
 
 
 class _Trl(DPOTrainer):
@@ -250,12 +221,12 @@ def measure(folder: Path, shape: Shape, pairs: int, device: str) -> dict[str, An
     if len(ready.train) != pairs or pairs % size:
         # A short last batch would be counted as a whole one, and TRL, given all epochs in one, would have none.
         raise ValueError(f"{len(ready.train)} pairs in batches of {size} do not come out even")
-    found["trl"] = run_trl(ready).figures(size)
+    found["trl"] = figures(run_trl(ready), size)
     print("trl", found["trl"]["pairs_per_s"], flush=True)
     for name, reuse in variants.items():
-        found[name] = run_qlmm(plan_of(folder, name, reuse, precision)).figures(size)
+        found[name] = figures(run_qlmm(plan_of(folder, name, reuse, precision)), size)
         print(name, found[name]["pairs_per_s"], flush=True)
-    found["trl_again"] = run_trl(ready).figures(size)
+    found["trl_again"] = figures(run_trl(ready), size)
     return summary(found, ready, pairs)
 
 

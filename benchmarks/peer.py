@@ -60,7 +60,7 @@ def plain_trl(ready: Plan, base: PreTrainedModel, *, steps: int, clock: Clock | 
         warmup_steps=round(training.warmup * steps),
         weight_decay=training.extra.get("weight_decay", 0.0),
         gradient_checkpointing=training.gradient_checkpointing,
-        bf16=ready.precision.name != "fp16",
+        bf16=ready.precision.name == "bf16",
         fp16=ready.precision.name == "fp16",
         use_cpu=ready.precision.device == "cpu",
         seed=training.seed,

@@ -58,12 +58,15 @@ class TinyRun:
         return parse_recipe(RECIPE.format(folder=self.folder), "tiny.yaml", list(overrides))
 
 
-def picture_row(folder: Path, number: int) -> dict[str, object]:
-    """A row about a picture of one colour, whose picture is drawn here."""
+def picture_row(folder: Path, number: int, *, more: str = "") -> dict[str, object]:
+    """A row about a picture of one colour, whose picture is drawn here; its answer may go on."""
     colour = list(COLOURS)[number % len(COLOURS)]
     Image.new("RGB", (40 + number, 40), COLOURS[colour]).save(folder / f"{number}.png")
     question = {"role": "user", "content": "what colour is this ?"}
-    return {"messages": [question, {"role": "assistant", "content": f"it is {colour}"}], "images": [f"{number}.png"]}
+    return {
+        "messages": [question, {"role": "assistant", "content": f"it is {colour}{more}"}],
+        "images": [f"{number}.png"],
+    }
 
 
 def text_row(number: int) -> dict[str, object]:

@@ -23,7 +23,8 @@ __all__ = ["FREE", "NEVER", "Change", "compare", "on_resume", "refuse"]
 
 FREE = """
 training.gradient_checkpointing training.device training.workers training.stall_minutes training.log_every
-training.save_every training.keep training.on_nonfinite output.dir output.trackers evaluation.every
+training.save_every training.keep training.tokens_per_batch training.packing training.on_nonfinite output.dir
+output.trackers evaluation.every
 """.split()  # noqa: SIM905  a table of keys
 NEVER = """
 version
@@ -58,7 +59,7 @@ def compare(old: Recipe, new: Recipe, *, separable: bool = False) -> list[Change
 
     Where the loss is `separable`, rows may be spread over more or fewer passes, as long as a step has as many.
     """
-    free = _PASSES if separable and _rows_a_step(old) == _rows_a_step(new) else frozenset[str]()
+    free = _PASSES if separable and old.training.rows_per_step == new.training.rows_per_step else frozenset[str]()
     before, after = dict(_leaves(old.model_dump(), ())), dict(_leaves(new.model_dump(), ()))
     changes = []
     for path in {**before, **after}:
@@ -68,10 +69,6 @@ def compare(old: Recipe, new: Recipe, *, separable: bool = False) -> list[Change
             kind = "free" if name in free else on_resume(re.sub(r"\.\d+", "[]", name))
             changes.append(Change(f"{name}: {_shown(was)} → {_shown(is_now)}", kind))
     return changes
-
-
-def _rows_a_step(recipe: Recipe) -> int:
-    return recipe.training.batch_size * recipe.training.accumulation
 
 
 def refuse(changes: Sequence[Change], run_dir: str) -> None:

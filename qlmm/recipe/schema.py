@@ -254,6 +254,11 @@ class TrainingSection(Section):
         description="Lay the rows of a pass end to end instead of padding them to the longest, where the model "
         "computes the same that way, which is tried before the first step. Losses are the same without.",
     )
+    tokens_per_batch: PositiveInt | None = Field(
+        None,
+        description="Most tokens per forward pass, in place of `batch_size` rows: the rows of a step (batch_size × "
+        "accumulation) are put together so that passes are full. Losses are the same; free on resume.",
+    )
     gradient_checkpointing: bool = Field(True, description="Trade a third more compute for less activation memory.")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="cuda: refuse to start without a GPU.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
@@ -282,6 +287,16 @@ class TrainingSection(Section):
         description="Further fields of TRL's settings for the objective (SFTConfig, DPOConfig, KTOConfig, ORPOConfig, "
         "CPOConfig), by name; those qlmm sets itself are refused.",
     )
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimiser step."""
+        return self.batch_size * self.accumulation
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that the trainer is given at once: a batch, or all of a step where tokens decide about passes."""
+        return self.batch_size if self.tokens_per_batch is None else self.rows_per_step
 
 
 class OutputSection(Section):

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.sharedctypes import RawArray, RawValue
@@ -25,13 +25,15 @@ from qlmm.core.secrets import redact
 from qlmm.core.signals import ASKING, blocked
 from qlmm.data.batching.collators import Batch, Collator
 
-__all__ = ["PIECES", "ROWS", "Batches", "received"]
+__all__ = ["PIECES", "ROWS", "Batches", "Bins", "received"]
 
 # Where a batch has the numbers of its rows.
 ROWS = "row_numbers"
 # Where the trainer's batch has its pieces.
 PIECES = "pieces"
 LONGEST = 200
+# Rows, and how many at most go together -> rows that go together.
+Bins = Callable[[Sequence[int], int], list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,8 @@ class Batches:
     has that limit, and the rows that each of them is at work on.
     """
 
-    def __init__(self, collate: Collator, *, workers: int, rows: int) -> None:
-        self._collate, self._slot = collate, rows + 1
+    def __init__(self, collate: Collator, *, workers: int, rows: int, bins: Bins | None = None) -> None:
+        self._collate, self._slot, self._bins = collate, rows + 1, bins
         self._workers = _Workers()
         self._most: Any = RawValue("q", rows)
         self._at: Any = RawArray("q", [-1] * workers * self._slot)
@@ -121,6 +123,8 @@ class Batches:
 
     def of(self, rows: Sequence[int]) -> list[Batch]:
         """The batch of some rows."""
+        if self._bins is not None:
+            return [self._piece(some) for some in self._bins(rows, self.at_once)]
         return [self._piece(rows[first : first + self.at_once]) for first in range(0, len(rows), self.at_once)]
 
     def _piece(self, numbers: Sequence[int]) -> Batch:

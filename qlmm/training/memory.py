@@ -40,7 +40,7 @@ def untouched(trainer: Any, model: torch.nn.Module) -> Iterator[None]:
 def no_memory(plan: Plan, step: int, rows: int) -> RunError:
     """RunError G003, with what each change of the recipe would save; cheapest first."""
     load = expected_load(plan.recipe, plan.precision, plan.train, plan.facts.tokens.max)
-    load = replace(load, rows=load.rows * rows // plan.recipe.training.batch_size)
+    load = replace(load, rows=max(1, load.rows * rows // plan.recipe.training.rows_at_once))
     whole = _bytes(plan, load)
     saved = {name: whole - _bytes(plan, other) for name, other in _changes(plan, load).items()}
     listed = ", ".join(f"{name} (about {memory(size)})" for name, size in saved.items() if size > 0)

@@ -154,7 +154,9 @@ def _steps(recipe: Recipe, epoch_rows: int) -> int:
     training = recipe.training
     if training.steps is not None:
         return training.steps
-    per_epoch = math.ceil(math.ceil(epoch_rows / training.batch_size) / training.accumulation)
+    per_epoch = math.ceil(
+        math.ceil(epoch_rows / training.rows_at_once) * training.rows_at_once / training.rows_per_step
+    )
     return max(1, math.ceil(per_epoch * training.epochs))
 
 
@@ -162,7 +164,7 @@ def _views(recipe: Recipe, rows: Rows, steps: int) -> float:
     """How often the run shows a picture to the tower, on average over its pictures."""
     train, training = rows.train.samples, recipe.training
     shown = in_epoch(rows.mixture, lambda row: len(train[row].images))
-    epochs = steps * training.batch_size * training.accumulation / len(rows.mixture)
+    epochs = steps * training.rows_per_step / len(rows.mixture)
     different = len({image for row in train for image in row.images})
     return objective(training.objective).passes * shown * epochs / max(1, different)
 
@@ -183,7 +185,7 @@ def _facts(recipe: Recipe, precision: Precision, base: Base, placement: Placemen
         held_out_rows=len(rows.held_out),
         tokens=tokens,
         steps=steps,
-        batch_rows=training.batch_size * training.accumulation,
+        batch_rows=training.rows_per_step,
         memory_bytes=sum(need.values()),
         memory_breakdown=need,
         # Each checkpoint has the trained weights and Adam's two moments; the adapter and its stage, the weights.
@@ -286,8 +288,8 @@ def _check_kinds_of_rows(recipe: Recipe, base: Base, rows: Rows, *, needs: bool)
             help="leave rows without a picture out, or choose another base",
         )
     training, shown = recipe.training, any(sample.images for sample in rows.train.samples)
-    if shown and not rows.encoder.takes_both and training.batch_size > 1:
-        kind, rows_a_step = type(rows.encoder.processor).__name__, training.batch_size * training.accumulation
+    if shown and not rows.encoder.takes_both and training.rows_at_once > 1:
+        kind, rows_a_step = type(rows.encoder.processor).__name__, training.rows_per_step
         raise DataError.one(
             "D043",
             f"{kind} takes no batch that mixes rows with and without a picture",

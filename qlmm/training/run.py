@@ -77,11 +77,11 @@ def train(
         listener(Warned(note))
     trainer.prepare(run)
     if run.record.rows_at_once is not None:
-        trainer.batches.at_once = min(run.record.rows_at_once, recipe.training.batch_size)
+        trainer.batches.at_once = min(run.record.rows_at_once, recipe.training.rows_at_once)
 
     def halved(step: int, rows: int) -> None:
         run.write(rows_at_once=rows)
-        batch = recipe.training.batch_size
+        batch = recipe.training.rows_at_once
         listener(Warned(f"out of memory at step {step}: {rows} of a batch's {batch} rows at once from here; same loss"))
 
     trainer.halved = halved

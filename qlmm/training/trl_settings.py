@@ -38,6 +38,9 @@ def trainer_config(training: TrainingSection, output: OutputSection, precision: 
         if not isinstance(value, float | int) or value <= 0:
             raise refused("extra", f"{name} {value} must be above 0", "leave it out for the default")
     asked.check(training)
+    if training.tokens_per_batch is not None and not asked.separable(training):
+        why = f"the loss of objective {training.objective} compares the rows of a batch"
+        raise refused("tokens_per_batch", why, "set training.batch_size instead", "T006")
     for name, value in training.extra.items():
         _check_extra(name, value, ours, kind, asked.passed_on)
         if name.startswith("dataloader_") and not training.workers:
@@ -108,8 +111,8 @@ def _check_extra(name: str, value: Any, ours: Mapping[str, Any], kind: type[Any]
 def _ours(training: TrainingSection, output: OutputSection, precision: Precision, steps: int) -> Mapping[str, Any]:
     return {
         "output_dir": str(Path(output.dir)),
-        "per_device_train_batch_size": training.batch_size,
-        "gradient_accumulation_steps": training.accumulation,
+        "per_device_train_batch_size": training.rows_at_once,
+        "gradient_accumulation_steps": training.rows_per_step // training.rows_at_once,
         "max_steps": steps,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.schedule,

@@ -11,8 +11,10 @@ import math
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes
 import torch
@@ -22,6 +24,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from qlmm.core.errors import QlmmError
+from qlmm.data.batching.collators import Batch
 from qlmm.model.parts.split import PEFT_PREFIX, split
 from qlmm.model.peft.adapter import save_adapter
 from qlmm.proof.promises import trained
@@ -41,7 +44,7 @@ __all__ = ["PAGE", "Verdict", "keys_of", "page", "recipe_for", "row", "try_famil
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 COLUMNS = ("parts", "4-bit", "trained", "frozen", "reload", "merge")
-OPTIONAL = ("dpo", "shared")
+OPTIONAL = ("dpo", "shared", "packed")
 # A part alone, in each way that a recipe can ask to train it.
 WAYS = tuple(f"{part}={way}" for part in ("connector", "vision") for way in ("full", "lora"))
 HEAD = """# Vision-language models of transformers, tried one by one
@@ -61,12 +64,16 @@ without torchvision and timm.
   without a backbone for TRL's head, or with a decoder of their own, have supervised training only.
 - **shared**: a pair's answers share one row with their prompt; elsewhere a pair is two rows, at half the speed, because
   log-probabilities would differ (recurrent layers, masks of a form of their own).
+- **packed**: rows of a pass lie end to end, without padding, with the same loss and gradients (1e-5); elsewhere rows
+  are padded, because the model computes otherwise.
 - **connector=full**, **connector=lora**, **vision=full**, **vision=lora**: two steps with that part alone. Every tensor
   of a connector moved, and some of a tower, which is read at one of its layers. "refused" comes while planning: the
   class has no such part, or nothing in it that can be trained in that way.
 
 {columns}"""
 TITLES = ("family", "class", "", *COLUMNS, *OPTIONAL, *WAYS, "remark")
+# Relative difference of gradients, in single precision.
+CLOSE = 1e-5
 # From so many steps on a run promises that every tensor of a connector moved.
 MANY_STEPS = 5
 
@@ -131,7 +138,7 @@ def _try(verdict: Verdict, folder: Path) -> None:
     verdict.done["frozen"] = all(proof.frozen_identical for proof in proofs)
     verdict.done["reload"] = _same_in_plain_peft(folder, keys)
     verdict.done["merge"] = _merges(folder, keys)
-    verdict.done |= _ways(folder, keys) | _preferences(folder, keys)
+    verdict.done |= _ways(folder, keys) | _packed(folder, keys) | _preferences(folder, keys)
     if still:
         verdict.reason = f"{len(still)} trained tensors had no gradient, such as {still[0].removeprefix(PEFT_PREFIX)}"
     elif not verdict.done["reload"]:
@@ -166,6 +173,28 @@ def _merges(folder: Path, keys: tuple[str, ...]) -> bool:
     return merged_equals(plan, into) <= TOLERANCE
 
 
+def _packed(folder: Path, keys: tuple[str, ...]) -> dict[str, bool | str]:
+    """Whether rows of unequal lengths lie end to end, and give the gradients that they give padded."""
+    write_rows(folder, longer=4)
+    plan = make_plan(recipe_for(folder, "none", *keys))
+    trainer = SftTrainer(build(plan)[0], plan, callbacks=[])
+    if trainer.pads:
+        return {"packed": "no"}
+    batch = trainer.data_collator([{"row": row} for row in range(3)])
+    packed, padded = (_gradients(trainer, dict(batch), around) for around in (trainer.around(batch), nullcontext()))
+    return {"packed": "yes" if (packed - padded).norm() < CLOSE * padded.norm() else False}
+
+
+def _gradients(trainer: Any, batch: Batch, around: AbstractContextManager[None]) -> torch.Tensor:
+    """Loss and all gradients of a batch; without dropout, whose random numbers fall otherwise on packed rows."""
+    trainer.model.eval().zero_grad()
+    with around:
+        loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+        loss.backward()
+    grads = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+    return torch.cat([loss.detach()[None], *grads])
+
+
 def _preferences(folder: Path, keys: tuple[str, ...]) -> dict[str, bool | str]:
     """Two steps on pairs, and whether they share prompts; refused where qlmm says beforehand that it cannot."""
     pairs = [pair_row(folder, number) for number in range(10)]
@@ -196,9 +225,9 @@ def keys_of(one: Family) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def write_rows(folder: Path) -> None:
-    """Write ten rows with a picture each."""
-    rows = [picture_row(folder, number) for number in range(10)]
+def write_rows(folder: Path, longer: int = 0) -> None:
+    """Write ten rows with a picture each, every one by so many words longer than the one before it."""
+    rows = [picture_row(folder, number, more=" indeed" * longer * number) for number in range(10)]
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from qlmm.core.errors import UsageError
 from qlmm.model.reuse.supervised_head import SupervisedHead
 from qlmm.model.reuse.unpadded import Unpadded
 from qlmm.training.objective import objective as objective_of
@@ -34,6 +37,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
         pair["rejected"] = "no " * (1 + number * 3)
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     return made
+
+
+class Directory:
+    """A run's directory, as far as a trainer needs it before its first step."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(exist_ok=True)
+        self.path, self.saving, self.record = path, path / ".part", SimpleNamespace(frozen_sha256="b")
+
+    def writing(self, what: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def trainer(tiny: TinyRun, name: str, *overrides: str) -> Any:
@@ -151,6 +165,41 @@ def test_a_batch_with_another_mask_is_refused(tiny: TinyRun) -> None:
     other = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
     with made.around(inputs), pytest.raises(Exception, match="M055"):
         made.compute_loss(made.model, other)
+
+
+@pytest.mark.parametrize("further", [(), ("training.packing=false",), ("training.workers=2",)])
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_passes_filled_by_tokens_have_the_same_curve(
+    tiny: TinyRun, objective: str, further: tuple[str, ...], tmp_path: Path
+) -> None:
+    def curve(name: str, *overrides: str) -> list[float]:
+        keys = ("training.batch_size=2", "training.accumulation=3", "training.steps=4", "training.log_every=1")
+        made = trainer(tiny, objective, *keys, f"output.dir={tmp_path}/{name}", *overrides)
+        made.prepare(Directory(tmp_path / name))
+        made.train()
+        return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+    by_rows, by_tokens = curve("rows"), curve("tokens", "training.tokens_per_batch=120", *further)
+    assert by_tokens == pytest.approx(by_rows, rel=CLOSE)
+
+
+def test_passes_hold_as_many_tokens_as_asked(tiny: TinyRun) -> None:
+    made = trainer(tiny, "sft", "training.batch_size=9", "training.tokens_per_batch=120")
+    lengths = made._plan.lengths
+    rows = range(len(lengths))
+    pieces = made.batches.of(rows)
+    assert sorted(row for piece in pieces for row in piece["row_numbers"]) == list(rows)
+    assert 1 < len(pieces) < len(rows)
+    for piece in pieces:
+        held = sum(lengths[row].total for row in piece["row_numbers"])
+        assert held == piece["attention_mask"].sum()
+        assert held <= 120 or len(piece["row_numbers"]) == 1
+
+
+@pytest.mark.parametrize("objective", ["orpo", "kto"])
+def test_losses_that_compare_rows_are_not_filled_by_tokens(tiny: TinyRun, objective: str) -> None:
+    with pytest.raises(UsageError, match=r"T006.*compares the rows of a batch"):
+        trainer(tiny, objective, "training.tokens_per_batch=120")
 
 
 def test_one_row_a_pass_is_left_as_it_is(tiny: TinyRun, tmp_path: Path) -> None:

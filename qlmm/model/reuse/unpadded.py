@@ -28,6 +28,8 @@ __all__ = ["Unpadded"]
 
 # Kinds of layers, in transformers' words, that a row's own tokens and a window tell all about.
 BY_ROW = {"full_attention", "sliding_attention"}
+# Those that carry a state from token to token, and what of such a layer does: it alone is given padded rows.
+MIXERS = {"linear_attention": "linear_attn", "conv": "conv"}
 # What some kinds of attention add to their scores.
 OTHER_TERMS = ("softcap", "s_aux", "position_bias")
 
@@ -71,6 +73,11 @@ class _Rows:
         room = hidden.new_zeros(*self.real.shape, hidden.shape[-1])
         return room.masked_scatter(self.real[..., None], hidden)
 
+    def padded_again(self, value: Any) -> Any:
+        """An argument of a mixer: what is (1, real tokens, width) becomes (rows, tokens, width)."""
+        by_token = isinstance(value, torch.Tensor) and value.shape[:2] == (1, self.edges[-1]) and value.dim() == 3
+        return self.padded(value) if by_token else value
+
 
 class Unpadded:
     """Hooks on a decoder that do nothing until rows are named.
@@ -80,14 +87,17 @@ class Unpadded:
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
-        decoder = base.get_decoder()
-        self.objection = _objection(decoder.config)
+        decoder: Any = base.get_decoder()
+        mixers = _mixers(decoder)
+        self.objection = _objection(base, decoder.config, mixers)
         self._config: PreTrainedConfig = decoder.config
         self._rows: _Rows | None = None
         self._hooks = [
             base.register_forward_pre_hook(self._same_rows, with_kwargs=True),
             decoder.register_forward_pre_hook(self._enter, with_kwargs=True),
             decoder.register_forward_hook(self._leave),
+            *(mixer.register_forward_pre_hook(self._pad_again, with_kwargs=True) for mixer in mixers if mixer),
+            *(mixer.register_forward_hook(self._cut_again) for mixer in mixers if mixer),
         ]
 
     @contextmanager
@@ -135,8 +145,25 @@ class Unpadded:
 
     def _leave(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self._rows is not None:
+            if getattr(output, "last_hidden_state", None) is None:
+                raise ModelError.one("M055", "the decoder gives logits and no hidden states")
             output.last_hidden_state = self._rows.padded(output.last_hidden_state)
         return output
+
+    def _pad_again(
+        self, mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._rows is None:
+            return None
+        padded = {name: self._rows.padded_again(value) for name, value in kwargs.items()}
+        if "attention_mask" in kwargs:
+            padded["attention_mask"] = self._rows.mask
+        return tuple(map(self._rows.padded_again, args)), padded
+
+    def _cut_again(self, mixer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self._rows is None:
+            return output
+        return tuple(map(self._rows.kept, output)) if isinstance(output, tuple) else self._rows.kept(output)
 
     def _attend(
         self,
@@ -188,8 +215,24 @@ def _seen(mask: torch.Tensor | None, row: int, places: torch.Tensor, window: int
     return (at[:, None] >= at) & (at[:, None] - at < window)
 
 
-def _objection(config: PreTrainedConfig) -> str | None:
+def _kinds(config: PreTrainedConfig) -> list[str]:
+    """The kind of each layer, where a configuration has several."""
+    return list(config.to_dict().get("layer_types") or ())
+
+
+def _mixers(decoder: Any) -> list[nn.Module | None]:
+    """The mixers of a decoder's layers that carry a state; None where a layer has none of that name."""
+    layers = zip(getattr(decoder, "layers", ()), _kinds(decoder.config), strict=False)
+    return [getattr(layer, MIXERS[kind], None) for layer, kind in layers if kind in MIXERS]
+
+
+def _objection(base: PreTrainedModel, config: PreTrainedConfig, mixers: list[nn.Module | None]) -> str | None:
+    if base.config.is_encoder_decoder:
+        return "its decoder does not read the rows themselves"
     if attention_of(config) != "sdpa":
         return "base attention is not sdpa"
-    others = sorted(set(config.to_dict().get("layer_types") or ()) - BY_ROW)
+    kinds = _kinds(config)
+    others = sorted(set(kinds) - BY_ROW - MIXERS.keys())
+    if not others and None in mixers:
+        others = sorted(set(kinds) & MIXERS.keys())
     return f"layers of kind {', '.join(others)} carry something from row to row" if others else None

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from qlmm.data.batching.bins import bins
 from qlmm.data.batching.collators import Batch
 from qlmm.data.encoding.encoder import IGNORED
-from qlmm.training.batches import PIECES, ROWS, Batches, received
+from qlmm.training.batches import PIECES, ROWS, Batches, Bins, received
 from qlmm.training.memory import no_memory, out_of_memory, untouched
 from qlmm.training.plan import Plan
 
@@ -46,10 +47,22 @@ class PiecesTrainer:
     def take_pieces(self, plan: Plan, collator: Any) -> None:
         """Begin with whole batches."""
         training = plan.recipe.training
-        self.batches = Batches(collator, workers=training.workers, rows=training.batch_size)
+        together = self._bins(plan) if training.tokens_per_batch is not None else None
+        self.batches = Batches(collator, workers=training.workers, rows=training.rows_at_once, bins=together)
         self.halved = lambda step, rows: None
         # Whether the longest rows were tried, and the rows of the step under way.
         self._fitted, self._passed = False, []
+
+    def _bins(self, plan: Plan) -> Bins:
+        """Which rows of a step go together; of a pair without a shared prompt, both sides count."""
+        lengths, tokens = [one.total for one in plan.lengths], plan.recipe.training.tokens_per_batch or 0
+        sides = 2 if plan.objective.rows == "preference" else 1
+        return lambda rows, most: bins(rows, lengths, tokens=tokens // sides, most=most, padded=self.pads)
+
+    @property
+    def pads(self) -> bool:
+        """Whether the language model computes padding."""
+        return True
 
     def get_train_dataloader(self) -> Any:
         """Transformers' loader, with batches that know their rows, made by workers that outlive signals."""
@@ -71,11 +84,11 @@ class PiecesTrainer:
             self.fit_longest(model, items)
         pieces, numbers = inputs[PIECES], rows_of(inputs)
         self._passed.append(numbers)
-        if len(pieces[0][ROWS]) > self.batches.at_once:
+        if max(len(piece[ROWS]) for piece in pieces) > self.batches.at_once:
             pieces = self.batches.of(numbers)
         loss = self._tried(model, pieces, items)
         while loss is None:
-            self._halve()
+            self._halve(pieces)
             # Gradients of the half that did fit are in with those of earlier batches: the step begins anew.
             model.zero_grad()
             for rows in self._passed:
@@ -119,12 +132,13 @@ class PiecesTrainer:
         while True:
             with untouched(self, model):
                 room = self._moments()
-                found = self._tried(model, self.batches.of(by_length[-self.batches.at_once :]), items)
+                longest = self.batches.of(by_length[-self.batches.at_once :])[:1]
+                found = self._tried(model, longest, items)
                 del room
             model.zero_grad()
             if found is not None:
                 return
-            self._halve()
+            self._halve(longest)
 
     def _moments(self) -> list[torch.Tensor]:
         """What Adam in 32 bits will keep, where it keeps nothing yet."""
@@ -132,9 +146,10 @@ class PiecesTrainer:
             return []
         return [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
 
-    def _halve(self) -> None:
-        """Take half as many rows at once from here on; RunError G003 where that cannot be."""
-        rows, training = self.batches.at_once, self._plan.recipe.training
+    def _halve(self, pieces: Sequence[Batch]) -> None:
+        """Take half as many rows at once as these pieces have from here on; RunError G003 where that cannot be."""
+        training, rows = self._plan.recipe.training, max(len(piece[ROWS]) for piece in pieces)
+        rows = min(rows, self.batches.at_once)
         if rows == 1 or not self._plan.objective.separable(training):
             raise no_memory(self._plan, self.state.global_step + 1, rows)
         self.batches.at_once = rows // 2
