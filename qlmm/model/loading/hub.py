@@ -41,7 +41,7 @@ _CONFIGURATIONS = (
 )  # fmt: skip
 # What is built module by module, and takes time at any size; the largest models have some hundreds.
 _COUNTED, _MOST_COUNTED = re.compile(r"layer|depth|block|expert|stage"), 2000
-_SIZES, _LARGEST = re.compile(r"size|dim|width|channels|heads|positions"), 1 << 24
+_SIZES, _LARGEST = re.compile(r"size|dim|width|channels|heads|positions"), 1 << 28
 
 # What libraries raise for a value that they never expected.
 _WRONG_VALUES = (
