@@ -52,7 +52,12 @@ class Conversation:
 
     @classmethod
     def begin(
-        cls, adapter: Path, shown: Iterable[Path] | None, max_new_tokens: int, sample: bool, seed: int
+        cls,
+        adapter: Path,
+        shown: Iterable[Path] | None,
+        max_new_tokens: int = 256,
+        sample: bool = False,
+        seed: int = 0,
     ) -> Conversation:
         """Load an adapter; what is not one (A001, A002) and damaged pictures are refused before torch is imported."""
         read_manifest(adapter)

@@ -17,7 +17,7 @@ from qlmm.cli.output.console import out
 from qlmm.core import env
 from qlmm.core.errors import QlmmError
 from qlmm.core.files import atomic_write
-from qlmm.core.secrets import redact
+from qlmm.core.secrets import redact, shortened
 
 __all__ = ["run"]
 
@@ -59,7 +59,7 @@ def _report_bug(error: Exception) -> None:
         where = f"trace: {place}"
     except OSError:
         where = "QLMM_DEBUG=1 shows the trace"
-    name = f"{type(error).__name__}: {error}".splitlines()[0][:LONGEST_BUG]
+    name = shortened(f"{type(error).__name__}: {error}".splitlines()[0], LONGEST_BUG)
     out.note(f"error[X101]: this is a bug in qlmm ({name}); {where}")
     if env.flag("QLMM_DEBUG"):
         out.note(trace)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, TrainerCallback
 from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -24,6 +24,7 @@ __all__ = [
     "lasting_facts",
     "picture_tokens",
     "render_jinja_template",
+    "tracker_kind",
 ]
 
 # The name that a function of attention has among transformers' own.
@@ -75,6 +76,19 @@ def picture_tokens(processor: Any, width: int, height: int) -> int:
     """
     counts = processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens
     return int(counts[0]) if counts else 0
+
+
+def tracker_kind(name: str) -> type[TrainerCallback]:
+    """The callback that brings a tracker its settings and figures; its package is imported once it is made.
+
+    Read from transformers 5.23 (``transformers.integrations``). Public instead: ``report_to``, whose callbacks the
+    trainer makes and calls itself, so that an error of theirs ends the run.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    (kind,) = get_reporting_integration_callbacks([name])
+    found: type[TrainerCallback] = kind
+    return found
 
 
 def fetched_file(source: str, name: str, revision: str | None) -> Path | None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qlmm.core.errors import RunError, UsageError
 from qlmm.core.files import fsync_dir
+from qlmm.core.secrets import shortened
 from qlmm.core.staging import only_writer
 
 __all__ = ["JudgedAnswer", "JudgedStatement", "Record", "Records", "Settings"]
@@ -163,4 +164,4 @@ def _compare(path: Path, recorded: Settings, wanted: Settings) -> None:
 
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"
+    return shortened(text, SHORT)

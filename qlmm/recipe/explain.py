@@ -17,7 +17,7 @@ from qlmm.recipe.resume_rules import on_resume
 from qlmm.recipe.schema import Recipe
 from qlmm.recipe.schema_keys import Key, as_path, keys, section_at, value_at
 
-__all__ = ["Explained", "describe", "explain", "explained", "reference"]
+__all__ = ["Explained", "describe", "described", "explain", "explained", "facts_in", "facts_of", "reference"]
 
 _INTRODUCTION = """\
 # Recipe keys
@@ -70,6 +70,13 @@ def explained(loaded: LoadedRecipe) -> Iterator[Explained]:
                 yield Explained(name, Key(name, doc, "", False), value, loaded.origin(name))
 
 
+def facts_in(loaded: LoadedRecipe) -> list[dict[str, object]]:
+    """What `facts_of` says of each key of a recipe, with its value and where that comes from."""
+    return [
+        facts_of(one.key) | {"key": one.name, "value": one.value, "origin": one.origin} for one in explained(loaded)
+    ]
+
+
 def explain(loaded: LoadedRecipe) -> str:
     """The whole recipe as text: each key with value, origin, documentation, type and default."""
     return "\n".join(_entry(item) for item in explained(loaded))
@@ -87,14 +94,31 @@ def _default(key: Key) -> str:
     return key.default_text if key.required else f"default {key.default_text}"
 
 
-def describe(name: str) -> str:
-    """One key, or all keys of a section, as text; R012 when there is no such key."""
+def described(name: str) -> list[Key]:
+    """One key, or all keys of a section; R012 when there is no such key."""
     found = [key for key in keys() if key.name == name or key.name.startswith((f"{name}.", f"{name}[]"))]
     if not found:
         known = [key.name for key in keys()]
         raise RecipeError.one("R012", f"no key is called `{name}`", help=close(name, known).partition("  known")[0])
+    return found
+
+
+def describe(name: str) -> str:
+    """What `described` finds, as text."""
     head = "{0.name}\n    {0.doc}\n    {0.type}; {1}; on resume: {2}\n"
-    return "\n".join(head.format(key, _default(key), on_resume(key.name)) for key in found)
+    return "\n".join(head.format(key, _default(key), on_resume(key.name)) for key in described(name))
+
+
+def facts_of(key: Key) -> dict[str, object]:
+    """A key for a script: what it does, its type and default, and what a change of it means on resume."""
+    return {
+        "key": key.name,
+        "doc": key.doc,
+        "type": key.type,
+        "default": key.default_text,
+        "required": key.required,
+        "on_resume": on_resume(key.name),
+    }
 
 
 def reference() -> str:

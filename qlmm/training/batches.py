@@ -21,7 +21,7 @@ from typing import Any
 from torch.utils.data import DataLoader, get_worker_info
 
 from qlmm.core.errors import QlmmError, RunError
-from qlmm.core.secrets import redact
+from qlmm.core.secrets import redact, shortened
 from qlmm.core.signals import ASKING, blocked
 from qlmm.data.batching.collators import Batch, Collator
 
@@ -133,7 +133,7 @@ class Batches:
         except QlmmError:
             raise
         except Exception as error:
-            why = redact(f"{type(error).__name__}: {error}".splitlines()[0][:LONGEST])
+            why = shortened(f"{type(error).__name__}: {error}".splitlines()[0], LONGEST)
             help = "look at these rows with `qlmm data show`; QLMM_DEBUG=1 shows the trace"
             raise RunError.one("D049", f"no batch can be made of {self._named(numbers)} ({why})", help=help) from error
 

@@ -35,7 +35,7 @@ from qlmm.core.events import (
     StepSkipped,
     Warned,
 )
-from qlmm.core.secrets import redact_values
+from qlmm.core.secrets import redact_values, shortened
 
 __all__ = ["open_logbook", "read_metrics"]
 
@@ -95,7 +95,7 @@ def read_metrics(path: Path) -> list[Event]:
             # ValidationError and JSONDecodeError are ValueErrors. Only the last piece has no line end after it.
             if number == len(lines):
                 break
-            where = Where(str(path), number, excerpt=line.decode("utf-8", "replace")[:100])
+            where = Where(str(path), number, excerpt=shortened(line.decode("utf-8", "replace"), 100))
             raise RunError.one("L001", f"not an event: {_why(error)}", where=where, help="remove the line") from error
     return events
 

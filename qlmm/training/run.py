@@ -25,6 +25,7 @@ from qlmm.training.memory import no_memory, out_of_memory
 from qlmm.training.monitor import Evaluate, Monitor
 from qlmm.training.plan import Plan
 from qlmm.training.run_dir import RunDir
+from qlmm.training.trackers import Trackers
 
 __all__ = ["Ended", "build", "train"]
 
@@ -71,7 +72,14 @@ def train(
         set_peft_model_state_dict(model, load_file(str(resume / ADAPTER_WEIGHTS)))
         return Ended(None, lambda: None)
     monitor = Monitor(run, listener, recipe.training, every=recipe.evaluation.every, evaluate=evaluate)
-    trainer: Any = plan.objective.trainer()(model, plan, callbacks=[monitor])
+
+    def lost(what: str) -> None:
+        run.write(lost_trackers=tuple(dict.fromkeys((*(run.record.lost_trackers or ()), what))))
+        listener(Warned(what))
+
+    # After the monitor: a tracker that looks for a checkpoint finds it sealed.
+    callbacks = [monitor, Trackers(recipe.output.trackers, lost)]
+    trainer: Any = plan.objective.trainer()(model, plan, callbacks=callbacks)
     monitor.grad_norms, trainer.listener = trainer.take_grad_norms, listener
     for note in trainer.notes:
         listener(Warned(note))

@@ -69,6 +69,7 @@ class RunRecord(BaseModel):
         writer: the process that wrote last.
         frozen_sha256: one hash over the base's tensors.
         rows_at_once: how many rows of a batch memory took, where that is not all of them.
+        lost_trackers: which trackers raised an error and got nothing more, after which step, and why.
     """
 
     model_config = ConfigDict(**IN_JSON, frozen=True)
@@ -89,6 +90,7 @@ class RunRecord(BaseModel):
     before: Before | None = None
     frozen_sha256: str | None = None
     rows_at_once: int | None = None
+    lost_trackers: tuple[str, ...] | None = None
     proof: Proof | None = None
     verdicts: Verdicts | None = None
     adapter: str | None = None

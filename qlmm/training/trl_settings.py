@@ -135,7 +135,8 @@ def _ours(training: TrainingSection, output: OutputSection, precision: Precision
         # Rotation is ours: the stock one deletes before the new checkpoint is sealed.
         "save_total_limit": None,
         "eval_strategy": "no",
-        "report_to": list(output.trackers) or "none",
+        # Trackers are called by us: an error that one raises must not end the run.
+        "report_to": "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
     }

@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 
 from qlmm import __version__, api
+from qlmm.artifacts.hub.transfer import Pulled
 from qlmm.cli import app as command_line
 from qlmm.core.errors import EXIT_CODES, RunError, UsageError
 from qlmm.core.filenames import ADAPTER
 from qlmm.proof.records import Answer, Comparison, Promise
+from tests.commands import commands
 from tests.run_facts import PROOF
-from tests.runs import RECIPE
+from tests.runs import RECIPE, TinyRun, pair_row, picture_row
 
 KEYS = ["qlmm", "command", "exit_code", "problems", "result"]
+NO_JSON = {("chat",): "a conversation, whose answers are all it prints"}
 # What a shell would act on, and what it would lose.
 HOSTILE = 'my $(touch planted) "recipe"'
 
@@ -79,16 +82,95 @@ def test_however_a_command_ends_there_is_one_object(
 
 
 @pytest.mark.parametrize(
-    "words", [("recipe", "list"), ("recipe", "check", "owl_lora"), ("zoo", "list"), ("explain", "D005"), ("doctor",)]
+    "words",
+    [
+        ("recipe", "list"),
+        ("recipe", "check", "owl_lora"),
+        ("recipe", "show", "owl_lora"),
+        ("recipe", "explain"),
+        ("recipe", "explain", "training.steps"),
+        ("recipe", "explain", "owl_lora", "training.steps=3"),
+        ("recipe", "new", "mine"),
+        ("zoo", "list"),
+        ("explain", "D005"),
+        ("doctor",),
+    ],
 )
 def test_light_commands_give_their_result(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     code, printed, _ = ends(monkeypatch, capsys, *words, "--json")
     command = " ".join(words[:2]) if words[0] in {"recipe", "zoo"} else words[0]
     found = told(printed, 0, command)
     assert (code, found["problems"]) == (0, [])
     assert found["result"]
+
+
+def test_keys_are_taken_out_and_a_commit_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    key, commit = "hf_" + "aB3dE5gH7j" * 3, "0123456789abcdef" * 2 + "01234567"
+    pulled = Pulled(tmp_path / key, "me/x", commit, files=3, proven=True)
+    monkeypatch.setattr("qlmm.artifacts.hub.transfer.pull", lambda *_, **__: pulled)
+    code, printed, _ = ends(monkeypatch, capsys, "pull", "me/x", "--json")
+    result = told(printed, code, "pull")["result"]
+    assert (result["commit"], Path(result["folder"]).name) == (commit, "<redacted>")
+
+
+def test_every_command_has_json_or_a_reason() -> None:
+    without = {words for words, one in commands().items() if not any("--json" in option.opts for option in one.params)}
+    assert without == set(NO_JSON)
+
+
+def test_a_recipe_and_its_keys_are_told_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def result(*words: str) -> Any:
+        return told(ends(monkeypatch, capsys, "recipe", *words, "--json")[1], 0, f"recipe {words[0]}")["result"]
+
+    assert result("new", "mine", "--from", "quickstart") == {"recipe": "mine.yaml"}
+    assert result("show", "mine.yaml") == {"recipe": "mine.yaml", "text": Path("mine.yaml").read_text("utf-8")}
+    (steps,) = result("explain", "training.steps")
+    assert (steps["key"], steps["required"]) == ("training.steps", False)
+    assert steps["doc"].startswith("Optimiser steps")
+    values = {one["key"]: one for one in result("explain", "mine.yaml", "training.steps=3")}
+    assert (values["training.steps"]["value"], values["training.steps"]["origin"]) == (3, "override")
+    assert values["data.sources.0.path"]["origin"].startswith("mine.yaml:")
+
+
+def test_a_row_is_told_with_its_mask_and_its_pictures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = TinyRun.make(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=run.folder), "utf-8")
+
+    def shown(number: int, *overrides: str) -> Any:
+        words = ("data", "show", str(tmp_path / "recipe.yaml"), *overrides, "--row", str(number), "--json")
+        return told(ends(monkeypatch, capsys, *words)[1], 0, "data show")["result"]
+
+    row = shown(3)
+    assert (row["row"], row["rows"], row["origin"]) == (3, 28, {"file": str(tmp_path / "rows.jsonl"), "line": 3})
+    assert [(one["name"], one["width"], one["height"]) for one in row["pictures"]] == [("2.png", 42, 40)]
+    assert sum(one["tokens"] for one in row["pieces"]) == row["tokens"]["total"]
+    assert "it is blue" in "".join(one["text"] for one in row["pieces"] if one["kind"] == "learned")
+    pairs = [json.dumps(pair_row(tmp_path, number)) for number in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs), "utf-8")
+    pair = shown(1, "training.objective=dpo", f"data.sources=[{{path: {tmp_path}/pairs.jsonl}}]")
+    for side, answer in (("chosen", "it is red"), ("rejected", "it is green")):
+        assert answer in "".join(one["text"] for one in pair[side] if one["kind"] == "learned")
+
+
+def test_converted_rows_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows, file = tmp_path / "rows.jsonl", tmp_path / "rows.messages.jsonl"
+    rows.write_text("\n".join(json.dumps(picture_row(tmp_path, number)) for number in range(3)), "utf-8")
+    code, printed, _ = ends(monkeypatch, capsys, "data", "convert", str(rows), "--json")
+    assert told(printed, code, "data convert")["result"] == {"file": str(file), "rows": 3, "pictures": 0}
+    assert len(file.read_text("utf-8").splitlines()) == 3
 
 
 def test_bad_rows_are_problems_with_their_places(

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from qlmm.cli.app import app
 from qlmm.cli.arguments import adapter_folder
 from qlmm.core.errors import QlmmError
+from qlmm.core.secrets import redact
+from qlmm.data.sample import ImageRef, Origin, Sample, Turn
 from qlmm.recipe.zoo import shipped
+from tests.run_facts import PROOF
+from tests.talking import Loaded
 from tests.zoo_runs import Zoo, finished_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +51,33 @@ def test_show_tells_results_command_and_card(zoo: Zoo, tmp_path: Path) -> None:
     assert "right picture 3.894, another row's 4.643" in " ".join(done.stdout.split())
     assert "# Adapter trained with qlmm" in done.stdout
     assert "base_model_relation" not in done.stdout
+
+
+def test_show_and_run_tell_a_script_the_same(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = zoo.add(finished_run(tmp_path))
+    shown = json.loads(run("zoo", "show", "mine", "--json").stdout)["result"]
+    assert (shown["name"], shown["summary"]) == ("mine", "Knows colours")
+    assert PROOF.before is not None
+    assert shown["proof"]["before"]["right"] == PROOF.before.right
+    assert shown["card"] == redact((entry / "README.md").read_text("utf-8"))
+    picture = tmp_path / "cat.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    rows = [Sample((Turn("user", (ImageRef(picture), "what ?")), Turn("assistant", ("red",))), Origin("x", 1))]
+    loaded = Loaded()
+    of_run = SimpleNamespace(recipe=SimpleNamespace(evaluation=SimpleNamespace(max_new_tokens=40)))
+    monkeypatch.setattr(loaded, "manifest", of_run, raising=False)
+    monkeypatch.setattr("qlmm.proof.probe.probe_rows", lambda folder: rows)
+    monkeypatch.setattr("qlmm.cli.conversation.load_adapter", lambda folder: loaded)
+    asked: list[tuple[list[str], str | None]] = [([], "red"), (["what ?"], None), (["--image", str(picture)], None)]
+    for words, expected in asked:
+        done = run("zoo", "run", "mine", *words, "--json")
+        assert done.exit_code == 0, done.output
+        (said,) = json.loads(done.stdout)["result"]
+        assert said.pop("answer").strip() == "turn 1, 1 pictures"
+        assert said == {"pictures": [str(picture)], "question": "what ?", "expected": expected}
+    text = run("zoo", "run", "mine").stdout
+    assert "turn 1, 1 pictures" in text
+    assert "expected" in text
 
 
 def test_verify_counts_what_fails_and_ends_with_1(zoo: Zoo, tmp_path: Path) -> None:

@@ -88,14 +88,12 @@ def show(
     recipe: Recipe,
     overrides: Overrides = None,
     row: Annotated[int, typer.Option(min=1, help="Which row, from 1.")] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Show a row: pictures, text, what is learned."""
     from qlmm.builtin import registry as builtin
-    from qlmm.data.encoding.trace import traced
     from qlmm.data.errors import OtherKind
-    from qlmm.data.media.images import size
     from qlmm.data.reading.dataset import load_samples
-    from qlmm.data.sample import Feedback, Preference
     from qlmm.training.objective import objective, redirected
     from qlmm.training.rows import thinking
 
@@ -112,18 +110,11 @@ def show(
     sample = samples[row - 1]
 
     encoder = thinking(_encoder(asked), data, samples)
-    out.print(f"row {row} of {len(samples)}, from {sample.origin}")
-    for ref in sample.images:
-        width, height = size(ref)
-        out.print(f"picture {ref.name}: {width} x {height}, {encoder.visual_tokens([ref])} tokens")
-    if isinstance(sample, Preference):
-        _print_pair(encoder, sample)
+    if as_json:
+        out.json({"row": row, "rows": len(samples)} | _row_facts(encoder, sample))
         return
-    if isinstance(sample, Feedback):
-        out.print(f"the answer is {'desirable' if sample.desirable else 'not desirable'}")
-    (lengths,) = encoder.measure([sample])
-    out.print(f"tokens: {lengths.total} ({lengths.visual} visual, {lengths.supervised} learned)", "")
-    out.print(_coloured(traced(encoder, sample)))
+    out.print(f"row {row} of {len(samples)}, from {sample.origin}")
+    _print_row(encoder, sample)
 
 
 @group.command(epilog="Example: qlmm data convert captions.csv --to messages")
@@ -135,6 +126,7 @@ def convert(
     out_file: Annotated[Path | None, typer.Option("--out", help="File to write; unset: beside FILE.")] = None,
     format: Annotated[str | None, typer.Option(help="Format of the rows; unset: detected.")] = None,
     image_root: ImageRoot = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write rows as they were understood, in plain columns."""
     from qlmm.builtin import registry as builtin
@@ -146,8 +138,55 @@ def convert(
     samples = load_samples([source], kind=None, resolve=builtin.path).samples
     file = out_file or Path(target).with_name(f"{Path(target).name.split('.')[0]}.{to}.jsonl")
     written = write(samples, file)
+    if as_json:
+        out.json({"file": str(file), "rows": len(samples), "pictures": written})
+        return
     beside = f", {written:,} pictures beside it" if written else ""
     out.print(f"{file}: {len(samples):,} rows{beside}")
+
+
+def _print_row(encoder: Encoder, row: Example) -> None:
+    """Pictures, tokens and text of a row, with what is learned."""
+    from qlmm.data.encoding.trace import traced
+    from qlmm.data.media.images import size
+    from qlmm.data.sample import Feedback, Preference
+
+    for ref in row.images:
+        width, height = size(ref)
+        out.print(f"picture {ref.name}: {width} x {height}, {encoder.visual_tokens([ref])} tokens")
+    if isinstance(row, Preference):
+        _print_pair(encoder, row)
+        return
+    if isinstance(row, Feedback):
+        out.print(f"the answer is {'desirable' if row.desirable else 'not desirable'}")
+    (lengths,) = encoder.measure([row])
+    out.print(f"tokens: {lengths.total} ({lengths.visual} visual, {lengths.supervised} learned)", "")
+    out.print(_coloured(traced(encoder, row)))
+
+
+def _row_facts(encoder: Encoder, row: Example) -> dict[str, object]:
+    """What a script may want of one row: where it stands, its pictures, and each text with its mask."""
+    from qlmm.data.encoding.trace import traced
+    from qlmm.data.media.images import size
+    from qlmm.data.sample import Feedback, Preference
+
+    sizes = [(ref, *size(ref)) for ref in row.images]
+    facts: dict[str, object] = {
+        "origin": asdict(row.origin),
+        "pictures": [
+            {"name": ref.name, "width": width, "height": height, "tokens": encoder.visual_tokens([ref])}
+            for ref, width, height in sizes
+        ],
+    }
+    if isinstance(row, Preference):
+        names = ("chosen", "rejected")
+        sides = {name: traced(encoder, one) for name, one in zip(names, row.judged(), strict=True)}
+        return facts | {name: [asdict(piece) for piece in pieces] for name, pieces in sides.items()}
+    if isinstance(row, Feedback):
+        facts["desirable"] = row.desirable
+    (lengths,) = encoder.measure([row])
+    tokens = {"total": lengths.total, "visual": lengths.visual, "learned": lengths.supervised}
+    return facts | {"tokens": tokens, "pieces": [asdict(piece) for piece in traced(encoder, row)]}
 
 
 def _print_pair(encoder: Encoder, pair: Preference) -> None:

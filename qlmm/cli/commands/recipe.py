@@ -41,12 +41,17 @@ def list_recipes(markdown: Markdown = False, as_json: AsJson = False) -> None:
 
 
 @group.command()
-def show(recipe: Recipe) -> None:
+def show(recipe: Recipe, as_json: AsJson = False) -> None:
     """Print a recipe as it stands."""
     from qlmm.recipe.library import resolve
     from qlmm.recipe.load import read_text
 
-    out.stream(redact(read_text(resolve(recipe))))
+    path = resolve(recipe)
+    text = redact(read_text(path))
+    if as_json:
+        out.json({"recipe": str(path), "text": text})
+    else:
+        out.stream(text)
 
 
 @group.command(epilog="Example: qlmm recipe check owl_lora training.steps=20")
@@ -74,6 +79,7 @@ def explain(
     ] = None,
     overrides: Overrides = None,
     markdown: Markdown = False,
+    as_json: AsJson = False,
 ) -> None:
     """Explain keys, or the values of a recipe."""
     from qlmm.recipe import explain as pages
@@ -82,12 +88,20 @@ def explain(
 
     if markdown:
         out.stream(pages.reference())
-    elif subject is None:
-        out.print(*(pages.describe(section) for section in Schema.model_fields))
-    elif subject.partition(".")[0] in Schema.model_fields and not is_recipe(subject) and not Path(subject).is_file():
-        out.print(pages.describe(subject))
+        return
+    section = (subject or "").partition(".")[0]
+    if subject is None or (section in Schema.model_fields and not is_recipe(subject) and not Path(subject).is_file()):
+        names = [subject] if subject is not None else list(Schema.model_fields)
+        if as_json:
+            out.json([pages.facts_of(key) for name in names for key in pages.described(name)])
+        else:
+            out.print(*map(pages.describe, names))
+        return
+    loaded = loaded_recipe(subject, overrides)
+    if as_json:
+        out.json(pages.facts_in(loaded))
     else:
-        out.print(pages.explain(loaded_recipe(subject, overrides)))
+        out.print(pages.explain(loaded))
 
 
 @group.command(epilog="Example: qlmm recipe new mine --from owl_lora")
@@ -96,12 +110,16 @@ def new(
     source: Annotated[
         str, typer.Option("--from", metavar="RECIPE", help="What to copy.", autocompletion=complete_recipe)
     ] = "owl_lora",
+    as_json: AsJson = False,
 ) -> None:
     """Copy a shipped recipe to start from."""
     from qlmm.recipe import library
 
     path = library.copy(name, source, Path())
-    out.print(str(path))
+    if as_json:
+        out.json({"recipe": str(path)})
+    else:
+        out.print(str(path))
     out.note(f"edit it, then: {ours('recipe check', path)} && {ours('finetune', path, dry_run=True)}")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,19 +56,25 @@ def list_entries(as_json: AsJson = False) -> None:
 
 
 @group.command(epilog="Example: qlmm zoo show owl_kinds")
-def show(name: Name) -> None:
+def show(name: Name, as_json: AsJson = False) -> None:
     """Show an adapter's results and card."""
     from qlmm.artifacts.zoo.entry import read_entry
     from qlmm.cli.output.screens import facts_screen
+    from qlmm.proof.records import to_json
     from qlmm.recipe.zoo import PREFIX, entry_folder
 
     source = entry_folder(name)
     entry = read_entry(source)
+    card = (source / CARD).read_text("utf-8")
+    if as_json:
+        facts = {"name": source.name, "base": entry.base, **entry.facts.model_dump(mode="json")}
+        out.json(facts | {"proof": to_json(entry.manifest.proven_by), "card": card})
+        return
     out.screen(
         facts_screen({f"{PREFIX}{source.name}": _facts(entry), "held-out rows": _results(entry.manifest.proven_by)})
     )
     # The card opens with metadata for the Hub, between two lines of dashes.
-    front, _, body = (source / CARD).read_text("utf-8").removeprefix("---\n").partition("\n---\n")
+    front, _, body = card.removeprefix("---\n").partition("\n---\n")
     out.print((body or front).strip())
 
 
@@ -112,38 +118,61 @@ def run(
     image: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="A picture; unset: those it was tested with.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Ask an adapter about a picture."""
     from qlmm.artifacts.zoo.catalogue import complete
-    from qlmm.cli.commands.ask import ask
-    from qlmm.cli.conversation import load_adapter
+    from qlmm.cli.conversation import Conversation, load_adapter
     from qlmm.proof.probe import probe_rows
     from qlmm.recipe.zoo import entry_folder
 
     folder = complete(entry_folder(name).name, out.note)
     rows = probe_rows(folder)
     if image is not None:
-        ask(str(folder), question or _question(rows[0]), [image])
+        asked = question or _question(rows[0])
+        reply = Conversation.begin(folder, [image]).answer(asked, quiet=as_json)
+        replies = [_Reply((str(image),), asked, reply)]
     else:
-        _ask_own(load_adapter(folder), rows, question)
+        replies = []
+        for one in _asked(load_adapter(folder), rows, question):
+            replies.append(one)
+            if not as_json:
+                _show_reply(one)
+    if as_json:
+        out.json([asdict(one) for one in replies])
 
 
-def _ask_own(loaded: LoadedAdapter, rows: Sequence[Sample], question: str | None) -> None:
-    """Ask about the pictures the entry was tested with, and show what was expected beside each answer."""
-    from qlmm.cli.output.screens import facts_screen
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """One answer; ``expected`` is what the row says, where its own question was asked."""
+
+    pictures: tuple[str, ...]
+    question: str
+    answer: str
+    expected: str | None = None
+
+
+def _asked(loaded: LoadedAdapter, rows: Sequence[Sample], question: str | None) -> Iterator[_Reply]:
+    """Answers about the pictures that the entry was tested with."""
     from qlmm.data.sample import Origin, Sample, Turn
     from qlmm.generation.answers import answer
 
     longest = loaded.manifest.recipe.evaluation.max_new_tokens
     for row in rows:
-        asked, expected = question or _question(row), row.turns[-1].text.strip()
+        asked = question or _question(row)
         sample = Sample((Turn("user", (*row.images, asked)),), Origin("zoo", 1)) if question else row
         with loaded.precision.autocast():
             reply = answer(loaded.model, loaded.encoder, sample, longest)
-        facts = [("question", asked), ("answer", reply or "nothing")]
-        facts += [] if question else [("expected", expected)]
-        pictures = ", ".join(str(ref.path) for ref in row.images)
-        out.screen(facts_screen({pictures or "no picture": facts}))
+        expected = None if question else row.turns[-1].text.strip()
+        yield _Reply(tuple(str(ref.path) for ref in row.images), asked, reply, expected)
+
+
+def _show_reply(reply: _Reply) -> None:
+    from qlmm.cli.output.screens import facts_screen
+
+    facts = [("question", reply.question), ("answer", reply.answer or "nothing")]
+    facts += [("expected", reply.expected)] if reply.expected is not None else []
+    out.screen(facts_screen({", ".join(reply.pictures) or "no picture": facts}))
 
 
 def _question(row: Sample) -> str:

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TextIO
 
 from qlmm.core import env
-from qlmm.core.secrets import redact, shareable, visible
+from qlmm.core.secrets import redact_values, shareable, visible
 from qlmm.core.version import __version__
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class Out:
             "result": result,
         }
         self._json_of = None
-        self.stream(redact(json.dumps(envelope, indent=2)) + "\n")
+        # Written twice, since what is redacted is plain JSON values, and a result may hold tuples.
+        self.stream(json.dumps(redact_values(json.loads(json.dumps(envelope))), indent=2) + "\n")
 
     def no_result(self, error: QlmmError | None, exit_code: int) -> None:
         """The JSON object of a command that ended without its result, where JSON is wanted and nothing was printed."""

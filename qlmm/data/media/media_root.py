@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from qlmm.core.secrets import shortened
 from qlmm.data.contract import absent, unpacked
 from qlmm.data.errors import BadRow
 from qlmm.data.media.images import BadImage, frames, thinned
@@ -24,6 +25,7 @@ from qlmm.data.sample import ImageRef
 __all__ = ["ImageRoot"]
 
 LONGEST_NAME = 4096
+LONGEST_SHOWN = 80
 ONLY_RELATIVE = "name pictures relative to the picture folder (`image_root`), with forward slashes"
 NO_NETWORK = "qlmm fetches no pictures while reading data: download them and name local files"
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|(?:data|file|https?):", re.IGNORECASE)
@@ -150,7 +152,7 @@ def _refusal(name: str) -> tuple[str, str] | None:
 
 
 def _quoted(name: str) -> str:
-    return f"`{name if len(name) <= 80 else name[:77] + '…'}`"
+    return f"`{shortened(name, LONGEST_SHOWN)}`"
 
 
 def _inline(text: str) -> ImageRef:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from qlmm.core import naming
+from qlmm.core.secrets import starred
 from qlmm.data.contract import Format, RawRow
 from qlmm.data.errors import BadRow
 from qlmm.data.media.images import MAX_BYTES
@@ -355,7 +356,8 @@ def _not_utf_8(text: str, before: str, error: UnicodeDecodeError) -> _Broken:
 def _broken(text: str, line: int, column: int | None, reason: str) -> _Broken:
     """The line, a long one cut around ``column``, and the column's place in what is left."""
     lines = text.split("\n", line)
-    excerpt = lines[line - 1].rstrip("\r") if line <= len(lines) else ""
+    # Before it is cut: half a key would not be known for one.
+    excerpt = starred(lines[line - 1].rstrip("\r")) if line <= len(lines) else ""
     start = max(0, (column or 1) - LONGEST_EXCERPT // 2) if len(excerpt) > LONGEST_EXCERPT else 0
     excerpt, column = excerpt[start : start + LONGEST_EXCERPT], None if column is None else column - start
     bad = _Broken(reason, "one JSON object per line, or one JSON list", column=column, excerpt=excerpt)

@@ -52,9 +52,9 @@ def test_nothing_is_sent_anywhere() -> None:
     assert SftTrainer._send_telemetry(object()) is None  # type: ignore[arg-type]  # it must not even look at itself
 
 
-def test_trackers_are_those_the_recipe_names() -> None:
+def test_trackers_are_left_to_our_own_callback() -> None:
     made = trainer_config(TrainingSection(), OutputSection(dir="x", trackers=("tensorboard",)), CPU, steps=1)
-    assert made.report_to == ["tensorboard"]
+    assert made.report_to == []
 
 
 def test_checkpoints_are_rotated_by_us_and_rows_are_left_whole() -> None:

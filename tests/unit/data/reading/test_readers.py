@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import tracemalloc
 from collections.abc import Callable
 from itertools import islice
@@ -106,6 +107,17 @@ def test_a_broken_line_costs_that_line(body: bytes, line: int, column: int | Non
     assert (origin.line, bad.column) == (line, column)
     assert reason in bad.reason
     assert len(bad.excerpt or "") <= 120
+
+
+def test_a_long_excerpt_has_no_part_of_a_key(tmp_path: Path) -> None:
+    key = "hf_" + "aB3dE5gH7j" * 3
+    for before in range(20, 130):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(f'{{"a": "{key} {"x" * before}" "b" {"y" * before} {key}\n')
+        ((_, bad),) = list(json_rows(path, "rows.jsonl"))
+        assert isinstance(bad, BadRow)
+        assert bad.excerpt is not None
+        assert not re.search("hf_a|aB3d|E5gH", bad.excerpt)
 
 
 def test_a_long_excerpt_keeps_its_column(tmp_path: Path) -> None:
