@@ -145,7 +145,7 @@ class Unpadded:
 
     def _leave(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self._rows is not None:
-            if getattr(output, "last_hidden_state", None) is None:
+            if "last_hidden_state" not in output:
                 raise ModelError.one("M055", "the decoder gives logits and no hidden states")
             output.last_hidden_state = self._rows.padded(output.last_hidden_state)
         return output
@@ -182,7 +182,7 @@ class Unpadded:
         if any(settings.get(term) is not None for term in OTHER_TERMS):
             raise ModelError.one("M055", "this attention has a term that row by row is not known")
         stated = settings.get("is_causal")
-        causal = getattr(module, "is_causal", True) if stated is None else stated
+        causal = vars(module).get("is_causal", True) if stated is None else stated
         how = {"dropout_p": settings.get("dropout", 0.0), "scale": settings.get("scaling")}
         grouped, found = query.shape[1] != key.shape[1], []
         for row, (first, end) in enumerate(pairwise(rows.edges)):
@@ -222,8 +222,9 @@ def _kinds(config: PreTrainedConfig) -> list[str]:
 
 def _mixers(decoder: Any) -> list[nn.Module | None]:
     """The mixers of a decoder's layers that carry a state; None where a layer has none of that name."""
-    layers = zip(getattr(decoder, "layers", ()), _kinds(decoder.config), strict=False)
-    return [getattr(layer, MIXERS[kind], None) for layer, kind in layers if kind in MIXERS]
+    layers = dict(decoder.named_children()).get("layers", ())
+    kinds = zip(layers, _kinds(decoder.config), strict=False)
+    return [dict(layer.named_children()).get(MIXERS[kind]) for layer, kind in kinds if kind in MIXERS]
 
 
 def _objection(base: PreTrainedModel, config: PreTrainedConfig, mixers: list[nn.Module | None]) -> str | None:
