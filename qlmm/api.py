@@ -103,7 +103,7 @@ def plan(recipe: Recipe) -> Plan:
     run = RunDir.look(Path(recipe.output.dir))
     if run is not None:
         refuse_changed(run.record.recipe, recipe, run.path)
-    ready = make_plan(recipe)
+    ready = make_plan(recipe, run.record.plan.chosen if run is not None else None)
     if run is not None:
         check_same_data(run, ready)
         run.last_good(lambda event: None)
@@ -127,7 +127,8 @@ def finetune(
     begun, path = time.monotonic(), Path(loaded.recipe.output.dir)
     if (earlier := _finished_run(path, loaded.recipe)) is not None:
         return earlier
-    ready = make_plan(loaded.recipe)
+    started = read_record(path)
+    ready = make_plan(loaded.recipe, started.plan.chosen if started is not None else None)
     planned(ready.facts)
     # A wish to save that comes before or after training must not end the run.
     quiet = handled({signal.SIGUSR1: signal.SIG_IGN})

@@ -23,7 +23,7 @@ __all__ = ["app", "main"]
 COMMANDS = "qlmm.cli.commands"
 # The order of help: what is done with an adapter, in turn. A name that is not here follows; Typer puts groups last.
 ORDER = (
-    *("finetune", "ask", "chat", "prefer", "verify", "merge"),
+    *("finetune", "fit", "ask", "chat", "prefer", "verify", "merge"),
     *("export", "combine", "push", "pull", "explain", "doctor"),
 )
 

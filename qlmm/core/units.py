@@ -6,10 +6,12 @@ Usage: ``memory(3 << 30) == "3.0 GiB"; clock(372) == "6:12"``
 from __future__ import annotations
 
 import math
+import re
 
-__all__ = ["clock", "memory", "rate", "share"]
+__all__ = ["clock", "memory", "memory_bytes", "rate", "share"]
 
 BYTES_PER_UNIT = 1024
+POWERS = {"M": 2, "G": 3, "T": 4}
 
 
 def memory(size_bytes: float) -> str:
@@ -19,6 +21,19 @@ def memory(size_bytes: float) -> str:
     if size_bytes < BYTES_PER_UNIT**3:
         return f"{size_bytes / BYTES_PER_UNIT**2:.0f} MiB"
     return f"{size_bytes / BYTES_PER_UNIT**3:.1f} GiB"
+
+
+def memory_bytes(text: str) -> int:
+    """The bytes of a size such as ``12GB``, in the units that graphics cards are sold in: GB and GiB are one.
+
+    Raises:
+        ValueError: when it is no size, or one below a MiB.
+    """
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT])(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    size = int(float(found[1]) * BYTES_PER_UNIT ** POWERS[found[2].upper()]) if found is not None else 0
+    if size < BYTES_PER_UNIT**2:
+        raise ValueError(f"`{text}` is not a size of memory, such as 12GB or 800MB")
+    return size
 
 
 def clock(seconds: float) -> str:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter
 
 __all__ = [
-    "IN_JSON", "Against", "Answer", "Comparison", "HeldOutProof", "PairProof", "PartFacts", "PartName", "PartProof",
-    "PictureProof", "PlanFacts", "Promise", "Proof", "ReferenceProof", "ReloadProof", "Result", "TokenFacts",
-    "Verdicts", "to_json",
+    "IN_JSON", "Against", "Answer", "Chosen", "Comparison", "HeldOutProof", "PairProof", "PartFacts", "PartName",
+    "PartProof", "PictureProof", "PlanFacts", "Promise", "Proof", "ReferenceProof", "ReloadProof", "Result",
+    "TokenFacts", "Verdicts", "to_json",
 ]  # fmt: skip
 
 PartName = Literal["vision", "connector", "language", "head", "other"]
@@ -57,6 +57,16 @@ class TokenFacts(_Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen(_Fact):
+    """What was chosen so that a run fits into `training.memory`; ``every`` is which layers are checkpointed, 0 none."""
+
+    batch_size: int
+    accumulation: int
+    every: int
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+
+
+@dataclass(frozen=True, slots=True)
 class PlanFacts(_Fact):
     """Everything a user should know before the first step.
 
@@ -65,11 +75,12 @@ class PlanFacts(_Fact):
         parts: counts per part, in the order data flow through the model.
         targets: LoRA target patterns with how many modules each matched, such as ``q_proj (30)``.
         batch_rows: rows per optimiser step, accumulation included.
-        memory_bytes: estimated peak, the sum of ``memory_breakdown``.
+        memory_bytes: forecast of the peak, the sum of ``memory_breakdown``.
         disk_bytes: estimated size of the finished run directory.
         precision: of computing: bf16, fp16 or fp32.
         pictures: the pixel budget as the processor spells it, such as ``size.longest_edge 1,003,520 pixels``.
         notes: how the run is computed, where that was chosen for it.
+        chosen: what was chosen for `training.memory`, which a continued run keeps; None where nothing was asked.
     """
 
     base: str
@@ -90,6 +101,7 @@ class PlanFacts(_Fact):
     pictures: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    chosen: Chosen | None = None
 
     @property
     def trainable_parameters(self) -> int:

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 from pydantic_core import PydanticKnownError
 
 from qlmm.core.naming import NAME_RULE, names
+from qlmm.core.units import memory_bytes
 
 __all__ = [
     "MOST_RANK",
@@ -45,6 +46,12 @@ def _an_objective(name: str) -> str:
     return name
 
 
+def _a_size(text: str) -> str:
+    memory_bytes(text)
+    return text
+
+
+MemorySize = Annotated[str, AfterValidator(_a_size)]
 ObjectiveName = Annotated[Name, AfterValidator(_an_objective)]
 
 
@@ -259,6 +266,12 @@ class TrainingSection(Section):
         description="Most tokens per forward pass, in place of `batch_size` rows: the rows of a step (batch_size × "
         "accumulation) are put together so that passes are full. Losses are the same; free on resume.",
     )
+    memory: MemorySize | None = Field(
+        None,
+        description="What the run may take of the device's memory, such as 12GB. `batch_size`, `accumulation` (their "
+        "product stays), `gradient_checkpointing` and `optimizer` are then chosen by a forecast when the run is first "
+        "planned, and kept when it goes on; the plan says what. Unset: they stay as the recipe has them.",
+    )
     gradient_checkpointing: bool = Field(True, description="Trade a third more compute for less activation memory.")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="cuda: refuse to start without a GPU.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
@@ -287,6 +300,12 @@ class TrainingSection(Section):
         description="Further fields of TRL's settings for the objective (SFTConfig, DPOConfig, KTOConfig, ORPOConfig, "
         "CPOConfig), by name; those qlmm sets itself are refused.",
     )
+
+    @model_validator(mode="after")
+    def _one_rule_for_passes(self) -> TrainingSection:
+        if self.memory is not None and self.tokens_per_batch is not None:
+            raise ValueError("`memory` decides how many rows a pass has: leave out either it or `tokens_per_batch`")
+        return self
 
     @property
     def rows_per_step(self) -> int:

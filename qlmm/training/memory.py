@@ -16,8 +16,9 @@ from qlmm.compat.accelerate_private import should_reduce_batch_size
 from qlmm.compat.trl_private import figures_kept
 from qlmm.core.errors import RunError
 from qlmm.core.units import memory
-from qlmm.model.inspection.memory import Load, estimate
-from qlmm.training.plan import Plan, expected_load
+from qlmm.model.inspection.forecast import Load
+from qlmm.training.load import anatomy as stored_so
+from qlmm.training.plan import Plan
 
 __all__ = ["no_memory", "out_of_memory", "untouched"]
 
@@ -39,10 +40,10 @@ def untouched(trainer: Any, model: torch.nn.Module) -> Iterator[None]:
 
 def no_memory(plan: Plan, step: int, rows: int) -> RunError:
     """RunError G003, with what each change of the recipe would save; cheapest first."""
-    load = expected_load(plan.recipe, plan.precision, plan.train, plan.facts.tokens.max)
+    load = plan.need.load(plan.recipe)
     load = replace(load, rows=max(1, load.rows * rows // plan.recipe.training.rows_at_once))
-    whole = _bytes(plan, load)
-    saved = {name: whole - _bytes(plan, other) for name, other in _changes(plan, load).items()}
+    whole = plan.need.anatomy.forecast(load).total
+    saved = {name: whole - size for name, size in _changed(plan, load).items()}
     listed = ", ".join(f"{name} (about {memory(size)})" for name, size in saved.items() if size > 0)
     more = "" if rows == 1 else "lower training.batch_size (the loss compares the rows of a batch); "
     device = "the GPU" if plan.precision.device == "cuda" else "this machine"
@@ -54,18 +55,16 @@ def no_memory(plan: Plan, step: int, rows: int) -> RunError:
     )
 
 
-def _bytes(plan: Plan, load: Load) -> int:
-    return sum(estimate(plan.base.shape.model, plan.base.shape.parts, plan.placement, load).values())
-
-
-def _changes(plan: Plan, load: Load) -> dict[str, Load]:
-    """Changes that would save memory; the first costs time only."""
-    shorter = load.tokens // 2
-    changes = {
-        "training.gradient_checkpointing=true": replace(load, checkpointing=True),
-        f"data.max_length={shorter}": replace(load, tokens=shorter),
-        "base.quantize=nf4": replace(load, quantize="nf4"),
+def _changed(plan: Plan, load: Load) -> dict[str, int]:
+    """What a step would take after changes that save memory; the first costs time only."""
+    shorter, anatomy = load.tokens // 2, plan.need.anatomy
+    loads = {
+        "training.gradient_checkpointing=true": replace(load, every=1),
+        f"data.max_length={shorter}": replace(load, tokens=shorter, supervised=min(load.supervised, shorter)),
     }
     if plan.precision.device == "cuda":
-        changes["training.optimizer=paged_adamw_8bit"] = replace(load, small_optimizer=True)
-    return changes
+        loads["training.optimizer=paged_adamw_8bit"] = replace(load, optimizer="paged_adamw_8bit")
+    sizes = {name: anatomy.forecast(one).total for name, one in loads.items()}
+    recipe = plan.recipe.model_copy(update={"base": plan.recipe.base.model_copy(update={"quantize": "nf4"})})
+    stored = stored_so(recipe, plan.base.shape, plan.placement, plan.precision)
+    return {**sizes, "base.quantize=nf4": stored.forecast(load).total}

@@ -27,21 +27,23 @@ from qlmm.data.fingerprint import DataFingerprint
 from qlmm.data.media.images import BadImage, decode
 from qlmm.data.reading.dataset import Bad
 from qlmm.data.sample import Example, Preference, Sample
-from qlmm.model.inspection.memory import Load, estimate, trained_sizes
+from qlmm.model.inspection.memory import trained_sizes
 from qlmm.model.loading.base import Base, Blueprint
 from qlmm.model.numerics.precision import Precision, choose
-from qlmm.model.numerics.quantization import check_experts
 from qlmm.model.parts.split import PART_NAMES, PartName
-from qlmm.model.peft.adapter import Placement, check_variant, place, rehearse
+from qlmm.model.peft.adapter import Placement
 from qlmm.model.peft.warm_start import Earlier
-from qlmm.model.token_losses import has_backbone, needs_pictures
-from qlmm.proof.records import PartFacts, PlanFacts, TokenFacts
+from qlmm.model.token_losses import needs_pictures
+from qlmm.proof.records import Chosen, PartFacts, PlanFacts, TokenFacts
 from qlmm.recipe.schema import Recipe
-from qlmm.training.objective import Objective, in_epoch, objective, refused
+from qlmm.training.fit import applied, overrides
+from qlmm.training.ground import Ground
+from qlmm.training.need import Need
+from qlmm.training.objective import Objective, in_epoch, objective
 from qlmm.training.rows import Rows, asked_so, measured, read_rows
 from qlmm.training.trl_settings import trainer_config
 
-__all__ = ["Plan", "expected_load", "make_plan"]
+__all__ = ["Plan", "make_plan"]
 
 # A picture passes the tower alone to be kept, which is slower than a batch: it must come back for that to pay.
 MANY_VIEWS = 2.0
@@ -60,6 +62,7 @@ class Plan:
         mixture: what an epoch is made of.
         bad: rows that were left out.
         keeps_features: whether a frozen tower's features of a picture are kept for when it comes back.
+        need: what a step takes of memory, for any settings.
     """
 
     recipe: Recipe
@@ -79,6 +82,7 @@ class Plan:
     bad: tuple[Bad, ...]
     data: DataFingerprint
     keeps_features: bool
+    need: Need
 
     @property
     def objective(self) -> Objective:
@@ -90,52 +94,42 @@ class Plan:
         return MixtureSampler(self.mixture, seed=self.recipe.training.seed)
 
 
-def make_plan(recipe: Recipe) -> Plan:
-    """Check everything and count everything; a UsageError is what is wrong with recipe, machine, base or data."""
+def make_plan(recipe: Recipe, chosen: Chosen | None = None) -> Plan:
+    """Check everything and count everything; a UsageError is what is wrong with recipe, machine, base or data.
+
+    ``chosen`` is what was chosen for `training.memory` when the run was started; without it the choice is made here.
+    """
     precision = choose(recipe.training.device, recipe.training.precision)
-    check_variant(recipe.adapter, recipe.base.quantize)
     _check_trackers(recipe)
     with env.neutral():
         trainer_config(recipe.training, recipe.output, precision, steps=1)
-    base = Base.resolve(recipe.base)
-    shape = base.shape
-    _check_objective(recipe, shape)
-    check_experts(shape.model, shape.parts, recipe.base.quantize)
-    start = recipe.adapter.start_from
-    earlier = Earlier.read(Path(start), shape.parts) if start is not None else None
-    placement = place(
-        shape.model,
-        shape.parts,
-        recipe.adapter,
-        earlier=earlier.whole if earlier else frozenset(),
-        keep_bare=objective(recipe.training.objective).reference,
-    )
-    if earlier is not None:
-        earlier.check_base(base.identity)
-        earlier.check_scale(recipe.adapter)
-        earlier.check_fits(shape.model, shape.parts, placement)
-    rehearse(shape.model, placement, recipe.adapter)
-    base.check_weights()
-    encoder, pictures = base.encoder(recipe.data)
+    ground = Ground.of(recipe)
+    base, placement, encoder = ground.base, ground.placement, ground.encoder
     rows = read_rows(recipe, encoder)
-    needs = not encoder.takes_text_only or needs_pictures(shape.model)
+    needs = not encoder.takes_text_only or needs_pictures(base.shape.model)
     _check_kinds_of_rows(recipe, base, rows, needs=needs)
     _check_pictures(recipe, placement, rows)
-    steps = _steps(recipe, len(rows.mixture))
-    views = _views(recipe, rows, steps)
+    need = Need.of(recipe, ground, precision, rows)
+    chosen = need.chosen(recipe) if chosen is None and recipe.training.memory is not None else chosen
+    fitted = applied(recipe, chosen) if chosen is not None else recipe
+    steps = _steps(fitted, len(rows.mixture))
+    views = _views(fitted, rows, steps)
     keeps = "vision" in recipe.training.reuse and "vision" not in placement.asked and views >= MANY_VIEWS
     kept = (f"features of a picture are kept: it is shown {views:.1f} times",) if keeps else ()
     facts = replace(
-        _facts(recipe, precision, base, placement, rows, steps), pictures=pictures, notes=kept + rows.loaded.unused
+        _facts(fitted, need, rows, steps),
+        pictures=ground.pictures,
+        notes=_chosen(recipe, chosen) + kept + rows.loaded.unused,
+        chosen=chosen,
     )
     _check_disk(facts)
     return Plan(
-        recipe=recipe.model_copy(update={"base": base.pinned(), "data": asked_so(recipe.data, rows.encoder)}),
+        recipe=fitted.model_copy(update={"base": base.pinned(), "data": asked_so(recipe.data, rows.encoder)}),
         base=base,
         facts=facts,
         precision=precision,
         placement=placement,
-        earlier=earlier,
+        earlier=ground.earlier,
         encoder=rows.encoder,
         train=rows.train.samples,
         lengths=rows.train.lengths,
@@ -147,7 +141,16 @@ def make_plan(recipe: Recipe) -> Plan:
         bad=rows.loaded.bad,
         data=rows.loaded.data,
         keeps_features=keeps,
+        need=need,
     )
+
+
+def _chosen(recipe: Recipe, chosen: Chosen | None) -> tuple[str, ...]:
+    """The plan's words for what was chosen for `training.memory`."""
+    if chosen is None:
+        return ()
+    changed = " ".join(overrides(recipe, chosen)) or "everything as the recipe has it"
+    return (f"chosen for training.memory={recipe.training.memory}: {changed}",)
 
 
 def _steps(recipe: Recipe, epoch_rows: int) -> int:
@@ -169,12 +172,10 @@ def _views(recipe: Recipe, rows: Rows, steps: int) -> float:
     return objective(training.objective).passes * shown * epochs / max(1, different)
 
 
-def _facts(recipe: Recipe, precision: Precision, base: Base, placement: Placement, rows: Rows, steps: int) -> PlanFacts:
+def _facts(recipe: Recipe, need: Need, rows: Rows, steps: int) -> PlanFacts:
     """The plan screen's figures."""
-    shape, tokens = base.shape, _tokens(rows.train.lengths)
-    training = recipe.training
-    load = expected_load(recipe, precision, rows.train.samples, tokens.p95)
-    need = estimate(shape.model, shape.parts, placement, load)
+    base, placement, precision = need.ground.base, need.ground.placement, need.precision
+    shape, training, forecast = base.shape, recipe.training, need.forecast(recipe)
     trained = sum(trained_sizes(shape.model, placement))
     return PlanFacts(
         base=base.name,
@@ -183,33 +184,17 @@ def _facts(recipe: Recipe, precision: Precision, base: Base, placement: Placemen
         rows_kept=len(rows.train.samples),
         rows_dropped=rows.dropped,
         held_out_rows=len(rows.held_out),
-        tokens=tokens,
+        tokens=_tokens(rows.train.lengths),
         steps=steps,
         batch_rows=training.rows_per_step,
-        memory_bytes=sum(need.values()),
-        memory_breakdown=need,
+        memory_bytes=forecast.total,
+        memory_breakdown=forecast.groups,
         # Each checkpoint has the trained weights and Adam's two moments; the adapter and its stage, the weights.
         disk_bytes=trained * 4 * (3 * (training.keep + 1) + 2) + 50_000_000,
         precision=precision.name,
         device=precision.device,
         output_dir=recipe.output.dir,
         warnings=_warnings(recipe, rows),
-    )
-
-
-def expected_load(recipe: Recipe, precision: Precision, rows: Sequence[Example], tokens: int) -> Load:
-    """What a step has in memory, with rows of so many tokens."""
-    training = recipe.training
-    # A pair is two rows where its answers cannot share their prompt, which is only known with the model in memory.
-    sides = 2 if any(isinstance(row, Preference) for row in rows) else 1
-    return Load(
-        rows=training.batch_size * sides,
-        tokens=tokens,
-        precision=precision,
-        quantize=recipe.base.quantize,
-        checkpointing=training.gradient_checkpointing,
-        small_optimizer=training.optimizer != "adamw",
-        reference=objective(training.objective).reference,
     )
 
 
@@ -257,14 +242,6 @@ def _warnings(recipe: Recipe, rows: Rows) -> tuple[str, ...]:
         listed = ", ".join(f"{name}={value}" for name, value in numeric.items())
         found.append(f"set in the environment, so that numbers may differ from those of other runs: {listed}")
     return tuple(found)
-
-
-def _check_objective(recipe: Recipe, shape: Blueprint) -> None:
-    """Refuse an objective on a class whose log-probabilities TRL cannot take."""
-    name = recipe.training.objective
-    if objective(name).through_head and not has_backbone(shape.model):
-        why = f"{name} needs a backbone with a head on top, and {type(shape.model).__name__} has none"
-        raise refused("objective", why, "choose another base, or objective sft", "T005")
 
 
 def _check_trackers(recipe: Recipe) -> None:

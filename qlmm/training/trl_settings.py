@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from qlmm.core.errors import UsageError
 from qlmm.model.numerics.precision import Precision
 from qlmm.recipe.schema import OutputSection, TrainingSection
+from qlmm.training.load import EVERY, KWARGS
 from qlmm.training.objective import NOT_PASSED_ON, Objective, objective, objectives, refused
 
 __all__ = ["trainer_config"]
@@ -41,6 +42,7 @@ def trainer_config(training: TrainingSection, output: OutputSection, precision: 
     if training.tokens_per_batch is not None and not asked.separable(training):
         why = f"the loss of objective {training.objective} compares the rows of a batch"
         raise refused("tokens_per_batch", why, "set training.batch_size instead", "T006")
+    _check_every(training, asked)
     for name, value in training.extra.items():
         _check_extra(name, value, ours, kind, asked.passed_on)
         if name.startswith("dataloader_") and not training.workers:
@@ -106,6 +108,19 @@ def _check_extra(name: str, value: Any, ours: Mapping[str, Any], kind: type[Any]
         rule = error.errors(include_input=False)[0]["msg"].removeprefix("Input ")
         help = f"write the value as TRL's {kind.__name__} documents it"
         raise refused("extra", f"`{name}` {rule}", help, "T001") from error
+
+
+def _check_every(training: TrainingSection, asked: Objective) -> None:
+    """Refuse a number of layers that transformers would only stumble over once the run had started."""
+    kwargs = training.extra.get(KWARGS)
+    every = kwargs.get(EVERY) if isinstance(kwargs, dict) else None
+    if every is None:
+        return
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise refused("extra", f"{EVERY} {every} must be a whole number from 1", "1 checkpoints every layer", "T001")
+    if asked.reference:
+        why = f"`{EVERY}` is lost in TRL's pass through the reference of objective {training.objective}"
+        raise refused("extra", why, "leave it out, or set training.gradient_checkpointing=false", "T001")
 
 
 def _ours(training: TrainingSection, output: OutputSection, precision: Precision, steps: int) -> Mapping[str, Any]:

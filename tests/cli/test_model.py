@@ -150,7 +150,7 @@ def test_json_holds_the_same_facts(run: Run) -> None:
     assert facts["pictures"]["sizes"] == [{"width": 336, "height": 336, "tokens": 88, "budgeted": None}]
     assert facts["adapter"]["obstacles"] == ["modules_to_save: set adapter.connector=lora"]
     assert facts["lora"]["layers"] == {"language": 14}
-    assert facts["memory"]["logits"] > 0
+    assert facts["memory"]["frozen weights"] > 0
 
 
 RECIPE = """\

@@ -27,6 +27,7 @@ SECRET = "hf_" + "aB3dE5gH7j" * 3
 OPTIONS = {
     (): {"--version", "--install-completion", "--show-completion"},
     ("finetune",): {"--dry-run", "--json"},
+    ("fit",): {"--memory", "--gpu", "--json"},
     ("ask",): {"--image", "--max-new-tokens", "--sample", "--seed", "--json"},
     ("chat",): {"--image", "--max-new-tokens", "--sample", "--seed"},
     ("prefer",): {
@@ -178,7 +179,9 @@ def test_every_command_is_in_the_help() -> None:
     light = {"doctor", "explain", "data", "model", "recipe", "zoo"}
     assert (
         commands()
-        == {"finetune", "ask", "chat", "prefer", "push", "pull", "verify", "merge"} | {"export", "combine"} | light
+        == {"finetune", "fit", "ask", "chat", "prefer", "push", "pull", "verify", "merge"}
+        | {"export", "combine"}
+        | light
     )
     assert commands("data") == {"check", "convert", "show"}
     assert commands("model") == {"show"}

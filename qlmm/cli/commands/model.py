@@ -96,7 +96,7 @@ def _sections(shown: ModelShown) -> Mapping[str, Rows]:
         "LoRA": [*_lora(shown.lora), *_experts(shown.experts)],
         "pictures": _pictures(shown.pictures) if shown.pictures else [("not known", shown.unseen or "")],
         "adapter": _adapter(shown),
-        "memory": [("estimated", _memory(shown))],
+        "memory": [("forecast", _memory(shown))],
     }
 
 

@@ -31,8 +31,17 @@ from qlmm.proof.verdicts import COMPARED, verdicts
 
 if TYPE_CHECKING:
     from qlmm.artifacts.adapter.verify import Check
+    from qlmm.training.fitting import FitFacts
 
-__all__ = ["answers_screen", "checks_screen", "done_screen", "facts_screen", "plan_screen", "proof_screen"]
+__all__ = [
+    "answers_screen",
+    "checks_screen",
+    "done_screen",
+    "facts_screen",
+    "fit_screen",
+    "plan_screen",
+    "proof_screen",
+]
 
 # A figure's name, how it is written, and its values before and after training.
 Line = tuple[str, Callable[[float], str], float | None, float | None]
@@ -41,6 +50,7 @@ GAINED = "gained by the right picture over a shuffled one"
 HEADING = "bold"
 QUIET = "dim"
 ROUND_EPOCHS = 10
+EVERY = {0: "no layer", 1: "every layer"}
 USEFUL = {True: ("yes", "bold green"), False: ("NO", "bold yellow"), None: ("unknown", "yellow")}
 STATUSES = {"ok": ("ok", "green"), "failed": ("FAILED", "bold red"), "not checked": ("not checked", "yellow")}
 RUN_FILES = (
@@ -128,6 +138,32 @@ def facts_screen(sections: Mapping[str, Sequence[tuple[str, str]]]) -> Group:
     return Group(*blocks)
 
 
+def fit_screen(facts: FitFacts) -> Group:
+    """The forecast of a run's memory, part by part, and the settings it is for."""
+    table = _table("in memory at a step's peak", "")
+    for group in dict.fromkeys(part.group for part in facts.parts):
+        inside = [part for part in facts.parts if part.group == group]
+        table.add_row(group, memory(sum(part.bytes for part in inside)), style=HEADING)
+        for part in (part for part in inside if part.name != group):
+            table.add_row(f"  {part.name}", memory(part.bytes))
+    table.add_row("all", memory(facts.total_bytes), style=HEADING)
+    return Group(_pairs([("base", facts.base)]), "", table, "", _pairs(_fitted(facts)), "")
+
+
+def _fitted(facts: FitFacts) -> Iterable[tuple[str, str]]:
+    """What a forecast is for, and how it compares to what was asked."""
+    yield "device", f"{facts.device}, computing in {facts.precision}"
+    source = "the longest of its rows" if facts.counted else "as data.max_length allows; its rows are not here"
+    yield "tokens", f"{facts.tokens:,} a row, {source}"
+    yield "rows", f"{facts.rows:,} at once, {facts.rows * facts.accumulation:,} a step"
+    yield "checkpointing", EVERY.get(facts.checkpointed, f"one layer of {facts.checkpointed}")
+    yield "optimizer", facts.optimizer
+    if facts.budget_bytes is not None:
+        left = facts.budget_bytes - facts.total_bytes
+        compared = f"{memory(left)} left" if left >= 0 else f"{memory(-left)} too little"
+        yield "budget", f"{facts.budget} = {memory(facts.budget_bytes)}, {compared}"
+
+
 def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
     """Names on the left, values on the right; long values are folded under themselves."""
     table = Table.grid(Column(style=QUIET, min_width=7), Column(overflow="fold"), padding=(0, 2, 0, 0))
@@ -186,8 +222,11 @@ def _steps(facts: PlanFacts) -> str:
 
 
 def _memory(facts: PlanFacts) -> str:
-    pieces = ", ".join(f"{name} {memory(size)}" for name, size in facts.memory_breakdown.items())
-    return f"{memory(facts.memory_bytes)} estimated{f': {pieces}' if pieces else ''}"
+    pieces = {name: memory(size) for name, size in facts.memory_breakdown.items()}
+    libraries = pieces.pop("libraries", None)
+    listed = ", ".join(f"{name} {size}" for name, size in pieces.items())
+    total = f"{memory(facts.memory_bytes)} forecast{f', {libraries} of it libraries' if libraries else ''}"
+    return f"{total}{f': {listed}' if listed else ''}"
 
 
 def _movement(parts: Sequence[PartProof]) -> Table:

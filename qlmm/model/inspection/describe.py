@@ -1,7 +1,7 @@
 """What qlmm would make of a model, from its configuration alone: parts, what is trained, what is saved, what it needs.
 
 Everything comes from the blueprint by the same functions that plan a run, so that the two cannot disagree. Memory is
-estimated for a GPU of the usual precision, on every machine.
+forecast for a GPU of the usual precision, on every machine.
 
 Usage: ``shown = describe(recipe); shown.parts, shown.adapter.obstacles``
 """
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qlmm.core.errors import ModelError
-from qlmm.model.inspection.memory import Load, estimate, frozen_bytes, lora_sizes, trained_sizes
+from qlmm.model.inspection.forecast import Anatomy, Load, patches
+from qlmm.model.inspection.memory import lora_sizes, trained_sizes
 from qlmm.model.inspection.pictures import SIZES, PicturesShown, look
 from qlmm.model.loading.base import Base, Blueprint
 from qlmm.model.numerics.precision import Precision
@@ -96,7 +97,7 @@ class ModelShown:
         refused: why that wish is refused.
         compute: precision of everything else.
         connector: its modules and bare parameters by where they are.
-        memory: estimated bytes of training one row of ``row_tokens`` tokens, by purpose.
+        memory: forecast of the bytes of training one row of ``row_tokens`` tokens, by group.
         pictures: None where the processor cannot be used, for the reason ``unseen``.
         start_from: the adapter that a run would start with, which is not looked at.
     """
@@ -140,13 +141,14 @@ def describe(recipe: Recipe, sizes: Sequence[tuple[int, int]] = ()) -> ModelShow
     check_variant(section, quantize)
     placement = place(shape.model, shape.parts, section)
     precision = _precision(recipe.training)
+    anatomy = Anatomy.of(shape.model, shape.parts, placement, precision, quantize, dropout=recipe.adapter.dropout > 0)
     load = Load(
         rows=1,
         tokens=ROW_TOKENS,
-        precision=precision,
-        quantize=quantize,
-        checkpointing=recipe.training.gradient_checkpointing,
-        small_optimizer=recipe.training.optimizer != "adamw",
+        supervised=ROW_TOKENS,
+        patches=patches(shape.model, pictures=1, visual=0),
+        every=1 if recipe.training.gradient_checkpointing else 0,
+        optimizer=recipe.training.optimizer,
     )
     pictures, unseen = look(base, recipe.data, sizes or SIZES)
     return ModelShown(
@@ -159,13 +161,13 @@ def describe(recipe: Recipe, sizes: Sequence[tuple[int, int]] = ()) -> ModelShow
         quantize=quantize,
         refused=refused,
         compute=precision.name,
-        parts=tuple(_parts(shape, placement, load)),
+        parts=tuple(_parts(shape, placement, anatomy)),
         connector=_connector(shape.parts),
         lora=_lora(placement),
         experts=_experts(shape, placement),
         adapter=_adapter(shape, placement, section),
         row_tokens=ROW_TOKENS,
-        memory=estimate(shape.model, shape.parts, placement, load),
+        memory=anatomy.forecast(load).groups,
         pictures=pictures,
         unseen=unseen,
         start_from=recipe.adapter.start_from,
@@ -187,8 +189,7 @@ def _precision(training: TrainingSection) -> Precision:
     return Precision("cpu", "fp32") if training.device == "cpu" else Precision("cuda", "bf16")
 
 
-def _parts(shape: Blueprint, placement: Placement, load: Load) -> Iterator[PartShown]:
-    stored = frozen_bytes(shape.model, shape.parts, load)
+def _parts(shape: Blueprint, placement: Placement, anatomy: Anatomy) -> Iterator[PartShown]:
     for part in PART_NAMES:
         if shape.parts.has(part):
             trained = sum(trained_sizes(shape.model, placement, part))
@@ -197,7 +198,7 @@ def _parts(shape: Blueprint, placement: Placement, load: Load) -> Iterator[PartS
                 part=part,
                 modules=shape.parts.modules(part),
                 parameters=sum(_sizes(shape, part).values()),
-                stored=stored[part],
+                stored=anatomy.frozen[part],
                 training="LoRA" if adapted else "whole" if trained else "frozen",
                 trained=trained,
             )

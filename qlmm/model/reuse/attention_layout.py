@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qlmm.compat.transformers_private import attention_of
+from qlmm.model.reuse.tensor_tree import Arguments
 
 __all__ = ["AttentionLayout", "LayoutHooks"]
 
@@ -86,8 +87,8 @@ class LayoutHooks:
             self._applied = None
 
     def _before_decoder(
-        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments
+    ) -> tuple[tuple[Any, ...], Arguments] | None:
         if self._applied is None:
             return None
         layout, _ = self._applied

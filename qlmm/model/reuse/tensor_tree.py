@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
-__all__ = ["count", "holds_lists", "joined", "mapped", "row", "same", "shape", "size", "tensors"]
+__all__ = ["Arguments", "count", "holds_lists", "joined", "mapped", "row", "same", "shape", "size", "tensors"]
+
+# What a module is called with by name, as its hooks are given it.
+Arguments = dict[str, Any]
 
 
 def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:

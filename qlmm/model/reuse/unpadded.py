@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from qlmm.compat.transformers_private import attention_by, attention_of
 from qlmm.core.errors import ModelError
+from qlmm.model.reuse.tensor_tree import Arguments
 
 __all__ = ["Unpadded"]
 
@@ -121,7 +122,7 @@ class Unpadded:
         for hook in self._hooks:
             hook.remove()
 
-    def _same_rows(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _same_rows(self, base: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
         """Refuse a batch with other padding than was named: its rows would see each other."""
         if self._rows is None:
             return
@@ -130,8 +131,8 @@ class Unpadded:
             raise ModelError.one("M055", "a batch was given to the model with another mask than its rows have")
 
     def _enter(
-        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments
+    ) -> tuple[tuple[Any, ...], Arguments] | None:
         if self._rows is None:
             return None
         embedded = kwargs.get("inputs_embeds")
@@ -151,8 +152,8 @@ class Unpadded:
         return output
 
     def _pad_again(
-        self, mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self, mixer: nn.Module, args: tuple[Any, ...], kwargs: Arguments
+    ) -> tuple[tuple[Any, ...], Arguments] | None:
         if self._rows is None:
             return None
         padded = {name: self._rows.padded_again(value) for name, value in kwargs.items()}

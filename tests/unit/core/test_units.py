@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlmm.core.units import clock, memory, rate, share
+from qlmm.core.units import clock, memory, memory_bytes, rate, share
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,19 @@ def test_rate(value: float, text: str) -> None:
 )
 def test_a_share_is_never_rounded_to_all_or_nothing(value: float, text: str) -> None:
     assert share(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"),
+    [("12GB", 12 << 10), ("12 GiB", 12 << 10), ("12g", 12 << 10), ("800MB", 800), ("1.5 gb", 1536), ("2TB", 2 << 20)],
+)
+def test_a_size_of_memory(text: str, mib: int) -> None:
+    assert memory_bytes(text) == mib << 20
+
+
+@pytest.mark.parametrize(
+    "text", ["", "12", "12 bananas", "GB", "-3GB", "0GB", "1e3GB", "12 GB GB", "nan GB", "0.0001MB", "12,5GB", "١٢GB"]
+)
+def test_what_is_no_size_of_memory(text: str) -> None:
+    with pytest.raises(ValueError, match="not a size of memory"):
+        memory_bytes(text)

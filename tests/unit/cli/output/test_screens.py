@@ -32,7 +32,7 @@ def test_the_plan_says_everything_asked_of_it(capsys: pytest.CaptureFixture[str]
         "2,931 kept, 41 dropped (38 too long, 3 no answer), 159 held out",
         "median 78 (of which 65 visual), 95 % have up to 92, longest 121",
         "260 of 16 rows each = 1.4 epochs",
-        "1.3 GiB estimated: weights 300 MiB",
+        "1.3 GiB forecast: weights 300 MiB",
         "fp32 on cpu (2 cores)",
         "runs/quickstart (about 210 MiB on disk)",
         "warning: bf16 is emulated on this processor",
