@@ -329,9 +329,9 @@ def _expert_bytes(model: PreTrainedModel, parts: Parts, width: int, item: int) -
     text = model.config.get_text_config().to_dict()
     chosen = _first(text, ("num_experts_per_tok", "num_selected_experts", "top_k"), 2)
     fused = [model.get_parameter(name).shape for name in fused_experts(model, parts)]
-    found = sum(shape.numel() // shape[0] for shape in fused)
+    found = sum(int(shape.numel()) // int(shape[0]) for shape in fused)
     listed = expert_layers([name for name, module in model.named_modules() if isinstance(module, nn.Linear)])
-    weights = sum(model.get_parameter(f"{name}.weight").numel() for name in listed)
+    weights = sum(int(model.get_parameter(f"{name}.weight").numel()) for name in listed)
     found += weights // _first(text, ("num_local_experts", "num_experts", "n_routed_experts"), 8)
     return int(chosen * found // width * item)
 

@@ -19,6 +19,7 @@ from tests.pages import PAGES, ROOT, name_of
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICKSTART, MERGE, DPO = "quickstart-cpu", "merge-cpu", "dpo-cpu"
+FORECAST, NEED = "forecast-cpu", "docs/decisions/042-memory-forecast.md"
 MOVEMENT, GPU = "movement-cpu", "gpu-nvidia-h100-80gb-hbm3"
 GB, GIB = 1e9, 2**30
 
@@ -66,6 +67,16 @@ def of(*path: str, per: float = 1.0) -> Callable[[Any], float]:
         return float(result) / per
 
     return value
+
+
+def ratios(pick: Callable[[list[float]], float]) -> Callable[[Any], float]:
+    return lambda result: pick([one["ratio"] for one in result["shapes"].values()])
+
+
+def taken(result: Any) -> float:
+    """The most that a whole process took, as times its forecast."""
+    parts = ("forecast_libraries_bytes", "forecast_step_bytes")
+    return max(one["peak_as_it_is_bytes"] / sum(one[part] for part in parts) for one in result["shapes"].values())
 
 
 def to_copying(tool: str) -> Callable[[Any], float]:
@@ -128,6 +139,9 @@ FIGURES = [
     Figure(README, r"batch of (\d+) it was", GPU, of("larger_batch", "batch"), "{:.0f}"),
     Figure(README, r"it was (\S+) tokens per second", GPU, of("larger_batch", "tokens_per_s"), "{:,.0f}"),
     Figure(README, r"second and (\S+) GiB", GPU, of("larger_batch", "peak_step_bytes", per=GIB), "{:.1f}"),
+    Figure(NEED, r"without libraries was (\S+) to", FORECAST, ratios(min)),
+    Figure(NEED, r"to (\S+) of what steps took", FORECAST, ratios(max)),
+    Figure(NEED, r"processes took (\S+) times its forecast", FORECAST, taken),
     Figure(LARGE, r"took (\S+) GiB on an H100", GPU, of("finetune", "peak_step_bytes", per=GIB), "{:.1f}"),
     Figure(LARGE, r"rows (\S+) GiB \(measured", GPU, of("larger_batch", "peak_step_bytes", per=GIB), "{:.1f}"),
 ]
