@@ -6,12 +6,12 @@ Usage: ``outcome = finetune(load_recipe("recipes/owl_lora.yaml"), listener=print
 from __future__ import annotations
 
 import gc
-import json
 import signal
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -26,12 +26,13 @@ from qlmm.artifacts.cards.adapter_card import MOST_PICTURES, card, picture_name
 from qlmm.core import env
 from qlmm.core.errors import RunError
 from qlmm.core.events import Answered, Event, Finished, Listener, Resumed, StepDone, StepSkipped
-from qlmm.core.filenames import ADAPTER, CARD, PICTURES, UNPROVEN
+from qlmm.core.filenames import ADAPTER, CARD, UNPROVEN
 from qlmm.core.files import atomic_write
-from qlmm.core.secrets import redact, shareable
+from qlmm.core.secrets import shareable
 from qlmm.core.signals import handled
-from qlmm.core.staging import emptied, publish
+from qlmm.core.staging import publish
 from qlmm.data.batching.holdout_split import Seen
+from qlmm.data.media.remembered import Remembered
 from qlmm.data.sample import Sample
 from qlmm.evaluation.measures import Measures
 from qlmm.generation.answers import answer, open_question, thumbnail
@@ -43,9 +44,9 @@ from qlmm.proof.records import Answer, Comparison, HeldOutProof, PartProof, Plan
 from qlmm.proof.verdicts import commonest_answer, compare, verdicts
 from qlmm.recipe.load import LoadedRecipe, as_yaml
 from qlmm.recipe.schema import Recipe
-from qlmm.report.plot import loss_png, preferences_png
-from qlmm.report.report import RunReport, write_report
+from qlmm.report.run_report import CURVE, METRICS, REPORT, report_run
 from qlmm.training.continued import check_same_base, check_same_data, note_changes, refuse_changed
+from qlmm.training.left_out import listed, pictures_named, rows_left_out
 from qlmm.training.logbook import open_logbook, read_metrics
 from qlmm.training.objective import exemplary
 from qlmm.training.plan import Plan, make_plan
@@ -55,7 +56,8 @@ from qlmm.training.run_dir import Before, RunDir, RunRecord, read_record
 
 __all__ = ["LoadedAdapter", "Outcome", "finetune", "load", "plan"]
 
-METRICS, CURVE, REPORT = "metrics.jsonl", "loss.png", "report.html"
+# The pictures as they were when the run was started.
+REMEMBERED = "pictures.json"
 PROBE_FROM = 100  # training rows the probe is chosen from where none are held out
 
 
@@ -103,11 +105,17 @@ def plan(recipe: Recipe) -> Plan:
     run = RunDir.look(Path(recipe.output.dir))
     if run is not None:
         refuse_changed(run.record.recipe, recipe, run.path)
-    ready = make_plan(recipe, run.record.plan.chosen if run is not None else None)
+    ready = _ready(recipe, run.record if run is not None else None)
     if run is not None:
         check_same_data(run, ready)
         run.last_good(lambda event: None)
     return ready
+
+
+def _ready(recipe: Recipe, started: RunRecord | None) -> Plan:
+    """The plan of a run, by what it chose and had to know of its rows when it was started."""
+    chosen = started.plan.chosen if started is not None else None
+    return make_plan(recipe, chosen, Remembered.read(Path(recipe.output.dir) / REMEMBERED))
 
 
 def finetune(
@@ -127,8 +135,7 @@ def finetune(
     begun, path = time.monotonic(), Path(loaded.recipe.output.dir)
     if (earlier := _finished_run(path, loaded.recipe)) is not None:
         return earlier
-    started = read_record(path)
-    ready = make_plan(loaded.recipe, started.plan.chosen if started is not None else None)
+    ready = _ready(loaded.recipe, read_record(path))
     planned(ready.facts)
     # A wish to save that comes before or after training must not end the run.
     quiet = handled({signal.SIGUSR1: signal.SIG_IGN})
@@ -147,7 +154,8 @@ def finetune(
                 listener(event)
 
             job = _Job(loaded, ready, run, Measures(ready), both)
-            measured = _train_and_measure(job, resume)
+            with pictures_named(ready):
+                measured = _train_and_measure(job, resume)
             if isinstance(measured, int):
                 return Outcome("stopped", path, None, None, signal=measured)
             # The trained model goes, so that a small GPU has room for the process that reads the adapter back.
@@ -156,7 +164,7 @@ def finetune(
                 torch.cuda.empty_cache()
             outcome = _conclude(job, measured)
             both(Finished(ready.facts.steps, time.monotonic() - begun))
-        _report(path, run.record)
+        report_run(path, run.record)
         return outcome
 
 
@@ -185,7 +193,10 @@ def _train_and_measure(job: _Job, resume: Resumed | None) -> _Measured | int:
         return job.held_out(model, step=step, listener=job.listener)
 
     checkpoint = job.run.path / resume.folder if resume is not None else None
-    ended = train(job.plan, job.run, model, job.listener, evaluate=evaluate, resume=checkpoint)
+    metrics = job.run.path / METRICS
+    left_out = rows_left_out(metrics)
+    ended = train(job.plan, job.run, model, job.listener, evaluate=evaluate, resume=checkpoint, left_out=left_out)
+    job.run.write(left_out=rows_left_out(metrics))
     if ended.signal is not None:
         ended.finish()
         return ended.signal
@@ -193,7 +204,7 @@ def _train_and_measure(job: _Job, resume: Resumed | None) -> _Measured | int:
     after, drift = evaluate(job.plan.facts.steps), ended.finish()
     answers_after = _answers(job, model, "after")
     stage = _stage(job, model)
-    parts = start.compare(model, _largest_gradients(read_metrics(job.run.path / METRICS)))
+    parts = start.compare(model, _largest_gradients(read_metrics(metrics)))
     answers = tuple(
         Answer(
             thumbnail(row.images[0]),
@@ -220,7 +231,10 @@ def _stage(job: _Job, model: PeftModel) -> Path:
         help = "start again in a new output.dir with lower learning rates"
         raise RunError.one("G004", f"no adapter is made: {'; '.join(wrong[:3])}", help=help)
     # The probe is chosen from held-out rows where there are any.
-    probed = ready.held_out or [measured(row) for row in ready.train[:PROBE_FROM]]
+    left_out = {(one.file, one.line) for one in job.run.record.left_out}
+    rows = (ready.train[row] for row in ready.readable)
+    learned = (row for row in rows if (row.origin.file, row.origin.line) not in left_out)
+    probed = ready.held_out or [measured(row) for row in islice(learned, PROBE_FROM)]
     write_probe(stage, model, ready.encoder, ready.precision, probed)
     return stage
 
@@ -262,7 +276,7 @@ def _conclude(job: _Job, measured: _Measured) -> Outcome:
     manifest = _manifest(job, measured)
     write_manifest(measured.stage, manifest)
     reload = prove_reload(measured.stage, job.plan.precision)
-    empty = sum(not lengths.supervised for lengths in job.plan.encoder.measure(job.plan.train))
+    empty = sum(not lengths.supervised for lengths in job.plan.lengths)
     own = job.plan.objective.promises(measured.reference)
     promises = judge(
         measured.parts, empty_masks=empty, seen=job.plan.seen, own=own, reload=reload, steps=job.plan.facts.steps
@@ -312,29 +326,10 @@ def _manifest(job: _Job, measured: _Measured) -> Manifest:
         frozen_sha256=measured.start.base_sha256,
         data=ready.data,
         steps=ready.facts.steps,
-        exact=not job.run.record.changes,
+        exact=not (job.run.record.changes or job.run.record.left_out),
         versions=versions(),
         files=file_hashes(measured.stage),
     )
-
-
-def _report(path: Path, record: RunRecord) -> None:
-    """The curve and the report, from what the run wrote down; the report comes last."""
-    if record.proof is None:
-        raise RunError.one("C004", "there is no proof to report")
-    metrics, answers = read_metrics(path / METRICS), record.answers or ()
-    atomic_write(path / CURVE, loss_png(metrics))
-    if (preferences := preferences_png(metrics)) is not None:
-        atomic_write(path / "preferences.png", preferences)
-    pictures = emptied(path / PICTURES)
-    for number, one in enumerate(answers, 1):
-        atomic_write(pictures / f"{number}.png", one.picture)
-    changed = tuple(f"changed while the run was unfinished: {change}" for change in record.changes)
-    missed = ", ".join(map(str, record.proof.skipped))
-    skipped = (f"not taken, since a loss or gradient was not finite: steps {missed}",) if missed else ()
-    facts = replace(record.plan, warnings=(*record.plan.warnings, *changed, *skipped))
-    report = RunReport(facts, record.proof, metrics, answers, as_yaml(record.recipe), record.versions)
-    write_report(path / REPORT, report)
 
 
 def _finished_run(path: Path, recipe: Recipe) -> Outcome | None:
@@ -350,7 +345,7 @@ def _finished_run(path: Path, recipe: Recipe) -> Outcome | None:
         return None
     if not all((path / name).is_file() for name in (CURVE, REPORT)):
         with RunDir.open(path, record) as run:
-            _report(path, run.record)
+            report_run(path, run.record)
     return Outcome("already", path, path / record.adapter, record.proof, record.answers or ())
 
 
@@ -373,13 +368,10 @@ def _write_recipe_and_skipped(run: RunDir, loaded: LoadedRecipe, ready: Plan) ->
     """The recipe as it ran, which repeats the run, and the bad rows that it lets be, with the reason for each."""
     run.write(recipe=loaded.recipe, recipe_file=loaded.file, overrides=loaded.overrides)
     atomic_write(run.path / "recipe.yaml", as_yaml(loaded.recipe))
+    if not (run.path / REMEMBERED).exists():
+        ready.remembered.write(run.path / REMEMBERED)
     if ready.bad:
-        lines = [
-            {"file": redact(one.origin.file), "line": one.origin.line, "why": redact(one.problem.message)}
-            for one in ready.bad
-        ]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        atomic_write(run.path / "skipped.jsonl", text)
+        atomic_write(run.path / "skipped.jsonl", listed(ready.bad))
 
 
 def _largest_gradients(metrics: Sequence[Event]) -> dict[str, float]:

@@ -16,6 +16,7 @@ __all__ = [
     "Listener",
     "PairsEvaluated",
     "Resumed",
+    "RowLeftOut",
     "Saved",
     "StepDone",
     "StepSkipped",
@@ -54,9 +55,22 @@ class StepDone(Event):
 
 @dataclass(frozen=True, slots=True)
 class StepSkipped(Event):
-    """A step was not taken, since its loss or a gradient is not finite; no weight changed."""
+    """A step was not taken, since its loss or a gradient is not finite or it has no row left; no weight changed."""
 
     step: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowLeftOut(Event):
+    """A row has no part in the loss from that step on, as long as its picture cannot be read.
+
+    ``why`` names the row, too.
+    """
+
+    step: int
+    file: str
+    line: int
     why: str
 
 

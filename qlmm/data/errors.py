@@ -5,13 +5,14 @@ Usage: ``raise BadRow("no picture", "name one in `image`")``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from qlmm.core.errors import DataError, Problem, Where
+from qlmm.core.errors import DataError, Problem, RunError, Where
 from qlmm.data.sample import Kind, Origin
 
-__all__ = ["BadRow", "DropReason", "MissingPicture", "NoRowLeft", "OtherKind"]
+__all__ = ["BadRow", "DropReason", "MissingPicture", "NoRowLeft", "OtherKind", "Unreadable", "put_back"]
 
 
 class DropReason(StrEnum):
@@ -61,3 +62,19 @@ class OtherKind(DataError):
     def __init__(self, message: str, found: Kind, help: str | None = None) -> None:
         super().__init__([Problem("D010", message, help=help)])
         self.found = found
+
+
+class Unreadable(RunError):
+    """Rows of a batch whose picture cannot be read any more, each by its place in the batch with its problem."""
+
+    def __init__(self, rows: Mapping[int, Problem]) -> None:
+        super().__init__(tuple(rows.values()))
+        self.rows = rows
+
+
+def put_back(most: int) -> str:
+    """What to do about a picture that is gone, where so many rows are bad."""
+    return (
+        "put the picture back, then start the same command again; or let the run go on without such rows: "
+        f"data.max_bad_rows={most}"
+    )

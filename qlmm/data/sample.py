@@ -9,7 +9,7 @@ Usage: ``Sample((Turn("user", (picture, "What is this?")), Turn("assistant", ("a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, Self, TypeVar
@@ -21,6 +21,7 @@ __all__ = [
     "Kind",
     "Origin",
     "Part",
+    "Planned",
     "Preference",
     "Role",
     "Row",
@@ -46,12 +47,32 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """A picture's or a video's file as it was when a run was planned.
+
+    Attributes:
+        bytes: size of the file.
+        width: of the picture in pixels, upright; `height` likewise.
+        frames: of a video, the seconds of the frames that are shown, as fractions.
+    """
+
+    bytes: int
+    width: int
+    height: int
+    frames: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture not yet decoded: a file that was checked to lie under its root, or encoded bytes."""
+    """A picture not yet decoded: a file that was checked to lie under its root, or encoded bytes.
+
+    ``planned`` is what is remembered of a picture that could be read when the run was planned, and now cannot.
+    """
 
     path: Path | None = None
     data: bytes | None = None
     at: Fraction | None = None  # of a video: the second at which this frame is shown
+    planned: Planned | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -98,6 +119,11 @@ class _Pictured(ABC):
     def images(self) -> tuple[ImageRef, ...]:
         """All pictures, in the order of their places in the conversation."""
         return _images(self._shown)
+
+    @property
+    def readable(self) -> bool:
+        """Whether all pictures could be read when they were last looked at."""
+        return all(image.planned is None for image in self.images)
 
     def with_images(self, images: tuple[ImageRef, ...]) -> Self:
         """The same row with other pictures in the same places; ValueError when the number of pictures differs."""

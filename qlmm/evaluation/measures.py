@@ -25,8 +25,9 @@ class Measures:
 
     def __init__(self, plan: Plan) -> None:
         how = (plan.encoder, plan.precision, plan.recipe.training.batch_size)
-        self._rows = HeldOut(plan.held_out, *how, needs_pictures=plan.needs_pictures, spare=plan.train)
-        self._pairs = HeldOutPairs(plan.pairs, *how, spare=plan.train)
+        spare = [plan.train[row] for row in plan.readable]
+        self._rows = HeldOut(plan.held_out, *how, needs_pictures=plan.needs_pictures, spare=spare)
+        self._pairs = HeldOutPairs(plan.pairs, *how, spare=spare)
 
     def __call__(self, model: nn.Module, *, step: int, listener: Listener) -> HeldOutProof:
         """Measure a model, and pass on what was found at that step.

@@ -24,7 +24,7 @@ __all__ = ["FREE", "NEVER", "Change", "compare", "on_resume", "refuse"]
 FREE = """
 training.gradient_checkpointing training.device training.workers training.stall_minutes training.log_every
 training.save_every training.keep training.tokens_per_batch training.packing training.on_nonfinite output.dir
-output.trackers evaluation.every
+output.trackers evaluation.every data.max_bad_rows
 """.split()  # noqa: SIM905  a table of keys
 NEVER = """
 version

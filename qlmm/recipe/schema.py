@@ -39,6 +39,15 @@ OBJECTIVES = "qlmm.training.objectives"
 MOST_RANK = 1 << 14
 
 
+def _a_share_or_a_number(rows: float) -> float:
+    if rows >= 1 and not rows.is_integer():
+        raise ValueError("`data.max_bad_rows` is a share of all rows below 1, or a whole number of rows")
+    return rows
+
+
+BadRows = Annotated[float, Field(ge=0.0), AfterValidator(_a_share_or_a_number)]
+
+
 def _an_objective(name: str) -> str:
     known = names(OBJECTIVES)
     if name not in known:
@@ -195,10 +204,11 @@ class DataSection(Section):
         description="Rows over max_length: drop and count them, or leave out their oldest turns; "
         "pictures and the last answer are never cut.",
     )
-    max_bad_rows: Share = Field(
+    max_bad_rows: BadRows = Field(
         0.0,
-        description="0: any bad row stops the run, with all problems listed. Above 0: up to this share of the rows may "
-        "be bad; they are left out and named in skipped.jsonl.",
+        description="0: any bad row stops the run, with all problems listed. From 1: so many rows may be bad; below 1: "
+        "this share of all rows. They are left out and named in skipped.jsonl. A row whose picture is gone or damaged "
+        "once the run has started counts, too; it is left out of the loss and named in run.json.",
     )
     max_pixels: PositiveInt | None = Field(
         None,

@@ -1,7 +1,7 @@
 """What lies between a collator and a training step: row numbers beside every batch, and workers that do not cut a run.
 
 A worker leaves the end of a run to the process that trains: signals that ask for an end pass it by, and an error comes
-back as a value, since a data loader would carry its text only.
+back as a value, since a data loader would carry its text only. So does a row whose picture cannot be read.
 
 Usage: ``batches = Batches(collator, training); batches.serve(loader.base_dataloader); map(received, iterator)``
 """
@@ -20,12 +20,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader, get_worker_info
 
-from qlmm.core.errors import QlmmError, RunError
+from qlmm.core.errors import Problem, QlmmError, RunError
 from qlmm.core.secrets import redact, shortened
 from qlmm.core.signals import ASKING, blocked
 from qlmm.data.batching.collators import Batch, Collator
+from qlmm.data.errors import Unreadable
 
-__all__ = ["PIECES", "ROWS", "Batches", "Bins", "received"]
+__all__ = ["PIECES", "ROWS", "Batches", "Bins", "Made", "received"]
 
 # Where a batch has the numbers of its rows.
 ROWS = "row_numbers"
@@ -34,6 +35,10 @@ PIECES = "pieces"
 LONGEST = 200
 # Rows, and how many at most go together -> rows that go together.
 Bins = Callable[[Sequence[int], int], list[list[int]]]
+
+
+# The pieces of a batch, and why rows are in none of them.
+Made = list[Batch | Problem]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,9 @@ class _Workers(ForkContext):
 class Batches:
     """A collator for a data loader, with or without workers.
 
-    A batch is a list of pieces of at most `at_once` rows, each with its row numbers. Memory that is shared with workers
-    has that limit, and the rows that each of them is at work on.
+    A batch is a list of pieces of at most `at_once` rows, each with its row numbers. A row whose picture cannot be read
+    is in none; its problem stands in the list. Memory that is shared with workers has that limit, and the rows that
+    each of them is at work on.
     """
 
     def __init__(self, collate: Collator, *, workers: int, rows: int, bins: Bins | None = None) -> None:
@@ -106,7 +112,7 @@ class Batches:
         """Change it, in workers too."""
         self._most.value = rows
 
-    def __call__(self, features: Sequence[Mapping[str, int]]) -> list[Batch] | _Failed:
+    def __call__(self, features: Sequence[Mapping[str, int]]) -> Made | _Failed:
         """The batch; in a worker, an error is a value."""
         numbers, worker = [feature["row"] for feature in features], get_worker_info()
         if worker is None:
@@ -121,11 +127,25 @@ class Batches:
         finally:
             self._at[place : place + self._slot] = [-1] * self._slot
 
-    def of(self, rows: Sequence[int]) -> list[Batch]:
+    def of(self, rows: Sequence[int]) -> Made:
         """The batch of some rows."""
+        most = self.at_once
         if self._bins is not None:
-            return [self._piece(some) for some in self._bins(rows, self.at_once)]
-        return [self._piece(rows[first : first + self.at_once]) for first in range(0, len(rows), self.at_once)]
+            parts = self._bins(rows, most)
+        else:
+            parts = [list(rows[first : first + most]) for first in range(0, len(rows), most)]
+        return [one for part in parts for one in self._readable(part)]
+
+    def _readable(self, numbers: Sequence[int]) -> Made:
+        """The piece of those rows that can be read, if any, and the problems of the others."""
+        problems: Made = []
+        while numbers:
+            try:
+                return [*problems, self._piece(numbers)]
+            except Unreadable as bad:
+                problems += bad.problems
+                numbers = [number for place, number in enumerate(numbers) if place not in bad.rows]
+        return problems
 
     def _piece(self, numbers: Sequence[int]) -> Batch:
         try:
@@ -153,7 +173,7 @@ class Batches:
         return RunError.one("D048", f"{message}, at work on {named}" if named else message, help=help)
 
 
-def received(batch: list[Batch] | _Failed) -> list[Batch]:
+def received(batch: Made | _Failed) -> Made:
     """A batch as a loader gives it, or the error of its worker."""
     if isinstance(batch, _Failed):
         raise batch.error from _Trace(batch.trace)

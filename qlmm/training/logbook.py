@@ -30,6 +30,7 @@ from qlmm.core.events import (
     Finished,
     PairsEvaluated,
     Resumed,
+    RowLeftOut,
     Saved,
     StepDone,
     StepSkipped,
@@ -42,6 +43,7 @@ __all__ = ["open_logbook", "read_metrics"]
 KINDS: dict[str, type[Event]] = {
     "step": StepDone,
     "skipped": StepSkipped,
+    "row_left_out": RowLeftOut,
     "evaluated": Evaluated,
     "pairs_evaluated": PairsEvaluated,
     "saved": Saved,
@@ -126,7 +128,7 @@ def _spelt_out(value: Any) -> Any:
 
 def _until(events: Sequence[Event], step: int) -> Iterator[Event]:
     """What was written before the first event of a step that is to be taken again."""
-    of_a_step = StepDone | StepSkipped | Evaluated | PairsEvaluated | Saved | Resumed | Finished
+    of_a_step = StepDone | StepSkipped | RowLeftOut | Evaluated | PairsEvaluated | Saved | Resumed | Finished
     for event in events:
         if isinstance(event, of_a_step) and event.step > step:
             return

@@ -25,6 +25,7 @@ from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.encoding.length_limit import Lengths
 from qlmm.data.fingerprint import DataFingerprint
 from qlmm.data.media.images import BadImage, decode
+from qlmm.data.media.remembered import NOTHING, Remembered
 from qlmm.data.reading.dataset import Bad
 from qlmm.data.sample import Example, Preference, Sample
 from qlmm.model.inspection.memory import trained_sizes
@@ -47,6 +48,7 @@ __all__ = ["Plan", "make_plan"]
 
 # A picture passes the tower alone to be kept, which is slower than a batch: it must come back for that to pay.
 MANY_VIEWS = 2.0
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Plan:
         needs_pictures: whether every row must have a picture.
         mixture: what an epoch is made of.
         bad: rows that were left out.
+        spare: how many rows may be left out of the loss beside them.
+        remembered: what the run has to know of its rows to go on.
         keeps_features: whether a frozen tower's features of a picture are kept for when it comes back.
         need: what a step takes of memory, for any settings.
     """
@@ -80,6 +84,8 @@ class Plan:
     needs_pictures: bool
     mixture: Mixture
     bad: tuple[Bad, ...]
+    spare: float
+    remembered: Remembered
     data: DataFingerprint
     keeps_features: bool
     need: Need
@@ -89,15 +95,21 @@ class Plan:
         """What the recipe's objective is."""
         return objective(self.recipe.training.objective)
 
+    @property
+    def readable(self) -> list[int]:
+        """Numbers of the rows to learn from whose pictures could be read when this was planned."""
+        return [number for number, row in enumerate(self.train) if row.readable]
+
     def order(self) -> MixtureSampler:
         """The seeded order rows are seen in."""
         return MixtureSampler(self.mixture, seed=self.recipe.training.seed)
 
 
-def make_plan(recipe: Recipe, chosen: Chosen | None = None) -> Plan:
+def make_plan(recipe: Recipe, chosen: Chosen | None = None, remembered: Remembered = NOTHING) -> Plan:
     """Check everything and count everything; a UsageError is what is wrong with recipe, machine, base or data.
 
-    ``chosen`` is what was chosen for `training.memory` when the run was started; without it the choice is made here.
+    A run that goes on is planned by what was `chosen` for `training.memory` when it was started, and by the rows that
+    are `remembered`; without the former the choice is made here.
     """
     precision = choose(recipe.training.device, recipe.training.precision)
     _check_trackers(recipe)
@@ -105,7 +117,7 @@ def make_plan(recipe: Recipe, chosen: Chosen | None = None) -> Plan:
         trainer_config(recipe.training, recipe.output, precision, steps=1)
     ground = Ground.of(recipe)
     base, placement, encoder = ground.base, ground.placement, ground.encoder
-    rows = read_rows(recipe, encoder)
+    rows = read_rows(recipe, encoder, remembered)
     needs = not encoder.takes_text_only or needs_pictures(base.shape.model)
     _check_kinds_of_rows(recipe, base, rows, needs=needs)
     _check_pictures(recipe, placement, rows)
@@ -139,6 +151,8 @@ def make_plan(recipe: Recipe, chosen: Chosen | None = None) -> Plan:
         needs_pictures=needs,
         mixture=rows.mixture,
         bad=rows.loaded.bad,
+        spare=rows.loaded.spare,
+        remembered=rows.remembered,
         data=rows.loaded.data,
         keeps_features=keeps,
         need=need,
@@ -228,6 +242,9 @@ def _warnings(recipe: Recipe, rows: Rows) -> tuple[str, ...]:
     found = list(learned.warnings(recipe.training, rows.mixture, rows.train.samples))
     if rows.loaded.bad:
         found.append(f"{len(rows.loaded.bad)} bad rows are left out; skipped.jsonl in the run directory names them")
+    if gone := [str(one.origin) for one in rows.loaded.unreadable]:
+        listed = ", ".join(gone[:MOST_NAMED]) + (" …" if len(gone) > MOST_NAMED else "")
+        found.append(f"pictures of {len(gone)} rows cannot be read any more; the loss leaves these out: {listed}")
     if rows.seen_rows:
         first = rows.seen_rows[0].origin
         found.append(f"{len(rows.seen_rows)} rows of evaluation.sources are trained on and not measured, first {first}")
@@ -279,7 +296,7 @@ def _check_kinds_of_rows(recipe: Recipe, base: Base, rows: Rows, *, needs: bool)
 def _check_pictures(recipe: Recipe, placement: Placement, rows: Rows) -> None:
     """Refuse what would end unproven for certain, and decode the few pictures that are measured before training."""
     seeing = sorted(placement.asked & {"connector", "vision"})
-    if seeing and not any(sample.images for sample in rows.train.samples):
+    if seeing and not any(sample.images and sample.readable for sample in rows.train.samples):
         raise DataError.one(
             "D041",
             f"no row has a picture, so that adapter.{seeing[0]} cannot be trained",
@@ -292,7 +309,8 @@ def _check_pictures(recipe: Recipe, placement: Placement, rows: Rows) -> None:
             except BadImage as bad:
                 where = Where(sample.origin.file, sample.origin.line)
                 message = f"held-out picture {image.name}: {bad.reason}"
-                raise DataError.one("D020", message, where=where, help="replace or remove the picture") from bad
+                help = "put the picture back: rows that are measured cannot be left out"
+                raise DataError.one("D020", message, where=where, help=help) from bad
 
 
 def _check_disk(facts: PlanFacts) -> None:

@@ -6,7 +6,7 @@ Usage: ``rows = read_rows(recipe, encoder); rows.train.samples; rows.held_out``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,8 +18,9 @@ from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.encoding.length_limit import Fitted
 from qlmm.data.errors import DropReason, OtherKind
 from qlmm.data.media.copies import originals
+from qlmm.data.media.remembered import NOTHING, Remembered
 from qlmm.data.reading.dataset import Loaded, load_samples
-from qlmm.data.sample import Example, Feedback, Preference, Sample
+from qlmm.data.sample import Example, Feedback, ImageRef, Preference, Sample
 from qlmm.recipe.schema import DataSection, Recipe, Source
 from qlmm.training.objective import exemplary, objective, redirected
 
@@ -43,6 +44,7 @@ class Rows:
         seen: what of each held-out row is trained on.
         seen_rows: rows of `evaluation.sources` that are not measured, since they are trained on.
         mixture: what an epoch is made of.
+        remembered: what a run that goes on has to know of these rows.
     """
 
     encoder: Encoder
@@ -53,6 +55,7 @@ class Rows:
     seen: tuple[Seen, ...]
     seen_rows: tuple[Example, ...]
     mixture: Mixture
+    remembered: Remembered
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -62,18 +65,21 @@ class Rows:
         return {reason.value: count for reason, count in reasons.items()}
 
 
-def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
+def read_rows(recipe: Recipe, encoder: Encoder, remembered: Remembered = NOTHING) -> Rows:
     """Read, split and fit the rows of a recipe; base, machine and disk are not looked at.
+
+    A run that goes on has the rows that are remembered, also where their pictures are gone.
 
     Raises:
         DataError: for rows that cannot be read, D040 when none is left to learn from, D047 when all rows to measure on
             are trained on.
     """
     data, evaluation = recipe.data, recipe.evaluation
-    loaded = _load(recipe, data.sources)
+    loaded = _load(recipe, data.sources, remembered)
     encoder = thinking(encoder, data, loaded.samples)
-    others: Sequence[Example] = _load(recipe, evaluation.sources).samples if evaluation.sources else ()
-    same = originals(image for row in (*loaded.samples, *others) for image in row.images)
+    apart = [_load(recipe, evaluation.sources, remembered)] if evaluation.sources else []
+    others: Sequence[Example] = [row for one in apart for row in one.samples]
+    same = _same([*loaded.samples, *others], remembered)
     learn, aside = list(range(len(loaded.samples))), list[int]()
     if not evaluation.sources:
         learn, aside = set_aside(loaded.samples, evaluation.rows, seed=recipe.training.seed, same=same)
@@ -81,7 +87,7 @@ def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
     taught_by = objective(recipe.training.objective).taught
     taught = [(row, one) for row in learn for one in taught_by(loaded.samples[row])]
     fitted = encoder.fit([one for _, one in taught])
-    if not fitted.samples:
+    if not any(row.readable for row in fitted.samples):
         first = "".join(f": {one.origin}: {one.text}" for one in fitted.dropped[:1])
         help = "raise data.max_length, or set data.overlong=shorten"
         raise DataError.one("D040", f"no row is left to learn from{first}", help=help)
@@ -108,7 +114,19 @@ def read_rows(recipe: Recipe, encoder: Encoder) -> Rows:
         seen=tuple(seen_in(fitted.samples, [row for row, _ in held_out], same)),
         seen_rows=tuple(row for row, what in seen if what == "row"),
         mixture=mixture,
+        remembered=_remembered([loaded, *apart], same),
     )
+
+
+def _same(rows: Sequence[Example], remembered: Remembered) -> dict[ImageRef, ImageRef]:
+    """Each picture with the first of its copies; as it was where one of the pictures is gone."""
+    compared = originals if all(row.readable for row in rows) else remembered.originals
+    return compared(image for row in rows for image in row.images)
+
+
+def _remembered(loads: Sequence[Loaded[Example]], same: Mapping[ImageRef, ImageRef]) -> Remembered:
+    pictures = {path: one for loaded in loads for path, one in loaded.pictures.items()}
+    return Remembered.of(pictures, same, [one.origin for loaded in loads for one in loaded.bad])
 
 
 def thinking(encoder: Encoder, data: DataSection, samples: Sequence[Example]) -> Encoder:
@@ -145,7 +163,7 @@ def _all_trained_on(rows: Sequence[Example]) -> DataError:
     )
 
 
-def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded[Example]:
+def _load(recipe: Recipe, sources: Sequence[Source], remembered: Remembered) -> Loaded[Example]:
     data = recipe.data
     try:
         return load_samples(
@@ -155,6 +173,7 @@ def _load(recipe: Recipe, sources: Sequence[Source]) -> Loaded[Example]:
             resolve=builtin.path,
             max_frames=data.max_frames,
             check_pictures=True,
+            remembered=remembered,
         )
     except OtherKind as other:
         raise redirected(other) from None

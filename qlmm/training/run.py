@@ -6,7 +6,7 @@ Usage: ``model, start = build(plan); ended = train(plan, run, model, listener, e
 from __future__ import annotations
 
 import faulthandler
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from qlmm.core.events import Listener, Warned
+from qlmm.core.events import Listener, RowLeftOut, Warned
 from qlmm.core.filenames import ADAPTER_WEIGHTS
 from qlmm.core.signals import stop_signals
 from qlmm.model.image_budget.budget import agree
 from qlmm.model.parts.split import PEFT_PREFIX
 from qlmm.model.peft.adapter import attach, to_fp32
 from qlmm.proof.fingerprint import Start
+from qlmm.training.left_out import LeftOut
 from qlmm.training.memory import no_memory, out_of_memory
 from qlmm.training.monitor import Evaluate, Monitor
 from qlmm.training.plan import Plan
@@ -59,11 +60,21 @@ def build(plan: Plan) -> tuple[PeftModel, Start]:
 
 
 def train(
-    plan: Plan, run: RunDir, model: PeftModel, listener: Listener, *, evaluate: Evaluate, resume: Path | None
+    plan: Plan,
+    run: RunDir,
+    model: PeftModel,
+    listener: Listener,
+    *,
+    evaluate: Evaluate,
+    resume: Path | None,
+    left_out: Sequence[RowLeftOut] = (),
 ) -> Ended:
     """Train the model from `build`, in place, to the last step or to a signal; `resume` is a sealed checkpoint.
 
+    ``left_out`` are the rows that were left out up to there.
+
     Raises:
+        RunError: D036 when more pictures cannot be read than the recipe allows.
         RunError: G001, G002 when a loss or gradient is not finite; G003 when memory does not suffice for one row.
     """
     recipe = plan.recipe
@@ -83,6 +94,7 @@ def train(
     monitor.grad_norms, trainer.listener = trainer.take_grad_norms, listener
     for note in trainer.notes:
         listener(Warned(note))
+    trainer.left_out = LeftOut(plan.spare, len(plan.bad), left_out, listener)
     trainer.prepare(run)
     if run.record.rows_at_once is not None:
         trainer.batches.at_once = min(run.record.rows_at_once, recipe.training.rows_at_once)

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 
 from qlmm.core.errors import RunError, UsageError
-from qlmm.core.events import Listener, Warned
+from qlmm.core.events import Listener, RowLeftOut, Warned
 from qlmm.core.filenames import RUN_RECORD
 from qlmm.core.files import atomic_write, follow_umask, free_bytes, fsync_dir
 from qlmm.core.seal import SEAL_NAME, read_facts, seal, verify
@@ -70,6 +70,7 @@ class RunRecord(BaseModel):
         frozen_sha256: one hash over the base's tensors.
         rows_at_once: how many rows of a batch memory took, where that is not all of them.
         lost_trackers: which trackers raised an error and got nothing more, after which step, and why.
+        left_out: rows that have no part in the loss from a step on, since their pictures cannot be read.
     """
 
     model_config = ConfigDict(**IN_JSON, frozen=True)
@@ -91,6 +92,7 @@ class RunRecord(BaseModel):
     frozen_sha256: str | None = None
     rows_at_once: int | None = None
     lost_trackers: tuple[str, ...] | None = None
+    left_out: tuple[RowLeftOut, ...] = ()
     proof: Proof | None = None
     verdicts: Verdicts | None = None
     adapter: str | None = None

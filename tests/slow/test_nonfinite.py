@@ -22,6 +22,7 @@ from qlmm.core.events import Event, Saved, StepDone, StepSkipped, Warned
 from qlmm.core.seal import verify
 from qlmm.model.numerics.finite import not_finite
 from qlmm.proof.records import PlanFacts
+from qlmm.report import run_report
 from qlmm.training.logbook import read_metrics
 from tests.runs import TinyRun
 
@@ -174,7 +175,7 @@ def test_a_run_that_was_killed_before_its_report_gets_it_on_the_next_call(
         raise _Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, name, killed)
+        patch.setattr(run_report, name, killed)
         with pytest.raises(_Stop):
             finetune(run.recipe(*QUIET))
     folder = tmp_path / "run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -101,7 +102,7 @@ def show(
     data, kind = asked.data, objective(asked.training.objective).rows
     try:
         samples = load_samples(
-            data.sources, kind=kind, max_bad_rows=1.0, resolve=builtin.path, max_frames=data.max_frames
+            data.sources, kind=kind, max_bad_rows=math.inf, resolve=builtin.path, max_frames=data.max_frames
         ).samples
     except OtherKind as error:
         raise redirected(error) from None

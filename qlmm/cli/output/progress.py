@@ -20,6 +20,7 @@ from qlmm.core.events import (
     Finished,
     PairsEvaluated,
     Resumed,
+    RowLeftOut,
     Saved,
     StepDone,
     StepSkipped,
@@ -110,11 +111,9 @@ def numbers(event: StepDone) -> str:
 def line(event: Event) -> str:
     """One event as one line of a log."""
     match event:
-        case StepDone(step, total):
-            rates = " ".join(f"{part} {value:.1e}" for part, value in event.rates.items())
-            tail = "" if any(key in event.metrics for key, _, _ in PREFERENCE) else f"  lr {rates}"
-            text = f"step {step:>{len(str(total))}}/{total}  {numbers(event)}{tail}"
-        case StepSkipped(_, why):
+        case StepDone():
+            text = _step(event)
+        case StepSkipped(why=why) | RowLeftOut(why=why):
             text = f"not taken: {why}"
         case Evaluated(step, losses):
             listed = ", ".join(f"{PICTURES.get(key, key)} {value:.3f}" for key, value in losses.items())
@@ -134,6 +133,12 @@ def line(event: Event) -> str:
         case _:
             text = repr(event)
     return text
+
+
+def _step(event: StepDone) -> str:
+    rates = " ".join(f"{part} {value:.1e}" for part, value in event.rates.items())
+    tail = "" if any(key in event.metrics for key, _, _ in PREFERENCE) else f"  lr {rates}"
+    return f"step {event.step:>{len(str(event.total))}}/{event.total}  {numbers(event)}{tail}"
 
 
 def _pairs(event: PairsEvaluated) -> str:

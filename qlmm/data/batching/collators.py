@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from qlmm.core.errors import DataError, Problem, RunError, Where
 from qlmm.data.encoding.encoder import Encoder
 from qlmm.data.encoding.shared_prefix import packed
+from qlmm.data.errors import Unreadable
 from qlmm.data.media.images import BadImage
 from qlmm.data.sample import Example, Feedback, ImageRef, Origin, Preference, Sample
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EXCHANGED", "Batch", "Collator", "FeedbackCollator", "PackedCollator", "PairCollator", "rows"]
+__all__ = ["EXCHANGED", "Batch", "Collator", "FeedbackCollator", "PackedCollator", "PairCollator", "gone", "rows"]
 
 # What a model and its loss are given: tensors by name, and few other things beside them.
 Batch = dict[str, Any]
@@ -61,29 +62,38 @@ class Collator:
         if image.path is None:
             return hashlib.sha256(image.data or b"").hexdigest()
         if image.path not in self._digests:
-            with image.path.open("rb") as file:
-                self._digests[image.path] = hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                with image.path.open("rb") as file:
+                    self._digests[image.path] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise BadImage(image, error.strerror or str(error)) from None
         return self._digests[image.path]
 
     def __call__(self, features: Sequence[Mapping[str, int]]) -> Batch:
         """Encode the rows, and check that every picture has as many slots as it has tokens.
 
         Raises:
-            RunError: D032 for slots that are not the pictures' tokens, D036 for a picture that cannot be decoded, D039
-                for rows that the processor refuses.
+            Unreadable: for a picture that cannot be read.
+            RunError: D032 for slots that are not the pictures' tokens, D039 for rows that the processor refuses.
         """
         samples = [self._samples[feature["row"]] for feature in features]
         try:
-            batch = self._batch(samples)
+            return self._checked(samples)
         except BadImage as bad:
-            raise _unreadable(samples, bad) from bad
+            raise Unreadable(gone(samples, bad)) from bad
+
+    def _checked(self, samples: Sequence[Example]) -> Batch:
+        try:
+            batch = self._batch(samples)
+        except BadImage:
+            raise
         except DataError as error:
             # A processor's refusal names no row.
             named = ", ".join(str(sample.origin) for sample in samples)
             raise RunError([replace(one, message=f"{one.message}; rows: {named}") for one in error.problems]) from error
         slots = (self._rows(batch) == self._encoder.slot_id).sum(dim=1).tolist()
         # A batch of pairs may have every row twice.
-        shown = samples * (len(slots) // len(samples))
+        shown = [*samples] * (len(slots) // len(samples))
         for sample, found in zip(shown, slots, strict=True):
             tokens = self._encoder.slots(sample.images)
             if found != tokens:
@@ -177,7 +187,13 @@ def _preferences(samples: Sequence[Example]) -> list[Preference]:
     return [sample for sample in samples if isinstance(sample, Preference)]
 
 
-def _unreadable(samples: Sequence[Example], bad: BadImage) -> RunError:
-    origin = next((sample.origin for sample in samples if bad.ref in sample.images), samples[0].origin)
-    help = "`qlmm data check` decodes every picture and lists all that are damaged"
-    return RunError([Problem("D036", bad.message, Where(origin.file, origin.line), help)])
+def gone(samples: Sequence[Example], bad: BadImage) -> dict[int, Problem]:
+    """The rows that show a picture which cannot be read, each by its place with its problem."""
+    # A whole video may be at fault, not one of its frames.
+    file = replace(bad.ref, at=None)
+    shows = [any(replace(image, at=None) == file for image in one.images) for one in samples]
+    return {
+        place: Problem("D036", bad.message, Where(one.origin.file, one.origin.line))
+        for place, one in enumerate(samples)
+        if shows[place] or not any(shows)
+    }

@@ -96,22 +96,26 @@ def decode(ref: ImageRef) -> Image.Image:
 
 def size(ref: ImageRef) -> tuple[int, int]:
     """Width and height in pixels as ``decode`` would give them, from the header alone, or a video's first frame."""
+    if ref.planned is not None:
+        return ref.planned.width, ref.planned.height
     if ref.at is not None:
         return _frame_size(replace(ref, at=None))
     with _opened(ref) as image:
-        width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        return _upright(image)
 
 
-def check(ref: ImageRef) -> None:
-    """BadImage for a header or an end that is not right: finds cut files at the cost of reading two places of them."""
+def check(ref: ImageRef) -> tuple[int, int]:
+    """As ``size``; BadImage for a header or an end that is not right.
+
+    That finds cut files at the cost of reading two places of them.
+    """
     if ref.at is not None:
-        size(ref)
-        return
+        return size(ref)
     with _opened(ref) as image:
-        end = ENDS.get(image.format or "")
+        end, found = ENDS.get(image.format or ""), _upright(image)
     if end is None or not _ends_with(ref, end):
         decode(ref)
+    return found
 
 
 def thinned(items: Sequence[Item], most: int) -> tuple[Item, ...]:
@@ -147,6 +151,11 @@ def _video(ref: ImageRef) -> Iterator[IO[bytes]]:
             yield stream
     except PILLOW_ERRORS as error:
         raise BadImage(ref, str(error) or type(error).__name__) from None
+
+
+def _upright(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
 def _ends_with(ref: ImageRef, end: bytes) -> bool:

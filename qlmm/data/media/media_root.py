@@ -20,6 +20,7 @@ from qlmm.core.secrets import shortened
 from qlmm.data.contract import absent, unpacked
 from qlmm.data.errors import BadRow
 from qlmm.data.media.images import BadImage, frames, thinned
+from qlmm.data.media.remembered import NOTHING, Remembered
 from qlmm.data.sample import ImageRef
 
 __all__ = ["ImageRoot"]
@@ -39,11 +40,15 @@ IN_NEITHER = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA", "YCbCr": "RGB"}
 
 
 class ImageRoot:
-    """The folder that names of pictures and videos are relative to and may not leave."""
+    """The folder that names of pictures and videos are relative to and may not leave.
 
-    def __init__(self, folder: str | Path, *, max_frames: int = 8) -> None:
+    Of a run that goes on, ``remembered`` has the frames of videos that cannot be read any more.
+    """
+
+    def __init__(self, folder: str | Path, *, max_frames: int = 8, remembered: Remembered = NOTHING) -> None:
         self.folder = Path(folder)
         self.max_frames = max_frames
+        self.remembered = remembered
         self._real = os.path.realpath(self.folder)
 
     def resolve(self, name: str) -> Path:
@@ -69,8 +74,9 @@ class ImageRoot:
         path = self.resolve(name)
         if name.isascii() or os.path.exists(path):
             return path
-        others = (self.resolve(unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))
-        return next((other for other in others if os.path.exists(other)), path)
+        others = [self.resolve(unicodedata.normalize(form, name)) for form in ("NFC", "NFD")]
+        there = [*filter(os.path.exists, others), *filter(self.remembered.knows, others)]
+        return there[0] if there else path
 
     def refs(self, value: object) -> list[ImageRef]:
         """The pictures of a column that may have none, one, or a list; each of the list may be absent."""
@@ -103,10 +109,12 @@ class ImageRoot:
         ref = self.ref(value)
         if ref.path is not None and not ref.path.is_file():
             # Reported together with missing pictures, once the row is whole.
-            return (ref,)
+            return self.remembered.frames(ref) or (ref,)
         try:
             return frames(ref, self.max_frames)
         except BadImage as bad:
+            if shown := self.remembered.frames(ref):
+                return shown
             raise BadRow(f"video {ref.name}: {bad.reason}", "replace or remove the video") from None
 
     def videos(self, value: object) -> list[tuple[ImageRef, ...]]:

@@ -5,6 +5,7 @@ Usage: ``report = check(sources, resolve=builtin_path)``
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def check(
     Raises:
         DataError: when a source cannot be read at all, its format is unknown, or no row is left.
     """
-    loaded = load_samples(sources, kind=kind, max_bad_rows=1.0, resolve=resolve, max_frames=max_frames)
+    loaded = load_samples(sources, kind=kind, max_bad_rows=math.inf, resolve=resolve, max_frames=max_frames)
     first_shown: dict[ImageRef, Origin] = {}
     for sample in loaded.samples:
         for ref in sample.images:

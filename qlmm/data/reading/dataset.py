@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic
 
 from qlmm.core import naming
-from qlmm.core.errors import DataError, Problem
+from qlmm.core.errors import DataError, Problem, Where
 from qlmm.data.contract import MOST_NAMES, Format, RawRow, present
-from qlmm.data.errors import BadRow, MissingPicture, NoRowLeft, OtherKind
+from qlmm.data.errors import BadRow, MissingPicture, NoRowLeft, OtherKind, put_back
 from qlmm.data.fingerprint import DataFingerprint, SourceCount
 from qlmm.data.media.images import BadImage, check
 from qlmm.data.media.media_root import ImageRoot
+from qlmm.data.media.remembered import NOTHING, Remembered
 from qlmm.data.reading.notices import Notices
 from qlmm.data.reading.readers import Resolve, picture_folder, read_rows
-from qlmm.data.sample import Example, Feedback, ImageRef, Kind, Origin, Part, Preference, Row, Sample, Turn
+from qlmm.data.sample import Example, Feedback, ImageRef, Kind, Origin, Part, Planned, Preference, Row, Sample, Turn
 from qlmm.data.tracked import Tracked
 from qlmm.recipe.schema import Source
 
@@ -65,6 +67,9 @@ class Loaded(Generic[Row]):
 
     ``problems`` are those of ``bad``, missing pictures of a source together. ``unused`` names the keys of rows that
     were not read, a line a source; ``warnings`` are what the texts of rows have that is not learned as it may be meant.
+
+    ``pictures`` are the files that were looked at. ``unreadable`` are rows among the samples whose pictures could be
+    read when their run was started and now cannot. ``spare`` is how many rows may be left out beside the bad ones.
     """
 
     samples: tuple[Row, ...]
@@ -75,6 +80,9 @@ class Loaded(Generic[Row]):
     fingerprint: str
     unused: tuple[str, ...]
     warnings: tuple[str, ...]
+    pictures: Mapping[Path, Planned]
+    unreadable: tuple[Bad, ...]
+    spare: float
 
     @property
     def data(self) -> DataFingerprint:
@@ -92,6 +100,8 @@ class _Read:
     format_name: str = "none"
     samples: list[Example] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
+    pictures: dict[Path, Planned] = field(default_factory=dict)
+    unreadable: list[Bad] = field(default_factory=list)
 
     def count(self) -> SourceCount:
         kept = len(self.samples)
@@ -114,27 +124,37 @@ def load_samples(
     resolve: Resolve = None,
     max_frames: int = 8,
     check_pictures: bool = False,
+    remembered: Remembered = NOTHING,
 ) -> Loaded[Any]:
     """Read all sources; the samples are of the class that belongs to the kind.
 
-    Without a ``kind`` they are of every kind; where feedback is wanted, preferences are taken, too. Up to the share
-    ``max_bad_rows`` bad rows are left out; more are refused, with all of them listed. With ``check_pictures`` a picture
-    whose header cannot be read makes a bad row.
+    Without a ``kind`` they are of every kind; where feedback is wanted, preferences are taken, too. Up to
+    ``max_bad_rows`` bad rows are left out, below 1 a share of all rows; more are refused, with all of them listed. With
+    ``check_pictures`` a picture whose header cannot be read makes a bad row.
+
+    A run that goes on has the rows that it was started with: those left out then stay out, and a row whose pictures are
+    ``remembered`` keeps its place though they are gone.
 
     Raises:
         DataError: D001 bad rows, D002/D003 unreadable sources, D004 unknown format, D005 missing pictures,
             D006 too many bad rows, D007 nothing to learn from, D010 rows of the other kind.
     """
-    parts = [_read(source, kind, resolve, max_frames, check_pictures) for source in sources]
+    parts = []
+    for source in sources:
+        root = ImageRoot(picture_folder(source, resolve=resolve), max_frames=max_frames, remembered=remembered)
+        parts.append(_read(source, kind, resolve, root, check_pictures))
     bad = [one for part in parts for one in part.bad]
+    unreadable = [one for part in parts for one in part.unreadable]
     samples = [sample for part in parts for sample in part.samples]
     problems = tuple(problem for part in parts for problem in _problems(part))
-    total = len(bad) + len(samples)
-    if bad and max_bad_rows == 0:
-        raise DataError(problems)
-    if len(bad) > max_bad_rows * total:
-        message = f"{len(bad)} of {total} rows are bad, more than data.max_bad_rows ({max_bad_rows:g})"
-        raise DataError([Problem("D006", message), *problems])
+    total, wrong = len(bad) + len(samples), len(bad) + len(unreadable)
+    gone = [replace(one.problem, help=put_back(wrong)) for one in unreadable]
+    allowed = max_bad_rows if max_bad_rows >= 1 else math.floor(max_bad_rows * total)
+    if wrong and max_bad_rows == 0:
+        raise DataError([*gone, *problems])
+    if wrong > allowed:
+        message = f"{wrong} of {total} rows are bad, more than data.max_bad_rows ({max_bad_rows:g})"
+        raise DataError([Problem("D006", message), *gone, *problems])
     if not samples:
         nothing = Problem(
             "D007",
@@ -151,11 +171,13 @@ def load_samples(
         fingerprint=_fingerprint(parts),
         unused=tuple(line for part in parts for line in part.notices.unused()),
         warnings=tuple(line for part in parts for line in part.notices.warnings()),
+        pictures={path: one for part in parts for path, one in part.pictures.items()},
+        unreadable=tuple(unreadable),
+        spare=allowed - len(bad),
     )
 
 
-def _read(source: Source, kind: Kind | None, resolve: Resolve, max_frames: int, check_pictures: bool) -> _Read:
-    images = ImageRoot(picture_folder(source, resolve=resolve), max_frames=max_frames)
+def _read(source: Source, kind: Kind | None, resolve: Resolve, images: ImageRoot, check_pictures: bool) -> _Read:
     read = _Read(source, images, Notices(source.path))
     rows = read_rows(source, resolve=resolve)
     first = list(islice(rows, ROWS_TO_DETECT))
@@ -190,21 +212,49 @@ def _sample(form: Format, origin: Origin, row: RawRow | BadRow, read: _Read, hea
         sample = Preference(turns[:-2], turns[-2].text, turns[-1].text, origin)
     elif form.kind == "feedback":
         sample = Feedback(turns[:-1], turns[-1].text, form.desirable(row), origin)
-    check_images(sample.images, headers=headers)
+    if (origin.file, origin.line) in read.images.remembered.left_out:
+        raise BadRow("it was bad when the run was started", "leave data.max_bad_rows as it was, or start a new run")
+    sample = _looked_at(sample, read, headers)
     read.notices.add(tracked, sample)
     return sample
 
 
-def check_images(images: Sequence[ImageRef], *, headers: bool = True) -> None:
-    """Refuse pictures of a row that are not there or, with ``headers``, cannot be read, by the first one's BadRow."""
+def _looked_at(sample: Example, read: _Read, headers: bool) -> Example:
+    """The row once its pictures are checked; those that a run had and that are gone, as they are remembered."""
+    try:
+        read.pictures.update(check_images(sample.images, headers=headers))
+        return sample
+    except BadRow as bad:
+        recalled = read.images.remembered.recalled(sample.images)
+        if recalled is None:
+            raise
+        where = Where(sample.origin.file, sample.origin.line)
+        read.unreadable.append(Bad(sample.origin, Problem("D036", bad.reason, where)))
+        return sample.with_images(recalled)
+
+
+def check_images(images: Sequence[ImageRef], *, headers: bool = True) -> dict[Path, Planned]:
+    """The files of a row's pictures, with ``headers``; BadRow for the first that is not there or cannot be read."""
+    found: dict[Path, Planned] = {}
     for ref in images:
         if ref.path is not None and not os.path.isfile(ref.path):
             raise MissingPicture(ref.path)
         try:
-            if headers:
-                check(ref)
+            width, height = check(ref) if headers else (0, 0)
         except BadImage as bad:
             raise BadRow(bad.message, "replace or remove the picture") from None
+        if headers and ref.path is not None:
+            earlier = found[ref.path].frames if ref.path in found else ()
+            frames = (*earlier, str(ref.at)) if ref.at is not None else ()
+            found[ref.path] = Planned(_bytes(ref.path), width, height, frames)
+    return found
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        raise MissingPicture(path) from None
 
 
 def _detected(row: RawRow, path: str, *, question: bool) -> str | None:
@@ -313,5 +363,5 @@ def _identity(part: Part, root: Path) -> object:
         return {"sha256": hashlib.sha256(part.data or b"").hexdigest(), **frame}
     name = part.path.relative_to(root) if part.path.is_relative_to(root) else Path(part.path.name)
     # A question that is not asked may name a picture that is not there.
-    size = os.path.getsize(part.path) if part.path.is_file() else 0
+    size = part.planned.bytes if part.planned else os.path.getsize(part.path) if part.path.is_file() else 0
     return {"name": name.as_posix(), "bytes": size, **frame}

@@ -71,6 +71,9 @@ class PartsTrainer(UnpaddedTrainer):
     data_collator: Any
     optimizer: torch.optim.Optimizer | None
 
+    # Whether a step since the last log was not taken.
+    _missed = False
+
     def __init__(self, model: PeftModel, plan: Plan, *, callbacks: Sequence[TrainerCallback]) -> None:
         """Build TRL's trainer on a model with its adapter, by the plan."""
         self._plan, self._placement, self._parts, self._order = plan, plan.placement, plan.placement.parts, plan.order()
@@ -119,7 +122,7 @@ class PartsTrainer(UnpaddedTrainer):
 
     def check_loss_path(self, model: PeftModel, plan: Plan) -> None:
         """Refuse a class whose log-probabilities TRL's fused head gets wrong, which preferences are made of."""
-        if not self.fused_head_agrees(plan.encoder.batch([measured(plan.train[0])])):
+        if not self.fused_head_agrees(plan.encoder.batch([measured(plan.train[plan.readable[0]])])):
             name, own = plan.recipe.training.objective, type(model.get_base_model()).__name__
             why = f"{name} takes log-probabilities from TRL's head, which are not those of {own}"
             raise refused("objective", why, "choose another base, or objective sft", "T005")
@@ -139,7 +142,7 @@ class PartsTrainer(UnpaddedTrainer):
 
     def _feature_bytes(self, tower: FrozenTower, plan: Plan) -> int:
         """Bytes that the features of all pictures would take, from those of one row."""
-        shown = next(one for one in plan.train if one.images)
+        shown = next(one for one in plan.train if one.images and one.readable)
         inputs, labels = self._given(plan.encoder.batch([measured(shown)]))
         with evaluating(self.model), self.accelerator.autocast():
             token_losses(self.model, inputs, labels)
@@ -291,7 +294,10 @@ class PartsTrainer(UnpaddedTrainer):
 
     def _end_of_step(self, model: torch.nn.Module) -> None:
         """Take the gradients away from a step that must not be taken: optimizers pass over what has none."""
+        if not self._wrong and self._rowless:
+            self._wrong = f"no row of step {self.state.global_step + 1} can be read"
         if self._wrong:
+            self._missed = True
             model.zero_grad(set_to_none=True)
             self.listener(StepSkipped(self.state.global_step + 1, self._wrong))
         else:
@@ -301,10 +307,10 @@ class PartsTrainer(UnpaddedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mean loss of the steps that were taken; what is not finite has no place in a checkpoint's history."""
-        if self._plan.recipe.training.on_nonfinite == "skip" and "loss" in logs:
+        if self._missed and "loss" in logs:
             del logs["loss"]
             logs |= {"loss": fmean(self._losses)} if self._losses else {}
-        self._losses = []
+        self._losses, self._missed = [], False
         super().log(logs, start_time)  # type: ignore[misc]  # Trainer's
         self.state.log_history[-1] = {name: one for name, one in self.state.log_history[-1].items() if is_finite(one)}
 

@@ -24,7 +24,7 @@ class SftTrainer(PartsTrainer, SFTTrainer):
 
     def check_loss_path(self, model: PeftModel, plan: Plan) -> None:
         """Use TRL's fused head where it gives this class's own loss, and the class's own logits elsewhere."""
-        batch = self.data_collator([{"row": 0}])
+        batch = self.data_collator([{"row": plan.readable[0]}])
         self._fused = has_backbone(model.get_base_model()) and self.fused_head_agrees(batch)
 
     def loss(self, model: Any, inputs: Batch, outputs: bool, items: torch.Tensor | int | None) -> Any:

@@ -95,7 +95,7 @@ class UnpaddedTrainer(PiecesTrainer):
 
 def telling(plan: Plan) -> set[int]:
     """The rows on which a difference would show first: longest and shortest, one without and one with most pictures."""
-    rows = range(len(plan.train))
+    rows = plan.readable
 
     def length(row: int) -> int:
         return plan.lengths[row].total + plan.lengths[row].supervised

@@ -176,6 +176,14 @@ def test_one_fault_is_one_problem_at_its_place(
     assert problems_of(small.replace(old, new)) == [expected]
 
 
+@pytest.mark.parametrize("rows", ["1.5", "-1", ".inf", ".nan", "1e999", "true", "'3'", "[1]"])
+def test_bad_rows_are_a_share_or_a_number(small: str, rows: str) -> None:
+    assert parse_recipe(small, "a", ["data.max_bad_rows=0.25"]).recipe.data.max_bad_rows == 0.25
+    assert parse_recipe(small, "a", ["data.max_bad_rows=3"]).recipe.data.max_bad_rows == 3
+    with pytest.raises(RecipeError, match="max_bad_rows"):
+        parse_recipe(small, "a", [f"data.max_bad_rows={rows}"])
+
+
 def test_numbers_may_be_whole_where_they_may_be_broken(small: str) -> None:
     assert parse_recipe(small.replace("1e-4", "1"), "r.yaml").recipe.training.learning_rate == 1.0
 

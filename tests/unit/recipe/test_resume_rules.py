@@ -21,6 +21,7 @@ def test_the_tables_name_keys_of_the_schema_once() -> None:
         ("training.save_every=50", "free", "training.save_every: 200 → 50"),
         ("training.keep=9", "free", "training.keep: 2 → 9"),
         ("training.on_nonfinite=skip", "free", "training.on_nonfinite: stop → skip"),
+        ("data.max_bad_rows=3", "free", "data.max_bad_rows: 0.0 → 3.0"),
         ("output.trackers=[wandb]", "free", "output.trackers: [] → [wandb]"),
         ("training.seed=1", "fork", "training.seed: 0 → 1"),
         ("training.steps=5", "fork", "training.steps: unset → 5"),

@@ -18,6 +18,7 @@ from qlmm.core.events import (
     Finished,
     PairsEvaluated,
     Resumed,
+    RowLeftOut,
     Saved,
     StepDone,
     StepSkipped,
@@ -38,6 +39,7 @@ EVENTS: list[Event] = [
     Warned("ünüsual 🙈"),
     step(3),
     StepSkipped(4, "loss is nan at step 4"),
+    RowLeftOut(4, "rows.jsonl", 5, "row rows.jsonl:5: picture 5.png: no such file"),
     Finished(4, 1.5),
 ]
 
@@ -164,8 +166,11 @@ def test_a_line_that_the_disk_takes_in_part_is_taken_back(tmp_path: Path) -> Non
     assert read_metrics(path) == [step(1), step(3)]
 
 
-def test_a_step_that_was_skipped_after_the_seal_is_forgotten(tmp_path: Path) -> None:
-    happened: list[Event] = [step(1), Saved(1, "checkpoint-1"), StepSkipped(2, "loss is nan at step 2"), step(3)]
+@pytest.mark.parametrize(
+    "what", [StepSkipped(2, "loss is nan at step 2"), RowLeftOut(2, "rows.jsonl", 5, "row rows.jsonl:5: no such file")]
+)
+def test_what_was_skipped_after_the_seal_is_forgotten(what: Event, tmp_path: Path) -> None:
+    happened: list[Event] = [step(1), Saved(1, "checkpoint-1"), what, step(3)]
     written(tmp_path / "metrics.jsonl", happened)
     assert len(written(tmp_path / "metrics.jsonl", [], start=1).splitlines()) == 2
 

@@ -33,7 +33,7 @@ def test_a_record_comes_back_equal_pictures_and_lost_losses_included() -> None:
 def test_what_is_not_known_yet_is_not_written() -> None:
     raw = json.loads(record().to_text())
     of_the_start = {"version", "id", "recipe", "recipe_file", "overrides", "versions", "environment", "base", "data"}
-    assert raw.keys() == of_the_start | {"changes", "plan", "status"}
+    assert raw.keys() == of_the_start | {"changes", "plan", "status", "left_out"}
     assert raw["data"] == {
         "sha256": "f" * 64,
         "sources": [

@@ -323,7 +323,7 @@ class TestCollator:
         data = picture(64, 48).data
         assert data is not None
         cut = sample(("user", ImageRef(data=data[:-30])), ("assistant", "x"), line=9)
-        with pytest.raises(RunError, match="qlmm data check") as caught:
+        with pytest.raises(RunError, match="D036") as caught:
             Collator([PLAIN, cut], Encoder.make(processor()))(rows(2))
         assert "rows.jsonl:9" in str(caught.value)
 

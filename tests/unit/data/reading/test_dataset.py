@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_headers_are_checked_where_asked(folder: Path) -> None:
 
 def test_a_row_without_its_picture_names_it(folder: Path) -> None:
     rows = [row(), row(image="none.png"), {"messages": []}]
-    bad = load(write(folder / "a.jsonl", rows), max_bad_rows=1.0).bad
+    bad = load(write(folder / "a.jsonl", rows), max_bad_rows=math.inf).bad
     assert [one.picture and one.picture.name for one in bad] == ["none.png", None]
 
 
@@ -208,7 +209,7 @@ def test_rows_of_the_other_kind_are_one_error_that_says_what_they_are(
 ) -> None:
     source = write(folder / "a.jsonl", rows)
     with pytest.raises(OtherKind) as caught:
-        load(source, kind=kind, max_bad_rows=1.0)
+        load(source, kind=kind, max_bad_rows=math.inf)
     (problem,) = caught.value.problems
     assert problem.code == "D010"
     assert str(folder / "a.jsonl") in problem.message
@@ -240,7 +241,7 @@ def test_the_fingerprint_sees_the_verdict(folder: Path) -> None:
 @pytest.mark.parametrize("rows", [[], ["{", "nonsense"]])
 def test_nothing_to_learn_from_is_an_error(folder: Path, rows: list[Any]) -> None:
     with pytest.raises(DataError, match="D007"):
-        load(write(folder / "a.jsonl", rows), max_bad_rows=1.0)
+        load(write(folder / "a.jsonl", rows), max_bad_rows=math.inf)
 
 
 def test_the_fingerprint_sees_text_order_rows_and_pictures(folder: Path) -> None:
@@ -293,7 +294,7 @@ def test_reading_ends_where_bad_rows_do_not(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "rows.json"
     path.write_text('[{"conversations": []}' + ", {}" * 50 + "]")
     with pytest.raises(DataError, match="more than 3 rows are bad") as caught:
-        load_samples([Source(path=str(path))], max_bad_rows=1.0)
+        load_samples([Source(path=str(path))], max_bad_rows=math.inf)
     assert [problem.code for problem in caught.value.problems] == ["D006", *["D001"] * 4]
 
 
