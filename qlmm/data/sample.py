@@ -12,7 +12,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import Field
 
 __all__ = [
     "Example",
@@ -59,7 +61,7 @@ class Planned:
     bytes: int
     width: int
     height: int
-    frames: tuple[str, ...] = ()
+    frames: tuple[Annotated[str, Field(pattern=r"^-?[0-9]{1,40}(/[1-9][0-9]{0,40})?$")], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

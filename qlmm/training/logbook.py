@@ -93,7 +93,7 @@ def read_metrics(path: Path) -> list[Event]:
         try:
             fields = json.loads(line)
             events.append(_reader(fields.pop("event")).validate_python(fields))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             # ValidationError and JSONDecodeError are ValueErrors. Only the last piece has no line end after it.
             if number == len(lines):
                 break

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
-from pydantic import JsonValue
 
 from qlmm.artifacts.adapter.folder import file_hashes
 from qlmm.artifacts.adapter.load import check_files, load
@@ -21,7 +20,7 @@ from qlmm.artifacts.adapter.manifest import read_manifest, write_manifest
 from qlmm.artifacts.adapter.verify import check_adapter, verify
 from qlmm.artifacts.hub.package import pack
 from qlmm.core import json_files
-from qlmm.core.errors import ModelError, QlmmError
+from qlmm.core.errors import ModelError
 from qlmm.core.filenames import ADAPTER_CONFIG, MANIFEST
 from qlmm.core.limited import TooMuch, limited
 from qlmm.data.encoding import guarded_template
@@ -100,41 +99,6 @@ def test_settings_as_qlmm_writes_them_are_read(tmp_path: Path) -> None:
     folder = with_config(tmp_path, target_modules=pattern, rank_pattern={}, alpha_pattern={}, new_key_of_peft=None)
     assert read_config(folder).target_modules == pattern
     check_files(folder, read_manifest(folder))
-
-
-@given(st.dictionaries(st.sampled_from(["r", "lora_alpha", "target_modules", "loftq_config", "x"]), VALUES))
-@ANY
-def test_no_adapter_config_raises_an_error_of_another_kind(tmp_path: Path, written: dict[str, Any]) -> None:
-    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(written), "utf-8")
-    with suppress(ModelError):
-        read_config(tmp_path)
-
-
-@given(st.lists(st.tuples(st.integers(0, 400), VALUES), max_size=3))
-@ANY
-def test_no_manifest_raises_an_error_of_another_kind(tmp_path: Path, places: list[tuple[int, JsonValue]]) -> None:
-    folder = tmp_path / "adapter"
-    if not folder.is_dir():
-        shared_adapter(tmp_path)
-    raw = json.loads(manifest().model_dump_json())
-    for place, value in places:
-        replace(raw, place, value)
-    (folder / MANIFEST).write_text(json.dumps(raw), "utf-8")
-    for command in (check_adapter, lambda one: pack(one, "me/x", unproven=True), load):
-        with suppress(QlmmError):
-            command(folder)
-
-
-def replace(raw: Any, place: int, value: JsonValue) -> int:
-    """Put a value into the place of the leaf or branch with this number."""
-    for key in list(raw) if isinstance(raw, dict) else range(len(raw)) if isinstance(raw, list) else ():
-        if place == 0:
-            raw[key] = value
-            return -1
-        place = replace(raw[key], place - 1, value)
-        if place < 0:
-            return place
-    return place
 
 
 @pytest.mark.parametrize("name", [MANIFEST, ADAPTER_CONFIG])

@@ -77,7 +77,7 @@ def places_in(name: str, text: str) -> list[str]:
     own = {home} if len(Path(home).parts) >= FEWEST_PARTS and home in text else set()
     try:
         value = json.loads(text) if name.endswith(".json") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     whole = {one for one in _texts(value) if PurePath(one).is_absolute() and len(PurePath(one).parts) >= FEWEST_PARTS}
     return sorted(own | whole | set(_PERSON.findall(text)))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, JsonValue, PositiveFloat, PositiveInt
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from qlmm.core.errors import ModelError
+from qlmm.core.json_files import read_object
 from qlmm.model.assembled.published import Checkpoint, check_whole, configuration, converted, open_checkpoint
 
 __all__ = ["OwlPart", "owl_part", "vision_config_from", "vision_state"]
@@ -164,7 +165,7 @@ def vision_config_from(released: Mapping[str, Tensor], *, heads: int, eps: float
 def _pictures(folder: Path, side: int) -> CLIPImageProcessorPil:
     """The released image processor, which is CLIP's under another name."""
     file = folder / "preprocessor_config.json"
-    stated = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    stated = _stated(file)
     known = CLIPImageProcessorPil(size=side, crop_size=side).to_dict()
     return CLIPImageProcessorPil(**(known | {key: value for key, value in stated.items() if key in known}))
 
@@ -224,9 +225,17 @@ def _copy_tokenizer(checkpoint: Checkpoint, aside: Path) -> None:
         message = f"the tokenizer of {checkpoint.name} needs the package sentencepiece, which is not installed"
         raise ModelError.one("M005", message, help="pip install sentencepiece")
     file = aside / "tokenizer_config.json"
-    stated = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    stated = _stated(file)
     if str(stated.get("tokenizer_class", "")).startswith("MplugOwl"):
         file.write_text(json.dumps(stated | {"tokenizer_class": "LlamaTokenizer"}, indent=1), "utf-8")
+
+
+def _stated(file: Path) -> dict[str, JsonValue]:
+    """What a file of settings has, nothing where there is none; M152 for one that is damaged."""
+    try:
+        return read_object(file) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ModelError.one("M152", f"{file} is damaged: {error}", help="fetch the file again") from error
 
 
 def _write_config(config: PreTrainedConfig, architecture: str, folder: Path) -> None:

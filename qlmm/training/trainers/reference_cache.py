@@ -66,7 +66,7 @@ def _read(path: Path, header: Mapping[str, Any]) -> dict[int, Logps]:
         other = [name for name, value in header["of"].items() if found["of"][name] != value]
         values = {int(line["row"]): tuple(float(one) for one in line["logps"]) for line in rest}
         how = found["how"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _refused(path, "is not a file of reference log-probabilities") from error
     if other:
         raise _refused(path, f"has reference log-probabilities of another {', '.join(other)}")

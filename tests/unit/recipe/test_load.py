@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qlmm.core.errors import RecipeError
 from qlmm.recipe.load import MAX_BYTES, as_yaml, load_recipe, parse_recipe
@@ -275,30 +273,3 @@ def test_what_cannot_be_read_as_a_file_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="R001"):
         load_recipe(name)
-
-
-TEXTS = st.text(max_size=120) | st.text(alphabet=st.sampled_from(list("ab1 \n:-[]{},&*!|'\"#")), max_size=60)
-
-
-@given(text=TEXTS, override=TEXTS)
-def test_only_recipe_errors_leave(text: str, override: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        parse_recipe(text, "r.yaml", [override])
-    assert caught.value.problems
-    assert str(caught.value)
-
-
-@given(st.data())
-def test_a_damaged_recipe_is_read_or_refused(data: st.DataObject) -> None:
-    text = Path(__file__).with_name("conftest.py").read_text().split('"""\\\n')[1].split('"""')[0]
-    start = data.draw(st.integers(0, len(text)))
-    length = data.draw(st.integers(0, 12))
-    damaged = text[:start] + data.draw(st.text(alphabet="ab1 \n:-[]{}*&!\"'#.~\t", max_size=6)) + text[start + length :]
-    try:
-        parse_recipe(damaged, "r.yaml")
-    except RecipeError as error:
-        refused = error
-    else:
-        return
-    assert refused.problems
-    assert str(refused)

@@ -202,3 +202,13 @@ def test_a_full_disk_is_told_and_leaves_nothing(owl: Released, home: Path, monke
         folder_of(owl, "language")
     assert caught.value.problems[0].code == "M154"
     assert [path.name for path in home.iterdir()] == ["prepare.lock"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
+@pytest.mark.parametrize(
+    ("name", "part"), [("preprocessor_config.json", "vision"), ("tokenizer_config.json", "language")]
+)
+def test_damaged_settings_are_named(owl: Released, name: str, part: OwlPart, text: str) -> None:
+    (owl.folder / name).write_text(text)
+    with pytest.raises(ModelError, match=f"M152(?s:.*){name} is damaged"):
+        folder_of(owl, part)
