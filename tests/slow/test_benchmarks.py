@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from benchmarks import dpo, gpu, shapes
+from benchmarks import dpo, gpu, sft, shapes
 from benchmarks.machine import RESULTS, machine, write_result
 from qlmm.model.connectors.abstractor import swiglu_width
 
@@ -92,3 +92,14 @@ def test_preference_training_has_the_losses_of_trl_alone(tmp_path: Path) -> None
     assert curves[0][-1] < 0.68
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("pair", [sft.Pair(256, "fp32", checkpointing=True), sft.Pair(64, "fp32", checkpointing=False)])
+def test_supervised_training_has_the_losses_of_trl_alone(tmp_path: Path, pair: sft.Pair) -> None:
+    """TRL's own trainer is the oracle of each lever, alone and together."""
+    sft.TINY.write(tmp_path, "cpu")
+    sft.write_rows(tmp_path, 2 * sft.BATCH)
+    curves = {arm: sft.run(tmp_path, pair, arm, steps=2)["losses"] for arm in sft.ARMS}
+    for curve in curves.values():
+        assert len(curve) == 2
+        assert curve == pytest.approx(curves["trl"], abs=1e-5)
