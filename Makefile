@@ -12,7 +12,7 @@ help:
 	@echo "make test         install, run the whole test suite"
 	@echo "make unit         the unit suite only (under a minute)"
 	@echo "make install-check   install without constraints.txt into a temporary environment, run qlmm doctor there"
-	@echo "make stress       end a run by 50 signals to all of its processes; none may lose the save"
+	@echo "make stress       kill runs 100 times and end them by 50 signals; nothing may be lost"
 	@echo "make fuzz         give every reader 1,000 inputs that nobody wrote (half an hour)"
 	@echo "make families     try every vision-language class of transformers, write docs/families.md"
 	@echo "make gpu          measure the Owl recipe at 7B shape on one CUDA GPU (random weights, no network)"
@@ -59,6 +59,7 @@ test: lint unit
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/unit --ignore tests/golden --durations=15
 
 stress: .venv/dev.done
+	QLMM_KILLS=25 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -s -q tests/slow/test_kills.py
 	QLMM_STRESS=50 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -k signal_to_every tests/slow/test_steady.py
 
 fuzz: .venv/dev.done

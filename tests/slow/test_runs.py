@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,14 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from qlmm.api import Outcome, finetune
-from qlmm.core.errors import QlmmError, RecipeError, RunError
+from qlmm.core.errors import RecipeError, RunError
 from qlmm.core.events import Event, Resumed, Saved, StepDone
 from qlmm.training.logbook import read_metrics
 from tests.runs import TinyRun
 
 pytestmark = pytest.mark.slow
-
-KILLS = 10
 
 
 @pytest.fixture(scope="module")
@@ -241,61 +234,3 @@ def test_a_projector_that_cannot_move_ends_unproven(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "run/adapter").exists()
     assert outcome.proof is not None
     assert [promise.name for promise in outcome.proof.promises if not promise.kept] == ["connector was trained"]
-
-
-LONG = ("training.steps=60", "evaluation.every=20")
-
-
-def _run_in_child(folder: Path, told: multiprocessing.connection.Connection) -> None:
-    def tell(event: Event) -> None:
-        told.send(type(event).__name__)
-
-    try:
-        finetune(TinyRun(folder).recipe(*LONG), listener=tell)
-    except QlmmError as error:
-        told.send(f"error: {error}")
-        os._exit(1)
-    os._exit(0)
-
-
-def test_ten_random_kills_lose_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """SIGKILL at random moments; the run then ends with the very adapter of a run that nobody touched."""
-    quiet = TinyRun.make(tmp_path_factory.mktemp("untouched"))
-    finetune(quiet.recipe(*LONG))
-    run = TinyRun.make(tmp_path_factory.mktemp("killed"))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["qlmm.api", "tests.runs", "tests.slow.test_runs"])
-    chance = random.Random(20)
-    for kill in range(KILLS + 1):
-        receive, send = context.Pipe(duplex=False)
-        child = context.Process(target=_run_in_child, args=(run.folder, send))
-        child.start()
-        send.close()
-        if kill < KILLS:
-            # Wait for a sign of life, so that the kill falls into the run and not into its start.
-            _heard(receive, events=chance.randrange(1, 6))
-            time.sleep(chance.uniform(0.0, 0.4))
-            child.kill()
-        child.join(timeout=300)
-        assert child.exitcode == (0 if kill == KILLS else -signal.SIGKILL), (kill, _rest(receive))
-    assert _same(_adapter(run.folder / "run"), _adapter(quiet.folder / "run"))
-
-
-def _heard(receive: multiprocessing.connection.Connection, *, events: int) -> None:
-    try:
-        for _ in range(events):
-            if not receive.poll(120):
-                return
-            receive.recv()
-    except EOFError:
-        return
-
-
-def _rest(receive: multiprocessing.connection.Connection) -> list[str]:
-    said = []
-    try:
-        while receive.poll(0):
-            said.append(receive.recv())
-    except EOFError:
-        pass
-    return said

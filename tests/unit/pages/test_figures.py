@@ -19,7 +19,7 @@ from tests.pages import PAGES, ROOT, name_of
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICKSTART, MERGE, DPO = "quickstart-cpu", "merge-cpu", "dpo-cpu"
-FORECAST, NEED = "forecast-cpu", "docs/decisions/042-memory-forecast.md"
+FORECAST, NEED = "forecast-cpu", "docs/decisions/043-memory-forecast.md"
 MOVEMENT, GPU = "movement-cpu", "gpu-nvidia-h100-80gb-hbm3"
 GB, GIB = 1e9, 2**30
 
