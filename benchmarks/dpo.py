@@ -31,7 +31,7 @@ from trl import DPOConfig, DPOTrainer
 from benchmarks.clock import Timed
 from benchmarks.machine import write_result
 from benchmarks.record import record_of
-from benchmarks.shapes import PICTURE, Shape
+from benchmarks.shapes import PICTURE, TINY, Shape
 from qlmm.cli.output.library_noise import quiet
 from qlmm.data.media.images import decode
 from qlmm.data.sample import Preference
@@ -47,14 +47,6 @@ SMALL_VLM = Shape(
     width=576,
     vocabulary=49_152,
     vision={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
-    connector={},
-)
-TINY = Shape(
-    layers=2,
-    width=64,
-    vocabulary=2_000,
-    vision={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-    connector={},
 )
 SWITCHES = ("prefix", "reference", "vision")
 RECIPE = """

@@ -33,7 +33,7 @@ from benchmarks.clock import Timed
 from benchmarks.machine import write_result
 from benchmarks.peer import plain_trl
 from benchmarks.record import record_of
-from benchmarks.shapes import PICTURE, Shape
+from benchmarks.shapes import PICTURE, TINY, Shape
 from qlmm.cli.output.library_noise import quiet
 from qlmm.model.reuse.supervised_head import SupervisedHead
 from qlmm.recipe.load import parse_recipe
@@ -47,14 +47,6 @@ S = Shape(
     width=384,
     vocabulary=12_288,
     vision={"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8},
-    connector={},
-)
-TINY = Shape(
-    layers=2,
-    width=64,
-    vocabulary=2_000,
-    vision={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-    connector={},
 )
 CONNECTORS = {256: "{kind: mlp}", 64: "{kind: abstractor, queries: 64, layers: 2, heads: 8, inner: 512}"}
 RECIPE = """

@@ -12,7 +12,7 @@ import json
 import random
 import string
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,14 @@ class Shape:
         width: of the language model.
         vocabulary: entries of the tokenizer and rows of the embeddings.
         vision: sizes of the CLIP tower.
-        connector: settings of the abstractor.
+        connector: settings of the abstractor, where there is one.
     """
 
     layers: int
     width: int
     vocabulary: int
     vision: dict[str, int]
-    connector: dict[str, int]
+    connector: dict[str, int] = field(default_factory=dict)
 
     def write(self, folder: Path, device: str) -> None:
         """Write ``vision`` and ``language`` into a folder, drawing weights on a device."""

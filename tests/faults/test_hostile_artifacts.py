@@ -162,6 +162,8 @@ def test_a_base_that_asks_for_code_is_refused(name: str, tmp_path: Path, monkeyp
         ({"num_hidden_layers": math.nan}, "M008"),
         ({"num_local_experts": 10**9}, "M008"),
         ({"hidden_size": 1 << 40}, "M008"),
+        ({"hidden_size": 1 << 25}, "M008"),
+        ({"vocab_size": 1 << 29}, "M008"),
         ({"hidden_size": "x"}, "M003"),
         ({"num_attention_heads": 0}, "M003"),
         ({"num_hidden_layers": [[3]]}, "M003"),

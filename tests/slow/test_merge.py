@@ -251,8 +251,11 @@ def test_a_run_in_bf16_is_read_back_in_bf16(tmp_path: Path) -> None:
     assert "largest difference of logits 0 " in answers.found
     made = merge(str(run.folder / "run"), tmp_path / "merged", Settings())
     assert made.error is not None
-    # Nothing is quantised, so that the ways differ by bf16's own rounding, 8 bits, and by no more.
-    assert made.error.ways[0].largest <= min(way.largest for way in made.error.ways) + 2**-8
+    trained, original = made.error.ways
+    assert trained.way == "trained"
+    # The largest of so few values is one rounding of bf16 or two; which way is closer shows in all of them.
+    assert trained.mean < original.mean
+    assert trained.divergence < original.divergence
 
 
 def test_a_merged_model_that_says_no_numbers_is_not_made(

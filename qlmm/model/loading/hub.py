@@ -41,7 +41,9 @@ _CONFIGURATIONS = (
 )  # fmt: skip
 # What is built module by module, and takes time at any size; the largest models have some hundreds.
 _COUNTED, _MOST_COUNTED = re.compile(r"layer|depth|block|expert|stage"), 2000
-_SIZES, _LARGEST = re.compile(r"size|dim|width|channels|heads|positions"), 1 << 28
+_SIZES, _LARGEST = re.compile(r"size|dim|width|channels|heads|positions"), 1 << 24
+# Tables have more rows than anything is wide: one class of transformers looks twenty million n-grams up.
+_TABLES, _LONGEST_TABLE = re.compile(r"vocab"), 1 << 28
 
 # What libraries raise for a value that they never expected.
 _WRONG_VALUES = (
@@ -240,7 +242,8 @@ def _refuse_sizes(located: Located, value: JsonValue, key: str, name: str = "") 
             _refuse_sizes(located, one, key, name)
     elif isinstance(value, int | float):
         counted = _COUNTED.search(name) is not None and "size" not in name
-        most = _MOST_COUNTED if counted else _LARGEST if _SIZES.search(name) else None
+        sized = _LONGEST_TABLE if _TABLES.search(name) else _LARGEST
+        most = _MOST_COUNTED if counted else sized if _SIZES.search(name) else None
         if most is not None and not abs(value) <= most:
             message = f"{located.name} has {name} {value}, and at most {most:,} is possible"
             raise ModelError.one("M008", message, key=key, help="fetch its config.json again, or choose another model")
