@@ -14,9 +14,9 @@ from qlmm.model.inspection.forecast import Anatomy, Forecast, Load
 from qlmm.model.numerics.precision import Precision
 from qlmm.proof.records import Chosen
 from qlmm.recipe.schema import Recipe
-from qlmm.training.fit import applied, choose, loaded, options
 from qlmm.training.ground import Ground
 from qlmm.training.load import Longest, anatomy, load
+from qlmm.training.memory_choice import applied, choose, loaded, options
 from qlmm.training.objective import refused
 from qlmm.training.rows import Rows
 

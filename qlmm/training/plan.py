@@ -37,8 +37,8 @@ from qlmm.model.peft.warm_start import Earlier
 from qlmm.model.token_losses import needs_pictures
 from qlmm.proof.records import Chosen, PartFacts, PlanFacts, TokenFacts
 from qlmm.recipe.schema import Recipe
-from qlmm.training.fit import applied, overrides
 from qlmm.training.ground import Ground
+from qlmm.training.memory_choice import applied, overrides
 from qlmm.training.need import Need
 from qlmm.training.objective import Objective, in_epoch, objective
 from qlmm.training.rows import Rows, asked_so, measured, read_rows

@@ -14,7 +14,7 @@ from qlmm.core.errors import UsageError
 from qlmm.core.units import memory
 
 if TYPE_CHECKING:
-    from qlmm.training.fitting import FitFacts, Wish
+    from qlmm.training.fit import FitFacts, Wish
 
 __all__ = ["fit"]
 
@@ -41,7 +41,7 @@ def fit(
     loaded = loaded_recipe(recipe, overrides)
     with loaded.placing():
         prepare_packaged(loaded.recipe)
-        from qlmm.training.fitting import fit as run
+        from qlmm.training.fit import fit as run
 
         facts = run(loaded.recipe, wish)
     command = ours("finetune", recipe, *(overrides or []), *facts.chosen) if facts.fits else None
@@ -61,7 +61,7 @@ def _wish(size: str | None, gpu: str | None) -> Wish | None:
         return None
     if size is not None and gpu is not None:
         raise UsageError.one("U043", "--memory and --gpu exclude each other", help="leave one of them out")
-    from qlmm.training.fitting import Wish
+    from qlmm.training.fit import Wish
 
     if gpu is not None:
         return Wish.of_card(gpu)

@@ -31,7 +31,7 @@ from qlmm.proof.verdicts import COMPARED, verdicts
 
 if TYPE_CHECKING:
     from qlmm.artifacts.adapter.verify import Check
-    from qlmm.training.fitting import FitFacts
+    from qlmm.training.fit import FitFacts
 
 __all__ = [
     "answers_screen",

@@ -25,7 +25,7 @@ class SupervisedHead:
 
     def __init__(self, base: PreTrainedModel) -> None:
         self._at: torch.Tensor | None = None
-        base.base_model.register_forward_hook(self._take)
+        self._hook = base.base_model.register_forward_hook(self._take)
 
     def of(self, model: Callable[..., Any]) -> Callable[..., Any]:
         """A model as TRL calls it, with the output that TRL's head gives: zero at positions without a label."""
@@ -46,6 +46,10 @@ class SupervisedHead:
             return _spread(found, at)
 
         return call
+
+    def end(self) -> None:
+        """Take the hook away."""
+        self._hook.remove()
 
     def _take(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self._at is not None:

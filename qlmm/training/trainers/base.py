@@ -344,6 +344,9 @@ class PartsTrainer(UnpaddedTrainer):
         """What is left to do when training is over; returns the drift of the reference where there is one."""
         if self._tower is not None:
             self._tower.end()
+        if self._unpadded is not None:
+            self._unpadded.end()
+        self._head.end()
         return None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

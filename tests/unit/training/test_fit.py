@@ -13,10 +13,10 @@ from qlmm.core.errors import RecipeError, UsageError
 from qlmm.model.inspection.forecast import HEAP, LIBRARIES, MIB
 from qlmm.model.numerics.precision import Precision
 from qlmm.proof.records import Chosen
-from qlmm.training.fit import BUSY_TOKENS, applied, asked, overrides
-from qlmm.training.fitting import FitFacts, Wish, fit
+from qlmm.training.fit import FitFacts, Wish, fit
 from qlmm.training.ground import Ground
 from qlmm.training.load import every
+from qlmm.training.memory_choice import BUSY_TOKENS, applied, asked, overrides
 from qlmm.training.need import Need
 from qlmm.training.plan import make_plan
 from qlmm.training.rows import read_rows
@@ -185,3 +185,19 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path: Path) -> None:
 def test_a_command_of_overrides_can_be_pasted(tiny: TinyRun) -> None:
     words = overrides(tiny.recipe(*SIX).recipe, Chosen(1, 6, 3, "adamw_8bit"))
     assert [word for one in words for word in shlex.split(one)] == list(words)
+
+
+def test_passes_by_tokens_are_forecast_and_given_up_by_a_choice(tiny: TinyRun) -> None:
+    by_tokens = (*SIX, "training.tokens_per_batch=64")
+    by_rows, found = fit(tiny.recipe(*SIX).recipe), fit(tiny.recipe(*by_tokens).recipe)
+    assert found.rows == min(6, max(1, 64 // found.tokens)) != by_rows.rows
+    chosen = fit(tiny.recipe(*by_tokens).recipe, Wish.of_size("8GB"))
+    assert "training.tokens_per_batch=null" in chosen.chosen
+    again = tiny.recipe(*by_tokens, *chosen.chosen).recipe.training
+    assert again.tokens_per_batch is None
+    assert again.batch_size * again.accumulation == 6
+
+
+def test_two_rules_for_passes_are_refused(tiny: TinyRun) -> None:
+    with pytest.raises(RecipeError, match="leave out either it or `tokens_per_batch`"):
+        tiny.recipe("training.memory=8GB", "training.tokens_per_batch=64")
