@@ -309,7 +309,7 @@ def _check_pictures(recipe: Recipe, placement: Placement, rows: Rows) -> None:
             except BadImage as bad:
                 where = Where(sample.origin.file, sample.origin.line)
                 message = f"held-out picture {image.name}: {bad.reason}"
-                help = "replace or remove the picture: rows that are measured cannot be left out"
+                help = "put the picture back, replace or remove it: rows that are measured cannot be left out"
                 raise DataError.one("D020", message, where=where, help=help) from bad
 
 

@@ -140,7 +140,7 @@ def test_no_key_of_an_input_reaches_a_tracker(tmp_path: Path, monkeypatch: pytes
 def test_no_key_is_in_the_trace_of_a_bug(
     debug: bool, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(recipe: Recipe) -> NoReturn:
+    def fail(recipe: Recipe, *_: object) -> NoReturn:
         rows = (Path(recipe.data.sources[0].path)).read_text("utf-8")
         try:
             raise ValueError(rows)
